@@ -1,0 +1,153 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/config.h"
+
+#include <yaml-cpp/yaml.h>
+
+#include <cerrno>
+#include <charconv>
+#include <fstream>
+#include <functional>
+#include <map>
+#include <set>
+#include <sstream>
+
+#include "coordinator/duration.h"
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+// One key's value, with all that an error message needs.
+struct Entry {
+  const std::string& file;
+  std::string key;
+  const YAML::Node& node;
+
+  [[noreturn]] void fail(const std::string& why) const {
+    throw_error(ErrorKind::kUsage, "{}:{}: {}: {}", file, node.Mark().line + 1, key, why);
+  }
+  std::string text() const {
+    if (!node.IsScalar()) fail(node.IsNull() ? "a value is missing" : "a single value is needed, not a list or a map");
+    return node.Scalar();
+  }
+};
+
+template <typename T>
+T one_of(const Entry& entry, const std::map<std::string, T>& values) {
+  const std::string text = entry.text();
+  if (const auto found = values.find(text); found != values.end()) return found->second;
+  std::string known;
+  for (const auto& [name, value] : values) known += (known.empty() ? "" : ", ") + name;
+  entry.fail(fmt::format("'{}' is not one of {}", text, known));
+}
+
+std::chrono::milliseconds duration(const Entry& entry) {
+  std::string why;
+  const auto value = parse_duration(entry.text(), why);
+  if (!value) entry.fail(why);
+  return *value;
+}
+
+uint64_t size(const Entry& entry) {
+  static const std::map<std::string, int> units = {{"", 0}, {"KiB", 10}, {"MiB", 20}, {"GiB", 30}, {"TiB", 40}};
+  const std::string text = entry.text();
+  uint64_t number = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  std::string unit(stop, text.data() + text.size());
+  if (unit.starts_with(' ')) unit.erase(0, 1);
+  const auto found = units.find(unit);
+  if (error != std::errc() || found == units.end() || number == 0 || number > (UINT64_MAX >> 1 >> found->second)) {
+    entry.fail(fmt::format("'{}' is not a size: a number of bytes, or with KiB, MiB, GiB or TiB, as in 512MiB", text));
+  }
+  return number << found->second;
+}
+
+std::string absolute_path(const Entry& entry) {
+  const std::string text = entry.text();
+  if (!text.starts_with('/')) entry.fail(fmt::format("'{}' is not an absolute path", text));
+  return text;
+}
+
+using Reader = std::function<void(Config&, const Entry&)>;
+
+const std::map<std::string, Reader>& readers() {
+  static const std::map<std::string, Reader> all = {
+      {"ipc",
+       [](Config& c, const Entry& e) {
+         c.ipc = one_of<IpcPolicy>(
+             e, {{"private", IpcPolicy::kPrivate}, {"host", IpcPolicy::kHost}, {"off", IpcPolicy::kOff}});
+       }},
+      {"batch",
+       [](Config& c, const Entry& e) {
+         c.batch = one_of<BatchPolicy>(
+             e, {{"when-possible", BatchPolicy::kWhenPossible}, {"never", BatchPolicy::kNever}});
+       }},
+      {"checkpoint_dir",
+       [](Config& c, const Entry& e) { c.checkpoint_dir = e.text().empty() ? "" : absolute_path(e); }},
+      {"min_interval", [](Config& c, const Entry& e) { c.min_interval = duration(e); }},
+      {"tracker",
+       [](Config& c, const Entry& e) {
+         try {
+           c.tracker = parse_tracker(e.text());
+         } catch (const Error& error) {
+           e.fail(error.what());
+         }
+       }},
+      {"staging_limit", [](Config& c, const Entry& e) { c.staging_limit = size(e); }},
+      {"grown_files",
+       [](Config& c, const Entry& e) {
+         c.grown_files = one_of<GrownFile>(
+             e, {{"truncate", GrownFile::kTruncate}, {"fail", GrownFile::kFail}, {"accept", GrownFile::kAccept}});
+       }},
+      {"run_dir", [](Config& c, const Entry& e) { c.run_dir = absolute_path(e); }},
+      {"log",
+       [](Config& c, const Entry& e) {
+         c.log = e.text();
+         if (c.log != "syslog" && c.log != "none") c.log = absolute_path(e);
+       }},
+      {"log_level",
+       [](Config& c, const Entry& e) {
+         c.log_level = one_of<std::string>(
+             e, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
+       }},
+  };
+  return all;
+}
+
+}  // namespace
+
+Config Config::parse(const std::string& text, const std::string& name) {
+  YAML::Node document;
+  try {
+    document = YAML::Load(text);
+  } catch (const YAML::Exception& error) {
+    throw_error(ErrorKind::kUsage, "{}:{}: {}", name, error.mark.line + 1, error.msg);
+  }
+  Config config;
+  if (document.IsNull()) return config;  // nothing but comments
+  if (!document.IsMap()) throw_error(ErrorKind::kUsage, "{}:1: 'key: value' lines are needed", name);
+  std::set<std::string> seen;
+  for (const auto& pair : document) {
+    const int line = pair.first.Mark().line + 1;
+    const std::string key = pair.first.IsScalar() ? pair.first.Scalar() : "?";
+    const auto reader = readers().find(key);
+    if (reader == readers().end()) throw_error(ErrorKind::kUsage, "{}:{}: {}: unknown key", name, line, key);
+    // yaml-cpp takes a key twice; which of them holds would be anybody's guess.
+    if (!seen.insert(key).second) throw_error(ErrorKind::kUsage, "{}:{}: {}: given twice", name, line, key);
+    reader->second(config, Entry{name, key, pair.second});
+  }
+  return config;
+}
+
+Config Config::load(const std::string& path, bool must_exist) {
+  std::ifstream file(path);
+  if (!file) {
+    if (errno == ENOENT && !must_exist) return {};
+    throw_errno("cannot read {}", path);
+  }
+  std::stringstream text;
+  text << file.rdbuf();
+  return parse(text.str(), path);
+}
+
+}  // namespace icp

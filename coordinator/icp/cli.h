@@ -1,0 +1,42 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The shape of the command icp: each group of commands is a file that adds itself to the command line. docs/man/icp.1
+// is the reference.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "engine/base/error.h"
+
+namespace icp {
+
+enum ExitCode : int {
+  kExitOk = 0,
+  kExitFailed = 1,        // refused or failed; also: check found something, verify found damage
+  kExitUsage = 2,         // wrong command line
+  kExitDamaged = 3,       // an image is damaged or does not fit this machine
+  kExitDenied = 4,        // no permission
+  kExitNotStarted = 125,  // run, restart: icp failed before the program ran; 126 and 127 as in the shell
+};
+
+ExitCode exit_code(const Error& error);
+
+struct Cli {
+  CLI::App app;
+  int verbosity = 0;
+  std::vector<std::string> command;  // what stood after "--"
+  std::function<int()> chosen;       // the command to carry out, set by parsing; its value is the exit code
+};
+
+void add_run_command(Cli& cli);          // run_command.cc
+void add_checkpoint_commands(Cli& cli);  // checkpoint_commands.cc: checkpoint, watch, check
+void add_restart_command(Cli& cli);      // restart_command.cc
+void add_image_commands(Cli& cli);       // image_commands.cc: list, show, verify
+
+// parse_duration() with kUsage thrown.
+std::chrono::milliseconds interval_from(const std::string& text);
+
+}  // namespace icp

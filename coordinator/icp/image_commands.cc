@@ -1,0 +1,163 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// icp list, show and verify: on an image, whoever's processes it holds. No root needed for one's own images.
+#include <unistd.h>
+
+#include <filesystem>
+#include <memory>
+#include <nlohmann/json.hpp>
+
+#include "coordinator/icp/cli.h"
+#include "coordinator/icp/format.h"
+#include "coordinator/icp/image_json.h"
+#include "coordinator/icp/image_text.h"
+#include "coordinator/icp/report.h"
+#include "coordinator/icp/users.h"
+#include "engine/image/image_dir.h"
+
+namespace icp {
+
+namespace {
+
+namespace fs = std::filesystem;
+
+struct ImageOptions {
+  std::string dir, node;
+  uint32_t version = 0;  // 0: the latest, or all
+  bool json = false;
+
+  void add_to(CLI::App& app) {
+    app.add_option("DIR,--dir", dir, "Directory of the versions")->required()->type_name("");
+    app.add_option("--node", node, "The node whose capsule is meant, if there are several")->type_name("NAME");
+  }
+  void add_version(CLI::App& app, const char* help) {
+    app.add_option("--version", version, help)->check(CLI::PositiveNumber)->type_name("N");
+  }
+};
+
+// v000007, but for what else a user may have put there.
+bool is_version_name(const std::string& name) {
+  return name.size() >= 7 && name[0] == 'v' && name.find_first_not_of("0123456789", 1) == std::string::npos;
+}
+
+bool has_versions(const fs::path& dir) {
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator(dir, ignored))
+    if (is_version_name(entry.path().filename().string())) return true;
+  return false;
+}
+
+// Helps who named the directory above the image, or one of no image at all.
+void check_is_image(const std::string& dir, const Identity& identity) {
+  const FsIdentity rights(identity);
+  std::error_code error;
+  fs::directory_iterator entries(dir, error);
+  if (error)
+    throw Error(ErrorKind::kSystem, fmt::format("cannot open {}: {}", dir, errno_text(error.value())), error.value());
+  if (has_versions(dir)) return;
+  std::vector<std::string> images;
+  for (const auto& entry : entries)
+    if (has_versions(entry.path())) images.push_back(entry.path().string());
+  if (images.empty())
+    throw Error(ErrorKind::kGone, fmt::format("there is no version in {}", dir), 0,
+                "a version is there once icp run, watch or checkpoint, or a job's interval, has taken one");
+  std::sort(images.begin(), images.end());
+  const size_t more = images.size() > 10 ? images.size() - 10 : 0;
+  images.resize(images.size() - more);
+  throw Error(
+      ErrorKind::kUsage, fmt::format("{} holds no versions itself, but directories that do", dir), 0,
+      fmt::format("name one of them: {}{}", fmt::join(images, " "), more > 0 ? fmt::format(" and {} more", more) : ""));
+}
+
+ImageDir open_image(const ImageOptions& options) {
+  const Identity identity = reader_of(options.dir);
+  check_is_image(options.dir, identity);
+  return ImageDir::open(options.dir, identity, options.node);
+}
+
+int list(const ImageOptions& options) {
+  const std::vector<VersionInfo> versions = open_image(options).versions();
+  if (options.json) {
+    nlohmann::json all = nlohmann::json::array();
+    for (const VersionInfo& info : versions) all.push_back(version_json(info));
+    print_json({{"directory", options.dir}, {"versions", std::move(all)}});
+  } else {
+    fmt::print("{}", version_table(versions));
+  }
+  const bool damaged =
+      std::any_of(versions.begin(), versions.end(), [](const auto& info) { return !info.error.empty(); });
+  return damaged ? kExitDamaged : kExitOk;
+}
+
+int show(const ImageOptions& options, bool detailed) {
+  const ImageDir image = open_image(options);
+  const std::optional<uint32_t> version = options.version != 0 ? options.version : image.latest();
+  if (!version) throw_error(ErrorKind::kGone, "there is no version of node {} in {}", image.node(), options.dir);
+  const VersionReader reader = image.open_version(*version);
+  const pb::Capsule capsule = reader.read_state();
+  if (options.json) {
+    print_json(image_json(reader.manifest(), capsule));
+  } else {
+    fmt::print("{}", image_text(reader.manifest(), capsule, detailed));
+  }
+  return kExitOk;
+}
+
+// Prints a line while it works, if there is somebody to see it.
+std::vector<std::string> problems_of(const ImageDir& image, uint32_t version) {
+  const bool terminal = isatty(STDERR_FILENO) == 1;
+  if (terminal) fmt::print(stderr, "version {}: reading ...\r", version);
+  std::vector<std::string> problems;
+  try {
+    problems = image.verify(version);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kImage) throw;
+    problems.push_back(sentence(error));
+  }
+  if (terminal) fmt::print(stderr, "\x1b[K");
+  return problems;
+}
+
+int verify(const ImageOptions& options) {
+  const ImageDir image = open_image(options);
+  std::vector<uint32_t> numbers;
+  if (options.version != 0) {
+    numbers.push_back(options.version);
+  } else {
+    for (const VersionInfo& info : image.versions()) numbers.push_back(info.version);
+  }
+  if (numbers.empty()) throw_error(ErrorKind::kGone, "there is no version of node {} in {}", image.node(), options.dir);
+  int code = kExitOk;
+  for (const uint32_t version : numbers) {
+    const std::vector<std::string> problems = problems_of(image, version);
+    for (const std::string& problem : problems) print_error(fmt::format("version {}: {}", version, printable(problem)));
+    fmt::print("version {}: {}\n", version, problems.empty() ? "whole" : "damaged");
+    if (!problems.empty()) code = kExitFailed;
+  }
+  return code;
+}
+
+}  // namespace
+
+void add_image_commands(Cli& cli) {
+  auto options = std::make_shared<ImageOptions>();
+  CLI::App* app = cli.app.add_subcommand("list", "List the versions in a directory");
+  options->add_to(*app);
+  app->add_flag("--json", options->json, "Print JSON");
+  app->callback([&cli, options] { cli.chosen = [options] { return list(*options); }; });
+
+  options = std::make_shared<ImageOptions>();
+  app = cli.app.add_subcommand("show", "Show what a version holds; every mapping with -v");
+  options->add_to(*app);
+  options->add_version(*app, "The version (default: the latest)");
+  app->add_flag("--json", options->json, "Print JSON");
+  app->callback([&cli, options] { cli.chosen = [&cli, options] { return show(*options, cli.verbosity > 0); }; });
+
+  options = std::make_shared<ImageOptions>();
+  app = cli.app.add_subcommand("verify", "Read and check every byte of the versions in a directory");
+  options->add_to(*app);
+  options->add_version(*app, "Only this version, and what it needs of others");
+  app->footer("Exits with 0 if all is whole, 1 if something is damaged.");
+  app->callback([&cli, options] { cli.chosen = [options] { return verify(*options); }; });
+}
+
+}  // namespace icp

@@ -1,0 +1,115 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// icp: checkpoints and restarts process trees, with or without Slurm.
+#include <algorithm>
+#include <csignal>
+#include <cstring>
+#include <iostream>
+#include <span>
+
+#include "coordinator/duration.h"
+#include "coordinator/icp/cli.h"
+#include "coordinator/icp/format.h"
+#include "coordinator/icp/report.h"
+
+namespace icp {
+
+ExitCode exit_code(const Error& error) {
+  switch (error.kind()) {
+    case ErrorKind::kUsage:
+      return kExitUsage;
+    case ErrorKind::kImage:
+      return kExitDamaged;
+    case ErrorKind::kPermission:
+      return kExitDenied;
+    case ErrorKind::kSystem:
+      return error.error_number() == EACCES || error.error_number() == EPERM ? kExitDenied : kExitFailed;
+    case ErrorKind::kRefused:
+    case ErrorKind::kBusy:
+    case ErrorKind::kGone:
+      break;
+  }
+  return kExitFailed;
+}
+
+std::chrono::milliseconds interval_from(const std::string& text) {
+  std::string why;
+  if (const auto value = parse_duration(text, why)) return *value;
+  throw Error(ErrorKind::kUsage, "--interval: " + why);
+}
+
+namespace {
+
+void set_up(Cli& cli) {
+  cli.app.name("icp");
+  cli.app.description("Incremental checkpoint and restart of process trees.");
+  cli.app.footer("Times: " + std::string(kDurationGrammar) +
+                 ".\nExit codes: 0 done, 1 failed or found something, 2 wrong command line, 3 damaged image, "
+                 "4 no permission; run and restart pass on the program's own.\nSee icp(1).");
+  cli.app.set_version_flag("--version", "slurm-icp " ICP_VERSION);
+  cli.app.add_flag("-v,--verbose", cli.verbosity, "Say what is done; twice: debugging messages");
+  cli.app.require_subcommand(1);
+  cli.app.fallthrough();
+  cli.app.get_formatter()->column_width(26);
+  add_run_command(cli);
+  add_checkpoint_commands(cli);
+  add_restart_command(cli);
+  add_image_commands(cli);
+}
+
+// The first line of what CLI11 says, and where to read more.
+int wrong_command_line(const Cli& cli, const CLI::ParseError& error) {
+  std::string text = error.what();
+  text = text.substr(0, text.find('\n'));
+  std::string command = "icp";
+  for (const CLI::App* sub : cli.app.get_subcommands()) command += " " + sub->get_name();
+  print_error(fmt::format("{}; see {} --help", printable(text), command));
+  return kExitUsage;
+}
+
+// What stands after "--" is the program's own, down to a further "--": taken away before CLI11 sees it.
+int parse(Cli& cli, std::span<char*> arguments) {
+  const auto dashes =
+      std::find_if(arguments.begin(), arguments.end(), [](const char* text) { return std::strcmp(text, "--") == 0; });
+  if (dashes != arguments.end()) cli.command.assign(dashes + 1, arguments.end());
+  try {
+    cli.app.parse(static_cast<int>(dashes - arguments.begin()), arguments.data());
+    if (dashes != arguments.end() && !cli.app.got_subcommand("run"))
+      throw CLI::ExtrasError("\"--\" and a program belong to icp run", CLI::ExitCodes::ExtrasError);
+  } catch (const CLI::Success& help) {
+    return cli.app.exit(help);
+  } catch (const CLI::ParseError& error) {
+    return wrong_command_line(cli, error);
+  }
+  return -1;
+}
+
+int carry_out(const Cli& cli) {
+  try {
+    return cli.chosen();
+  } catch (const Error& error) {
+    print_error(sentence(error));
+    return exit_code(error);
+  } catch (const std::exception& error) {
+    print_error(printable(error.what()));
+    return kExitFailed;
+  }
+}
+
+}  // namespace
+}  // namespace icp
+
+int main(int argc, char** argv) {
+  icp::Cli cli;
+  icp::set_up(cli);
+  if (const int code = icp::parse(cli, std::span(argv, static_cast<size_t>(argc))); code >= 0) return code;
+  icp::set_up_logging(cli.verbosity);
+  // A closed stderr must not end a checkpoint half-way, nor leave a program without one.
+  std::signal(SIGPIPE, SIG_IGN);
+  const int code = icp::carry_out(cli);
+  // A listing that could not be written is a failure.
+  if (std::fflush(stdout) != 0 && code == icp::kExitOk) {
+    icp::print_error("cannot write to standard output: " + icp::errno_text(errno));
+    return icp::kExitFailed;
+  }
+  return code;
+}

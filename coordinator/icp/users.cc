@@ -1,0 +1,106 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icp/users.h"
+
+#include <grp.h>
+#include <pwd.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <charconv>
+#include <cstdlib>
+#include <optional>
+#include <vector>
+
+#include "engine/base/error.h"
+
+namespace icp {
+
+namespace {
+
+struct User {
+  std::string name, home, shell;
+  uid_t uid = 0;
+  gid_t gid = 0;
+};
+
+// `lookup` is getpwnam_r or getpwuid_r with its key bound.
+template <typename Lookup>
+std::optional<User> find_user(const Lookup& lookup) {
+  std::vector<char> buffer(4096);
+  passwd entry{};
+  passwd* found = nullptr;
+  int code = 0;
+  while ((code = lookup(&entry, buffer.data(), buffer.size(), &found)) == ERANGE) buffer.resize(buffer.size() * 2);
+  if (found == nullptr) return std::nullopt;
+  return User{entry.pw_name, entry.pw_dir, entry.pw_shell, entry.pw_uid, entry.pw_gid};
+}
+
+std::optional<User> user_by_uid(uid_t uid) {
+  return find_user([uid](auto... rest) { return getpwuid_r(uid, rest...); });
+}
+
+std::optional<User> user_by_name(const std::string& name) {
+  return find_user([&name](auto... rest) { return getpwnam_r(name.c_str(), rest...); });
+}
+
+Identity identity_of(const User& user) {
+  std::vector<gid_t> groups(64);
+  int count = static_cast<int>(groups.size());
+  while (getgrouplist(user.name.c_str(), user.gid, groups.data(), &count) < 0)
+    groups.resize(static_cast<size_t>(count));  // count now says how many there are
+  groups.resize(static_cast<size_t>(count));
+  return {user.uid, user.gid, std::move(groups)};
+}
+
+}  // namespace
+
+void require_root(const std::string& command) {
+  if (geteuid() == 0) return;
+  throw Error(ErrorKind::kPermission, fmt::format("icp {} needs root, to stop and look into processes", command), EPERM,
+              "run it with sudo");
+}
+
+Identity caller_identity() {
+  const int count = getgroups(0, nullptr);
+  std::vector<gid_t> groups(static_cast<size_t>(count > 0 ? count : 0));
+  if (count < 0 || getgroups(count, groups.data()) < 0) throw_errno("cannot read the caller's groups");
+  return {getuid(), getgid(), std::move(groups)};
+}
+
+Identity user_identity(const std::string& name) {
+  if (const auto user = user_by_name(name)) return identity_of(*user);
+  uid_t uid = 0;
+  const auto [end, code] = std::from_chars(name.data(), name.data() + name.size(), uid);
+  if (code == std::errc() && end == name.data() + name.size())
+    if (const auto user = user_by_uid(uid)) return identity_of(*user);
+  throw_error(ErrorKind::kUsage, "there is no user {}", name);
+}
+
+Identity reader_of(const std::string& image_path) {
+  if (geteuid() != 0) return caller_identity();
+  struct stat info {};
+  if (stat(image_path.c_str(), &info) != 0) throw_errno("cannot open {}", image_path);
+  if (info.st_uid == 0) return caller_identity();
+  if (const auto user = user_by_uid(info.st_uid)) return identity_of(*user);
+  return {info.st_uid, info.st_gid, {}};  // an owner without an entry: a number is all there is
+}
+
+std::string user_name(uid_t uid) {
+  const auto user = user_by_uid(uid);
+  return user ? user->name : std::to_string(uid);
+}
+
+void become(const Identity& identity) {
+  if (setgroups(identity.groups.size(), identity.groups.data()) != 0 ||
+      setresgid(identity.gid, identity.gid, identity.gid) != 0 ||
+      setresuid(identity.uid, identity.uid, identity.uid) != 0)
+    throw_errno("cannot become user {}", identity.uid);
+  const auto user = user_by_uid(identity.uid);
+  if (!user) return;
+  setenv("HOME", user->home.c_str(), 1);
+  setenv("SHELL", user->shell.empty() ? "/bin/sh" : user->shell.c_str(), 1);
+  setenv("USER", user->name.c_str(), 1);
+  setenv("LOGNAME", user->name.c_str(), 1);
+}
+
+}  // namespace icp

@@ -1,0 +1,69 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icp/versions.h"
+
+#include <sys/utsname.h>
+
+#include <utility>
+
+namespace icp {
+
+void VersionOptions::add_dir(CLI::App& app, const char* help) {
+  app.add_option("--dir", dir, help)->required()->type_name("DIR");
+}
+
+void VersionOptions::add_to(CLI::App& app) {
+  app.add_option("--node", node, "Name of this node in the image (default: the host's name)")->type_name("NAME");
+  app.add_option("--tracker", tracker, "How written pages are found: auto, userfaultfd, soft-dirty, everything")
+      ->type_name("KIND");
+}
+
+std::string host_name() {
+  utsname names{};
+  if (uname(&names) != 0) throw_errno("cannot read the host's name");
+  const std::string name = names.nodename;
+  return name.substr(0, name.find('.'));
+}
+
+SessionConfig session_config(const VersionOptions& options, const Identity& identity, const std::string& command) {
+  SessionConfig config;
+  config.tracker = options.tracker == "auto" ? TrackerKind::kAuto : parse_tracker(options.tracker);
+  config.image_path = options.dir;
+  config.identity = identity;
+  config.node = options.node.empty() ? host_name() : options.node;
+  config.job.set_uid(identity.uid);
+  config.job.set_gid(identity.gid);
+  config.job.set_node(config.node);
+  config.job.set_command(command);
+  ImageDir::create(config.image_path, config.identity, config.node);
+  return config;
+}
+
+Versions::Versions(SessionConfig config, Open open, Reporter& reporter)
+    : config_(std::move(config)), open_(std::move(open)), reporter_(reporter) {}
+
+std::optional<CheckpointResult> Versions::take(bool kill) noexcept {
+  failure_.reset();
+  try {
+    if (!session_) session_.emplace(open_(config_));
+    const CheckpointResult result = session_->checkpoint(kill);
+    reporter_.version_taken(result);
+    return result;
+  } catch (const Error& error) {
+    failure_ = error;
+    // The end of the program in the middle of a version is no failure of either.
+    if (error.kind() != ErrorKind::kGone || (session_ && session_->alive())) reporter_.version_failed(sentence(error));
+  } catch (const std::exception& error) {
+    failure_ = Error(ErrorKind::kSystem, error.what());
+    reporter_.version_failed(error.what());
+  }
+  return std::nullopt;
+}
+
+Versions::Open open_root(pid_t pid) {
+  return [pid](SessionConfig config) {
+    config.outer = outer_streams_of(pid, 0);
+    return Session(std::move(config), {{pid, 0}});
+  };
+}
+
+}  // namespace icp

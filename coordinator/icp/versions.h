@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Versions of one tree, taken by run, watch, checkpoint and restart.
+#pragma once
+
+#include <CLI/CLI.hpp>
+#include <functional>
+#include <optional>
+#include <string>
+
+#include "coordinator/icp/report.h"
+#include "engine/session.h"
+
+namespace icp {
+
+// Where versions go and how they are made, as the command line has it.
+struct VersionOptions {
+  std::string dir;
+  std::string node;  // empty: this host's name
+  std::string tracker = "auto";
+
+  void add_dir(CLI::App& app, const char* help);
+  void add_to(CLI::App& app);  // --node, --tracker
+};
+
+// This host's name, up to the first dot.
+std::string host_name();
+
+// Everything a session needs but the outer streams. Creates the image directory, so that what is wrong with it is
+// said before a program starts or stops.
+SessionConfig session_config(const VersionOptions& options, const Identity& identity, const std::string& command);
+
+// Takes versions and says how it went. The session is opened with the first version, and again after a failure to
+// open it: a program goes on whatever happens here. Used by the thread that made it.
+class Versions {
+ public:
+  using Open = std::function<Session(SessionConfig)>;
+  Versions(SessionConfig config, Open open, Reporter& reporter);
+
+  // One version of the tree; empty if there is none, which has been reported, unless the tree is gone.
+  std::optional<CheckpointResult> take(bool kill = false) noexcept;
+  // Why the last take() gave nothing.
+  const std::optional<Error>& failure() const { return failure_; }
+
+ private:
+  SessionConfig config_;
+  Open open_;
+  Reporter& reporter_;
+  std::optional<Session> session_;
+  std::optional<Error> failure_;
+};
+
+// Opens a session over the one root `pid`.
+Versions::Open open_root(pid_t pid);
+
+}  // namespace icp

@@ -1,0 +1,166 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpstepd/cgroups.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <filesystem>
+#include <fstream>
+#include <set>
+#include <sstream>
+#include <thread>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/base/unique_fd.h"
+
+namespace icp {
+namespace {
+
+namespace fs = std::filesystem;
+constexpr const char* kRoot = "/sys/fs/cgroup";
+
+bool write_text(const std::string& path, const std::string& text) {
+  const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+  return file && ::write(file.get(), text.data(), text.size()) == static_cast<ssize_t>(text.size());
+}
+
+std::string comm_of(pid_t pid) {
+  try {
+    return ProcStat::read(pid).comm;
+  } catch (const Error&) {
+    return {};
+  }
+}
+
+// The job's directories in whichever hierarchies exist.
+std::vector<fs::path> job_directories(const std::string& node, uid_t uid, uint32_t job) {
+  const std::string job_name = "job_" + std::to_string(job), below = "uid_" + std::to_string(uid) + "/" + job_name;
+  std::vector<fs::path> found;
+  std::error_code ignored;
+  for (const auto& controller : fs::directory_iterator(kRoot, ignored)) {
+    // "slurm" alone where slurmd was built for one node a machine; then there is no other node to mistake it for.
+    for (const std::string& top : {"slurm_" + node, std::string("slurm")}) {
+      if (fs::path path = controller.path() / top / below; fs::is_directory(path, ignored)) found.push_back(path);
+    }
+  }
+  for (const std::string& scope : {node + "_slurmstepd.scope", std::string("slurmstepd.scope")}) {
+    const fs::path path = fs::path(kRoot) / "system.slice" / scope / job_name;
+    if (fs::is_directory(path, ignored)) found.push_back(path);
+  }
+  return found;
+}
+
+std::set<pid_t> job_processes(const std::vector<fs::path>& directories) {
+  std::set<pid_t> pids;
+  std::error_code ignored;
+  const auto add = [&pids](const fs::path& directory) {
+    std::ifstream file(directory / "cgroup.procs");
+    for (pid_t pid = 0; file >> pid;) {
+      if (pid > 1 && pid != ::getpid() && comm_of(pid) != "slurmstepd") pids.insert(pid);
+    }
+  };
+  for (const fs::path& top : directories) {
+    add(top);
+    for (const auto& entry : fs::recursive_directory_iterator(top, ignored)) {
+      if (entry.is_directory(ignored)) add(entry.path());
+    }
+  }
+  return pids;
+}
+
+// A frozen process does not die.
+void thaw(const std::vector<fs::path>& directories) {
+  std::error_code ignored;
+  for (const fs::path& top : directories) {
+    for (const auto& entry : fs::recursive_directory_iterator(top, ignored)) {
+      if (entry.path().filename() == "freezer.state") write_text(entry.path(), "THAWED");
+      if (entry.path().filename() == "cgroup.freeze") write_text(entry.path(), "0");
+    }
+  }
+}
+
+}  // namespace
+
+std::string CgroupPlace::directory() const {
+  std::string top = controllers.starts_with("name=") ? controllers.substr(5) : controllers;
+  return std::string(kRoot) + (top.empty() ? "" : "/" + top) + path;
+}
+
+std::vector<CgroupPlace> cgroups_of(pid_t pid) {
+  std::vector<CgroupPlace> places;
+  std::istringstream text(read_proc(pid, "cgroup"));
+  for (std::string line; std::getline(text, line);) {
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string::npos || second == std::string::npos) continue;
+    places.push_back({line.substr(first + 1, second - first - 1), line.substr(second + 1)});
+  }
+  return places;
+}
+
+void leave_job_cgroups(uint32_t job) {
+  for (CgroupPlace place : cgroups_of(::getpid())) {
+    size_t cut = place.path.find("/job_" + std::to_string(job));
+    if (cut == std::string::npos) continue;
+    // .../slurm_node/uid_U/job_J: uid_U belongs to the user's jobs as well.
+    if (const size_t user = place.path.rfind("/uid_", cut); user != std::string::npos) cut = user;
+    place.path.resize(cut);
+    const std::string directory = place.directory();
+    // v2 has no processes in inner groups; slurmd keeps its own in "system".
+    if (!write_text(directory + "/cgroup.procs", "0")) write_text(directory + "/system/cgroup.procs", "0");
+  }
+}
+
+void join_cgroups(pid_t pid, pid_t like) {
+  const auto mine = cgroups_of(pid);
+  for (const CgroupPlace& place : cgroups_of(like)) {
+    const auto same = [&place](const CgroupPlace& other) {
+      return other.controllers == place.controllers && other.path == place.path;
+    };
+    if (std::any_of(mine.begin(), mine.end(), same)) continue;
+    if (!write_text(place.directory() + "/cgroup.procs", std::to_string(pid))) {
+      throw_errno("cannot put process {} into the step's cgroup {}", pid, place.directory());
+    }
+  }
+}
+
+bool signalled_by_cgroup(pid_t task) {
+  const auto places = cgroups_of(task);
+  return std::any_of(places.begin(), places.end(), [](const CgroupPlace& place) {
+    return (place.controllers == "freezer" || place.controllers.empty()) &&
+           place.path.find("/step_") != std::string::npos;
+  });
+}
+
+size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
+  const auto directories = job_directories(node, uid, job);
+  std::set<pid_t> all;
+  const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
+  while (true) {
+    const std::set<pid_t> left = job_processes(directories);
+    if (left.empty() || std::chrono::steady_clock::now() > deadline) break;
+    thaw(directories);
+    for (const pid_t pid : left) ::kill(pid, SIGKILL);
+    all.insert(left.begin(), left.end());
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+  }
+  return all.size();
+}
+
+bool job_has_slurmstepd(uint32_t job) {
+  const std::string title = "slurmstepd: [" + std::to_string(job) + ".";
+  std::error_code ignored;
+  for (const auto& entry : fs::directory_iterator("/proc", ignored)) {
+    const std::string name = entry.path().filename();
+    if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    std::ifstream file(entry.path() / "cmdline");
+    std::string line;
+    if (std::getline(file, line, '\0') && line.starts_with(title)) return true;
+  }
+  return false;
+}
+
+}  // namespace icp

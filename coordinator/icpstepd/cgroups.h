@@ -1,0 +1,37 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Control groups as Slurm lays them out: v1 /sys/fs/cgroup/<controllers>/slurm_<node>/uid_U/job_J/step_S, v2
+// /sys/fs/cgroup/.../<node>_slurmstepd.scope/job_J/step_S.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace icp {
+
+struct CgroupPlace {
+  std::string controllers;  // "" for v2
+  std::string path;         // "/slurm_node1/uid_1000/job_7/step_0"
+  std::string directory() const;  // below /sys/fs/cgroup
+};
+std::vector<CgroupPlace> cgroups_of(pid_t pid);
+
+// Moves the calling process out of the job's groups, to where slurmd keeps its own: a step's freezer, its signals and
+// its memory limit are the tasks' and not the agent's. Groups that cannot be left are kept.
+void leave_job_cgroups(uint32_t job);
+
+// Puts `pid` into every group of `like`. Throws Error naming the group that does not take it.
+void join_cgroups(pid_t pid, pid_t like);
+
+// True when Slurm signals a step by its cgroup (proctrack/cgroup), hence reaches whatever is in it.
+bool signalled_by_cgroup(pid_t task);
+
+// Kills what is left in the job's groups on the node, except slurmstepd. Returns how many processes there were.
+size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job);
+
+// True when a slurmstepd of the job runs on this machine (whichever node it serves).
+bool job_has_slurmstepd(uint32_t job);
+
+}  // namespace icp

@@ -1,0 +1,198 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpstepd/image_choice.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <fmt/chrono.h>
+#include <pwd.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <ctime>
+
+#include "engine/base/error.h"
+#include "engine/base/unique_fd.h"
+#include "engine/image/image_dir.h"
+
+namespace icp {
+namespace {
+
+constexpr const char* kCompleted = "/completed";
+
+std::string user_name(uid_t uid) {
+  passwd entry{};
+  passwd* found = nullptr;
+  char buffer[4096];
+  if (::getpwuid_r(uid, &entry, buffer, sizeof buffer, &found) == 0 && found != nullptr) return entry.pw_name;
+  return std::to_string(uid);
+}
+
+std::string below(const std::string& cwd, const std::string& path) {
+  return path.starts_with('/') ? path : cwd + "/" + path;
+}
+
+// Versions that can be read, latest first. Throws Error when the image cannot be opened.
+std::vector<uint32_t> good_versions(const std::string& image, const Identity& identity) {
+  std::vector<uint32_t> versions;
+  for (const VersionInfo& info : ImageDir::open(image, identity).versions()) {
+    if (info.error.empty()) {
+      versions.push_back(info.version);
+    } else {
+      spdlog::warn("{}: version {}: {}", image, info.version, info.error);
+    }
+  }
+  std::reverse(versions.begin(), versions.end());
+  return versions;
+}
+
+// Names in a directory, read with the user's rights. Throws Error.
+std::vector<std::string> names_in(const std::string& directory, const Identity& identity) {
+  const FsIdentity as_user(identity);
+  DIR* const stream = ::opendir(directory.c_str());
+  if (stream == nullptr) throw_errno("cannot open {}", directory);
+  std::vector<std::string> names;
+  while (const dirent* entry = ::readdir(stream)) names.emplace_back(entry->d_name);
+  ::closedir(stream);
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+bool is_version(const std::string& name) {
+  return name.size() == 7 && name[0] == 'v' && name.find_first_not_of("0123456789", 1) == std::string::npos;
+}
+
+// "12.0", "12.batch": the job and the step of an image, by its name.
+bool split_name(const std::string& name, std::string& job, std::string& step) {
+  const size_t dot = name.find('.');
+  if (dot == std::string::npos || dot == 0) return false;
+  job = name.substr(0, dot);
+  step = name.substr(dot + 1);
+  const auto number = [](const std::string& text) {
+    return !text.empty() && text.find_first_not_of("0123456789") == std::string::npos;
+  };
+  return number(job) && (number(step) || step == "batch");
+}
+
+StartPlan restart_from(const std::string& image, const Identity& identity) {
+  StartPlan plan;
+  plan.image = image;
+  plan.versions = good_versions(image, identity);
+  plan.kind = plan.versions.empty() ? StartPlan::kFail : StartPlan::kRestart;
+  if (plan.versions.empty()) plan.text = fmt::format("{} holds no complete version", image);
+  return plan;
+}
+
+StartPlan plan_from_directory(const protocol::StepFacts& facts, const std::string& directory) {
+  const Identity identity = identity_of(facts);
+  const std::string own_step = protocol::step_name(facts.step);
+  const std::vector<std::string> names = names_in(directory, identity);
+  std::string job, step;
+  if (std::any_of(names.begin(), names.end(), is_version)) {
+    std::string name = directory;
+    while (name.size() > 1 && name.ends_with('/')) name.pop_back();
+    name = name.substr(name.rfind('/') + 1);
+    // sbatch --restart-dir=.../12.0: meant for the step that the script will run.
+    if (facts.step == protocol::kBatchStep && split_name(name, job, step) && step != "batch") return {};
+    return restart_from(directory, identity);
+  }
+  std::vector<std::string> same_step, others;
+  for (const std::string& name : names) {
+    if (!split_name(name, job, step)) continue;
+    if (step == own_step && job == std::to_string(facts.job)) return restart_from(directory + "/" + name, identity);
+    (step == own_step ? same_step : others).push_back(name);
+  }
+  if (same_step.size() == 1) return restart_from(directory + "/" + same_step[0], identity);
+  StartPlan plan;
+  if (same_step.size() > 1) {
+    plan.kind = StartPlan::kFail;
+    plan.text = fmt::format("{} holds step {} of several jobs ({}, {}{}); name one of them", directory, own_step,
+                            same_step[0], same_step[1], same_step.size() > 2 ? ", ..." : "");
+  } else if (others.empty()) {
+    plan.kind = StartPlan::kFail;
+    plan.text = fmt::format("{} holds no checkpoint; icp list shows the versions of an image", directory);
+  } else if (facts.step != protocol::kBatchStep) {
+    plan.text = fmt::format("{} holds no checkpoint of step {}: it starts from the beginning", directory, own_step);
+  }
+  return plan;
+}
+
+}  // namespace
+
+Identity identity_of(const protocol::StepFacts& facts) { return {facts.uid, facts.gid, facts.groups}; }
+
+std::string own_image_path(const protocol::StepFacts& facts, const Config& config, const std::string& cwd) {
+  std::string directory = facts.checkpoint_dir.empty() ? config.checkpoint_dir : facts.checkpoint_dir;
+  if (facts.checkpoint_dir.empty()) {
+    if (const size_t at = directory.find("%u"); at != std::string::npos) {
+      directory.replace(at, 2, user_name(facts.uid));
+    }
+  }
+  directory = directory.empty() ? cwd : below(cwd, directory);
+  return fmt::format("{}/{}.{}", directory, facts.job, protocol::step_name(facts.step));
+}
+
+StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_image, const std::string& cwd,
+                     uint32_t restarts) {
+  if (facts.restart_dir == "none") return {};
+  const Identity identity = identity_of(facts);
+  if (!facts.restart_dir.empty()) {
+    try {
+      return plan_from_directory(facts, below(cwd, facts.restart_dir));
+    } catch (const Error& error) {
+      StartPlan plan;
+      plan.kind = StartPlan::kFail;
+      plan.text = error.what();
+      return plan;
+    }
+  }
+  if (restarts == 0 || facts.interval.empty() || is_completed(own_image, identity)) return {};
+  try {
+    const std::vector<std::string> names = names_in(own_image, identity);
+    if (std::none_of(names.begin(), names.end(), is_version)) return {};
+    StartPlan plan = restart_from(own_image, identity);
+    if (plan.kind == StartPlan::kFail) plan.kind = StartPlan::kFresh, plan.text += ": the step starts afresh";
+    return plan;
+  } catch (const Error& error) {
+    if (error.error_number() == ENOENT) return {};  // killed before its first version
+    StartPlan plan;
+    plan.text = fmt::format("{}: the step starts from the beginning", error.what());
+    return plan;
+  }
+}
+
+bool is_completed(const std::string& image, const Identity& identity) {
+  const FsIdentity as_user(identity);
+  struct stat facts {};
+  return ::lstat((image + kCompleted).c_str(), &facts) == 0;
+}
+
+void mark_completed(const std::string& image, const Identity& identity) {
+  const FsIdentity as_user(identity);
+  const UniqueFd file(
+      ::open((image + kCompleted).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+  if (!file && errno != ENOENT) spdlog::warn("cannot mark {} as completed: {}", image, errno_text(errno));
+}
+
+void unmark_completed(const std::string& image, const Identity& identity) {
+  const FsIdentity as_user(identity);
+  ::unlink((image + kCompleted).c_str());
+}
+
+void prepare_image_path(const std::string& image, const Identity& identity, bool keep) {
+  const FsIdentity as_user(identity);
+  for (size_t slash = image.find('/', 1); slash != std::string::npos; slash = image.find('/', slash + 1)) {
+    const std::string directory = image.substr(0, slash);
+    struct stat facts {};
+    if (::stat(directory.c_str(), &facts) == 0) continue;  // mkdir would complain of a read-only parent first
+    if (::mkdir(directory.c_str(), 0700) != 0 && errno != EEXIST) throw_errno("cannot make {}", directory);
+  }
+  struct stat facts {};
+  if (keep || ::lstat(image.c_str(), &facts) != 0) return;
+  const std::string aside = fmt::format("{}.old-{}", image, std::time(nullptr));
+  if (::rename(image.c_str(), aside.c_str()) != 0) throw_errno("cannot move {} to {}", image, aside);
+  spdlog::info("{} is of an earlier job with this number: moved to {}", image, aside);
+}
+
+}  // namespace icp

@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Where a step's image is, and whether the step goes on from one.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "coordinator/config.h"
+#include "coordinator/protocol/packet.h"
+#include "engine/base/identity.h"
+
+namespace icp {
+
+// <checkpoint-dir>/<job>.<step>; relative directories are below `cwd`.
+std::string own_image_path(const protocol::StepFacts& facts, const Config& config, const std::string& cwd);
+
+struct StartPlan {
+  enum Kind { kFresh, kRestart, kFail };
+  Kind kind = kFresh;
+  std::string image;               // kRestart
+  std::vector<uint32_t> versions;  // kRestart: to be tried in this order
+  std::string text;                // kFail: why; kFresh: what the user should know, may be empty
+};
+
+// Decides once, before the first task runs. `restarts` is how often Slurm has requeued the job.
+//  - --restart-dir=D: D is an image; or D holds <job>.<step> of this job, or one image of this step of another job.
+//    D with images of other steps only: the step starts afresh, and says so.
+//  - after a requeue, with an interval: the step's own image, unless it is marked completed.
+StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_image, const std::string& cwd,
+                     uint32_t restarts);
+
+// A step that ended by itself with status 0 must not be restarted when its job is requeued later: its image is marked
+// with a file. Errors are logged.
+void mark_completed(const std::string& image, const Identity& identity);
+void unmark_completed(const std::string& image, const Identity& identity);
+bool is_completed(const std::string& image, const Identity& identity);
+
+// Makes the directory that will hold the image (and those above it, 0700, as the user); an image that is there
+// already is of an earlier job with the same number unless `keep`, and is moved aside. Throws Error.
+void prepare_image_path(const std::string& image, const Identity& identity, bool keep);
+
+Identity identity_of(const protocol::StepFacts& facts);
+
+}  // namespace icp

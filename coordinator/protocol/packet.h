@@ -1,0 +1,98 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Messages on one node: plugin <-> icpstepd and icp-proxy <-> icpstepd.
+//
+// A message is one packet of a SOCK_SEQPACKET socketpair, made before either side is started: there is no name to
+// connect to, and the kernel keeps message boundaries. Descriptors travel beside it (SCM_RIGHTS).
+//
+//   "<type>\0<key>=<value>\0<key>=<value>\0..."
+//
+// Text, because the plugin lives in slurmstepd and links nothing but the standard library. The proxy runs as the
+// job's user, so icpstepd takes what comes from it as hostile: bounded, checked, and believed only about itself.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <string_view>
+#include <vector>
+
+namespace icp::protocol {
+
+inline constexpr size_t kMaxPacket = 64 * 1024;  // bytes
+inline constexpr size_t kMaxFds = 4;             // descriptors beside one packet
+
+// plugin -> icpstepd, on the step's socket
+inline constexpr std::string_view kHello = "hello";        // the step: see StepFacts
+inline constexpr std::string_view kTask = "task";          // rank, pid: a task was forked (root says so)
+inline constexpr std::string_view kTaskExit = "task-exit"; // rank, status
+inline constexpr std::string_view kGoodbye = "goodbye";    // the step ends; icpstepd answers by closing
+// a task before exec -> icpstepd, on the socket all tasks inherit; beside it the task's own socket
+inline constexpr std::string_view kReady = "ready";        // rank, pid, cwd, restarts; fd 0: the task's socket
+// icpstepd -> the task, on the task's socket
+inline constexpr std::string_view kRun = "run";            // exec the user's program
+inline constexpr std::string_view kRestart = "restart";    // exec icp-proxy: proxy (path)
+inline constexpr std::string_view kFail = "fail";          // text: end the task with this sentence
+// icp-proxy -> icpstepd, on the task's socket
+inline constexpr std::string_view kStreams = "streams";    // fds: 0, 1, 2 of the task
+inline constexpr std::string_view kSignal = "signal";      // signal: hand it on to the restored processes
+// icpstepd -> icp-proxy
+inline constexpr std::string_view kSay = "say";            // text: a line for the user
+inline constexpr std::string_view kRestored = "restored";  // forward: 1 when signals must be handed on
+inline constexpr std::string_view kExit = "exit";          // status: end as this wait(2) status says
+
+// One message. Keys hold letters, digits and '_'; values hold anything but NUL.
+struct Packet {
+  std::string type;
+  std::map<std::string, std::string, std::less<>> fields;
+  std::vector<int> fds;  // received descriptors, close-on-exec, the receiver's to close; or those to send
+
+  Packet() = default;
+  explicit Packet(std::string_view name) : type(name) {}
+  Packet& set(std::string_view key, std::string_view value);
+  Packet& set_number(std::string_view key, int64_t value);
+  std::string get(std::string_view key) const;                // empty when missing
+  std::optional<int64_t> number(std::string_view key) const;  // nothing when missing or not a decimal number
+  void close_fds();
+};
+
+std::string encode(const Packet& packet);
+// Nothing when it is no message.
+std::optional<Packet> decode(std::string_view bytes);
+
+// Sends without ever raising SIGPIPE. False with errno set when the peer is gone or the packet too long.
+bool send_packet(int socket, const Packet& packet);
+
+enum class Received { kPacket, kNothing, kClosed, kBroken };
+// Receives one packet. `timeout_ms` -1 waits for ever, 0 does not wait (kNothing). kBroken: an error or no message.
+Received receive_packet(int socket, Packet& packet, int timeout_ms);
+
+// What the plugin says of a step. Numbers are Slurm's.
+struct StepFacts {
+  uint32_t job = 0;
+  int32_t step = 0;             // Slurm's: -5 is the batch step, -4 the extern step
+  uid_t uid = 0;
+  gid_t gid = 0;
+  std::vector<gid_t> groups;
+  std::string node;
+  uint32_t nodes = 1;           // of the job
+  uint32_t local_tasks = 1, total_tasks = 1;
+  std::string interval;         // as the user typed it; empty: no versions by themselves
+  std::string checkpoint_dir;   // empty: the configuration's, else the working directory
+  std::string restart_dir;      // empty: the step's own after a requeue; "none": start afresh
+  bool verbose = false;         // srun -v
+  bool private_ipc = true;      // the job has an IPC namespace of its own on this node
+  std::string job_dir;          // the job's directory below run_dir
+
+  Packet to_packet() const;
+  static std::optional<StepFacts> from_packet(const Packet& packet);
+};
+
+inline constexpr int32_t kBatchStep = -5, kExternStep = -4;
+// "batch", "extern", or the number.
+std::string step_name(int32_t step);
+
+}  // namespace icp::protocol

@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/base/finding.h"
+
+#include <fmt/format.h>
+
+namespace icp {
+
+std::string to_sentence(const Finding& finding) {
+  std::string text = fmt::format("process {} ({})", finding.pid, finding.command);
+  if (!finding.where.empty()) text += ", " + finding.where;
+  text += ": " + finding.what;
+  if (!finding.remedy.empty()) text += "; " + finding.remedy;
+  return text;
+}
+
+}  // namespace icp

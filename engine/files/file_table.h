@@ -1,0 +1,82 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Open files of all processes of a capsule: capture and restore.
+//
+// One kind of file is one small pair of files in this folder (regular, pipe, eventfd, epoll, timerfd,
+// signalfd, unix_socket, char_device, directory), behind the table in file_kind.h.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/base/finding.h"
+#include "engine/base/identity.h"
+#include "engine/base/unique_fd.h"
+#include "engine/image/image.pb.h"
+#include "engine/process/stopped_tree.h"
+
+namespace icp {
+
+// A standard stream as a task was started with: identified by device and inode. Descriptors anywhere in the
+// capsule that refer to it are "outer": not saved, replaced at a restart by the new task's stream.
+struct OuterStreamId {
+  int rank = 0;
+  int fd = 0;  // 0, 1 or 2
+  uint64_t dev = 0, ino = 0;
+  bool include_regular = false;  // also when it is a regular file (Slurm opens a new one at a restart)
+};
+
+// Says which memory object (pb::MemoryObject.id) stands for a memfd, /dev/shm file or deleted file that is
+// open: the memory module saves the content. Called with the file's fstat and link target.
+using ObjectResolver = std::function<uint32_t(int local_fd, const std::string& target)>;
+
+// What in the processes' descriptor tables cannot be checkpointed. Stops nothing; safe on running processes
+// (one that ends meanwhile is left out).
+void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer, Findings& findings);
+
+// Captures all descriptor tables of stopped processes: fills process.fds, process.posix_locks of the given
+// messages (same order) and capsule.files. Descriptions shared by dup or fork are found with kcmp(2).
+// Throws kRefused, naming process and descriptor, for what check_files would have named.
+void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
+                   const std::vector<OuterStreamId>& outer, const ObjectResolver& objects, pb::Capsule& capsule);
+
+enum class GrownFile { kTruncate, kFail, kAccept };
+
+struct FileRestoreOptions {
+  Identity identity;              // files are opened with these rights
+  int root_fd = -1;               // O_PATH of the capsule's root directory, paths are resolved below it
+  GrownFile grown = GrownFile::kTruncate;
+  // New standard streams by task rank.
+  std::map<int, std::array<int, 3>> outer;
+  // Descriptor of a restored memory object, opened with `flags` (a new open file description).
+  std::function<UniqueFd(uint32_t object, uint32_t flags)> open_object;
+};
+
+// Makes the open file descriptions of an image in the agent; the caller sends them into the processes.
+class FileRestore {
+ public:
+  FileRestore(const pb::Capsule& capsule, FileRestoreOptions options);
+  ~FileRestore();
+  // Creates all; a missing or changed file throws with its path. Changes nothing outside the agent but FIFOs'
+  // content: files are cut back only by apply_side_effects().
+  void create();
+  // The agent's descriptor for file `id`, valid as long as this object.
+  int local_fd(uint32_t id) const;
+  // After the descriptors are in place: epoll sets, POSIX locks, owners, which need calls in the process.
+  void finish_process(RemoteProcess& remote, const pb::Process& process);
+  // Truncates grown files. Called once, last, when nothing can fail any more.
+  void apply_side_effects();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace icp

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/files/image_path.h"
+
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+const char* type_name(mode_t mode) {
+  switch (mode & S_IFMT) {
+    case S_IFREG: return "a regular file";
+    case S_IFDIR: return "a directory";
+    case S_IFCHR: return "a character device";
+    case S_IFBLK: return "a block device";
+    case S_IFIFO: return "a FIFO";
+    case S_IFSOCK: return "a socket";
+    default: return "something else";
+  }
+}
+
+constexpr uint32_t kOpenFlags =
+    O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | O_SYNC | O_DIRECT | O_LARGEFILE | O_NOATIME | O_DIRECTORY;
+
+}  // namespace
+
+FoundPath find_image_path(const RestoreContext& context, const pb::OpenFile& file, mode_t type) {
+  const std::string& path = file.identity().path();
+  if (path.empty() || path[0] != '/' || path.size() >= PATH_MAX || path.find('\0') != std::string::npos) {
+    throw_bad_file(file, "it has no usable path");
+  }
+  open_how how{};
+  how.flags = O_PATH | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  FoundPath found;
+  {
+    const FsIdentity as_user(context.options.identity);
+    const int root = context.options.root_fd;
+    found.fd.reset(static_cast<int>(::syscall(SYS_openat2, root, path.c_str(), &how, sizeof how)));
+    if (!found.fd) throw_errno("cannot find {}, which was open at the checkpoint", path);
+  }
+  if (::fstat(found.fd.get(), &found.stat) != 0) throw_errno("cannot look at {}", path);
+  if ((found.stat.st_mode & S_IFMT) != type) {
+    throw_bad_file(file, fmt::format("it was {} at the checkpoint and is {} now", type_name(type),
+                                     type_name(found.stat.st_mode)));
+  }
+  return found;
+}
+
+UniqueFd open_found(const RestoreContext& context, const pb::OpenFile& file, const FoundPath& found, int extra) {
+  if (file.flags() & O_PATH) {
+    UniqueFd fd(::fcntl(found.fd.get(), F_DUPFD_CLOEXEC, 0));
+    if (!fd) throw_errno("cannot open {}", image_file_name(file));
+    return fd;
+  }
+  const int flags = static_cast<int>(file.flags() & kOpenFlags) | extra | O_CLOEXEC | O_NOCTTY;
+  // Through the descriptor: the file opened is the one that was looked at.
+  const std::string path = fmt::format("/proc/self/fd/{}", found.fd.get());
+  const FsIdentity as_user(context.options.identity);
+  UniqueFd fd(::open(path.c_str(), flags));
+  if (!fd) throw_errno("cannot open {} again", image_file_name(file));
+  return fd;
+}
+
+void seek_to_position(const pb::OpenFile& file, int fd) {
+  if (file.flags() & O_PATH) return;
+  if (file.position() > static_cast<uint64_t>(INT64_MAX)) throw_bad_file(file, "its position is out of range");
+  if (::lseek(fd, static_cast<off_t>(file.position()), SEEK_SET) < 0) {
+    throw_errno("cannot go back to position {} of {}", file.position(), image_file_name(file));
+  }
+}
+
+bool path_leads_back(FileScan& scan, Description& description) {
+  struct stat now {};
+  const int error = scan.stat_path(description.uses.front().process, description.target, now);
+  if (error == 0 && now.st_dev == description.stat.st_dev && now.st_ino == description.stat.st_ino) return true;
+  const std::string why = error == 0 ? "another file has taken its name" : "its name is gone";
+  scan.refuse(description, fmt::format("{} was removed, renamed or replaced since it was opened ({})",
+                                       description.target, why),
+              "close it, or keep its name as long as it is open");
+  return false;
+}
+
+void capture_identity(Description& description) {
+  pb::FileIdentity& identity = *description.message->mutable_identity();
+  const struct stat& st = description.stat;
+  identity.set_path(description.target);
+  identity.set_dev(st.st_dev);
+  identity.set_ino(st.st_ino);
+  identity.set_size(static_cast<uint64_t>(st.st_size));
+  identity.set_mtime_ns(st.st_mtim.tv_sec * 1'000'000'000LL + st.st_mtim.tv_nsec);
+  identity.set_mode(st.st_mode);
+}
+
+}  // namespace icp

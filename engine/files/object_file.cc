@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/files/object_file.h"
+
+#include <fcntl.h>
+#include <linux/magic.h>
+
+#include "engine/base/error.h"
+#include "engine/files/image_path.h"
+
+namespace icp {
+namespace {
+
+constexpr long kHugetlbMagic = 0x958458f6;
+
+// An NFS client renames an open file that is removed to .nfsXXXX, and removes that at the last close.
+bool nfs_leftover(const std::string& path) {
+  const size_t slash = path.rfind('/');
+  return slash != std::string::npos && path.compare(slash + 1, 4, ".nfs") == 0;
+}
+
+class ObjectFileKind final : public SingleFileKind {
+ public:
+  pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kObject; }
+
+  bool recognises(FileScan&, Description& description) const override {
+    const std::string& target = description.target;
+    if (!S_ISREG(description.stat.st_mode) || !target.starts_with('/') || target.starts_with("/secretmem")) {
+      return false;
+    }
+    return description.stat.st_nlink == 0 || target.starts_with("/memfd:") || target.starts_with("/dev/shm/") ||
+           nfs_leftover(target);
+  }
+
+  void check_one(FileScan& scan, Description& description) const override {
+    if (description.info.flags & O_PATH) {
+      scan.refuse(description, fmt::format("O_PATH descriptor of {}", description.target), "close it");
+    } else if (const long type = scan.filesystem(description); type == kHugetlbMagic || type == PROC_SUPER_MAGIC) {
+      scan.refuse(description, fmt::format("{} file {}", type == kHugetlbMagic ? "huge-page" : "/proc",
+                                           description.target),
+                  "close it before a checkpoint");
+    }
+  }
+
+  void capture_one(FileScan& scan, const ObjectResolver& objects, Description& description) const override {
+    capture_identity(description);
+    if (!objects) throw_error(ErrorKind::kUsage, "no memory module to save {}", description.target);
+    description.message->mutable_object()->set_object(objects(scan.take(description), description.target));
+  }
+
+  UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
+    if (!context.options.open_object) throw_bad_file(file, "there is no memory module to restore its content");
+    constexpr uint32_t keep = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DSYNC | O_SYNC | O_LARGEFILE | O_NOATIME;
+    UniqueFd fd = context.options.open_object(file.object().object(), file.flags() & keep);
+    if (!fd) throw_bad_file(file, fmt::format("memory object {} cannot be opened", file.object().object()));
+    seek_to_position(file, fd.get());
+    return fd;
+  }
+};
+
+}  // namespace
+
+const FileKind& object_file_kind() {
+  static const ObjectFileKind kind;
+  return kind;
+}
+
+}  // namespace icp

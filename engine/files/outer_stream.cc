@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/files/outer_stream.h"
+
+#include <fcntl.h>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+class OuterStreamKind final : public SingleFileKind {
+ public:
+  pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kOuter; }
+
+  bool recognises(FileScan&, Description& description) const override { return description.outer.has_value(); }
+
+  void capture_one(FileScan&, const ObjectResolver&, Description& description) const override {
+    pb::OuterStream& outer = *description.message->mutable_outer();
+    outer.set_rank(description.outer->rank);
+    outer.set_fd(description.outer->fd);
+    description.message->set_position(0);  // that of the new stream counts
+  }
+
+  UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
+    const pb::OuterStream& outer = file.outer();
+    const auto task = context.options.outer.find(outer.rank());
+    if (task == context.options.outer.end() || outer.fd() < 0 || outer.fd() > 2) {
+      throw_bad_file(file, fmt::format("there is no stream {} of task {} in this step", outer.fd(), outer.rank()));
+    }
+    UniqueFd fd(::fcntl(task->second[static_cast<size_t>(outer.fd())], F_DUPFD_CLOEXEC, 0));
+    if (!fd) throw_errno("cannot use stream {} of task {}", outer.fd(), outer.rank());
+    return fd;
+  }
+};
+
+}  // namespace
+
+const FileKind& outer_stream_kind() {
+  static const OuterStreamKind kind;
+  return kind;
+}
+
+}  // namespace icp

@@ -1,0 +1,315 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/image/page_index_codec.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+
+namespace icp {
+namespace {
+
+// The four kinds of step in a leaf of runs: the low two bits of each step's first number.
+enum Step : uint64_t {
+  kSkip = 0,     // (n - 1) pages without location
+  kOne = 1,      // one page of version slot n
+  kRun = 2,      // pages of version slot n; then length - 2
+  kJump = 3,     // pages of version slot n whose first record is not the expected one; then length - 1, difference
+};
+
+// Versions that a leaf refers to, newest first. Each has the record expected next: the pages of one version are
+// mostly put by ascending address, so from one page to the next of that version its record number grows by one.
+class VersionSlots {
+ public:
+  explicit VersionSlots(const IndexLeaf& leaf) {
+    for (const uint64_t entry : leaf.entries) {
+      if (entry != 0) add(entry);
+    }
+    std::sort(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.version > b.version; });
+    for (size_t i = 0; i < slots_.size(); ++i) cell(slots_[i].version) = static_cast<uint16_t>(i + 1);
+  }
+
+  void encode(uint32_t own, ByteWriter& writer) const {
+    writer.varint(slots_.size());
+    uint32_t above = own;
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      writer.varint(above - slots_[i].version);
+      writer.varint(slots_[i].expected);
+      above = slots_[i].version - 1;
+    }
+  }
+  size_t size() const { return slots_.size(); }
+  size_t slot_of_version(uint32_t version) { return cell(version) - 1u; }
+  uint64_t& expected(size_t slot) { return slots_[slot].expected; }
+
+ private:
+  struct Slot {
+    uint32_t version;
+    uint64_t expected;
+  };
+
+  void add(uint64_t entry) {
+    const uint32_t version = packed_version(entry);
+    if (!slots_.empty() && slots_[last_].version == version) return;
+    uint16_t& found = cell(version);
+    if (found == 0) {
+      slots_.push_back({version, unpack(entry).record});
+      keys_[static_cast<size_t>(&found - cells_.data())] = version;
+      found = static_cast<uint16_t>(slots_.size());
+    }
+    last_ = found - 1u;
+  }
+  // Open addressing; at most 512 of the 1024 cells are taken.
+  uint16_t& cell(uint32_t version) {
+    size_t at = (version * 2654435761u) >> 22;
+    while (cells_[at] != 0 && keys_[at] != version) at = (at + 1) % cells_.size();
+    return cells_[at];
+  }
+
+  std::vector<Slot> slots_;
+  size_t last_ = 0;
+  std::array<uint16_t, 1024> cells_{};
+  std::array<uint32_t, 1024> keys_{};
+};
+
+void encode_runs(const IndexLeaf& leaf, VersionSlots slots, ByteWriter& writer) {
+  for (unsigned at = 0; at < kTableEntries;) {
+    const uint64_t first = leaf.entries[at];
+    unsigned length = 1;
+    const uint64_t step = first == 0 ? 0 : 1;
+    while (at + length < kTableEntries && leaf.entries[at + length] == first + step * length) ++length;
+    at += length;
+    if (first == 0) {
+      if (at < kTableEntries) writer.varint((length - 1) << 2 | kSkip);
+      continue;
+    }
+    const size_t slot = slots.slot_of_version(packed_version(first));
+    const uint64_t record = unpack(first).record;
+    uint64_t& expected = slots.expected(slot);
+    if (record != expected) {
+      writer.varint(slot << 2 | kJump);
+      writer.varint(length - 1);
+      writer.zigzag(static_cast<int64_t>(record - expected));
+    } else if (length == 1) {
+      writer.varint(slot << 2 | kOne);
+    } else {
+      writer.varint(slot << 2 | kRun);
+      writer.varint(length - 2);
+    }
+    expected = record + length;
+  }
+}
+
+// One byte a page: better than runs where pages of many versions are mixed.
+void encode_bytes(const IndexLeaf& leaf, VersionSlots slots, std::vector<uint8_t>& out) {
+  struct Jump {
+    unsigned page;
+    int64_t difference;
+  };
+  std::vector<Jump> jumps;
+  ByteWriter writer(out);
+  for (unsigned at = 0; at < kTableEntries; ++at) {
+    const uint64_t entry = leaf.entries[at];
+    if (entry == 0) {
+      writer.u8(0);
+      continue;
+    }
+    const size_t slot = slots.slot_of_version(packed_version(entry));
+    const uint64_t record = unpack(entry).record;
+    uint64_t& expected = slots.expected(slot);
+    if (record != expected) jumps.push_back({at, static_cast<int64_t>(record - expected)});
+    expected = record + 1;
+    writer.u8(static_cast<uint8_t>(slot + 1));
+  }
+  writer.varint(jumps.size());
+  unsigned next = 0;
+  for (const Jump& jump : jumps) {
+    writer.varint(jump.page - next);
+    writer.zigzag(jump.difference);
+    next = jump.page + 1;
+  }
+}
+
+void add_checksum(std::vector<uint8_t>& out, size_t start) {
+  ByteWriter(out).u32(static_cast<uint32_t>(XXH3_64bits(out.data() + start, out.size() - start)));
+}
+
+std::span<const uint8_t> check_block(std::span<const uint8_t> block) {
+  if (block.size() < sizeof(uint32_t) + 1) throw DecodeError{"table is too short"};
+  const auto content = block.first(block.size() - sizeof(uint32_t));
+  if (ByteReader(block.last(sizeof(uint32_t))).u32() !=
+      static_cast<uint32_t>(XXH3_64bits(content.data(), content.size()))) {
+    throw DecodeError{"checksum of the table is wrong"};
+  }
+  return content;
+}
+
+// A version stored as a difference from `above`.
+uint32_t decode_version(ByteReader& reader, uint32_t above) {
+  const uint64_t difference = reader.varint();
+  if (difference >= above) throw DecodeError{"impossible version"};
+  return above - static_cast<uint32_t>(difference);
+}
+
+std::vector<PageLocation> decode_slots(ByteReader& reader, uint32_t own) {
+  const uint64_t count = reader.varint();
+  if (count == 0 || count > kTableEntries) throw DecodeError{"impossible number of versions in a table"};
+  std::vector<PageLocation> slots(count);
+  uint32_t above = own;
+  for (PageLocation& slot : slots) {
+    slot.version = decode_version(reader, above);
+    slot.record = reader.varint();
+    above = slot.version - 1;
+  }
+  return slots;
+}
+
+// Stores `length` pages from `at` on; the slot then expects the record after them.
+void fill(IndexLeaf& leaf, uint64_t at, uint64_t length, PageLocation& slot) {
+  if (length > kTableEntries - at) throw DecodeError{"run passes the end of its table"};
+  if (slot.record > kMaxRecord || length - 1 > kMaxRecord - slot.record) throw DecodeError{"impossible record"};
+  const uint64_t packed = pack(slot);
+  for (uint64_t i = 0; i < length; ++i) leaf.entries[at + i] = packed + i;
+  leaf.used += static_cast<uint32_t>(length);
+  slot.record += length;
+}
+
+void jump(PageLocation& slot, int64_t difference) {
+  // Unsigned arithmetic wraps where a sum of hostile numbers would overflow; fill() checks the result.
+  slot.record += static_cast<uint64_t>(difference);
+}
+
+void decode_runs(ByteReader& reader, std::vector<PageLocation>& slots, IndexLeaf& leaf) {
+  uint64_t at = 0;
+  while (reader.left() > 0) {
+    const uint64_t step = reader.varint();
+    const uint64_t number = step >> 2;
+    if ((step & 3) == kSkip) {
+      if (number >= kTableEntries - at) throw DecodeError{"run passes the end of its table"};
+      at += number + 1;
+      continue;
+    }
+    if (number >= slots.size()) throw DecodeError{"impossible version in a table"};
+    PageLocation& slot = slots[number];
+    uint64_t length = 1;
+    if ((step & 3) == kRun) length = reader.varint() + 2;
+    if ((step & 3) == kJump) {
+      length = reader.varint() + 1;
+      jump(slot, reader.zigzag());
+    }
+    if (length == 0) throw DecodeError{"run passes the end of its table"};
+    fill(leaf, at, length, slot);
+    at += length;
+  }
+}
+
+void decode_bytes(ByteReader& reader, std::vector<PageLocation>& slots, IndexLeaf& leaf) {
+  const auto pages = reader.raw(kTableEntries);
+  uint64_t jumps = reader.varint();
+  uint64_t next = jumps > 0 ? reader.varint() : kTableEntries;
+  for (uint64_t at = 0; at < kTableEntries; ++at) {
+    const bool jumping = at == next;
+    if (pages[at] == 0) {
+      if (jumping) throw DecodeError{"jump of a page that is not there"};
+      continue;
+    }
+    if (pages[at] > slots.size()) throw DecodeError{"impossible version in a table"};
+    PageLocation& slot = slots[pages[at] - 1u];
+    if (jumping) {
+      jump(slot, reader.zigzag());
+      next = kTableEntries;
+      if (--jumps > 0) {
+        const uint64_t gap = reader.varint();
+        if (gap >= kTableEntries) throw DecodeError{"jump passes the end of its table"};
+        next = at + 1 + gap;
+      }
+    }
+    fill(leaf, at, 1, slot);
+  }
+  if (jumps > 0 || reader.left() > 0) throw DecodeError{"bytes left over in a table"};
+}
+
+}  // namespace
+
+void encode_leaf(const IndexLeaf& leaf, uint32_t own, std::vector<uint8_t>& out) {
+  const size_t start = out.size();
+  ByteWriter writer(out);
+  const VersionSlots slots(leaf);
+  writer.u8(kTagLeafRuns);
+  slots.encode(own, writer);
+  const size_t body = out.size();
+  encode_runs(leaf, slots, writer);
+  if (slots.size() < 256 && out.size() - body > kTableEntries) {
+    std::vector<uint8_t> other;
+    encode_bytes(leaf, slots, other);
+    if (other.size() < out.size() - body) {
+      out.resize(body);
+      out.insert(out.end(), other.begin(), other.end());
+      out[start] = kTagLeafBytes;
+    }
+  }
+  add_checksum(out, start);
+}
+
+void encode_table(const IndexTable& table, int level, uint32_t own, std::vector<uint8_t>& out) {
+  const size_t start = out.size();
+  ByteWriter writer(out);
+  writer.u8(static_cast<uint8_t>(level));
+  writer.varint(table.used);
+  unsigned next = 0;
+  StoredTable last;
+  for (unsigned slot = 0; slot < kTableEntries; ++slot) {
+    if (table.children[slot] == nullptr) continue;
+    const StoredTable& stored = table.children[slot]->stored;
+    // Tables of one version mostly lie side by side.
+    const uint64_t expected = stored.version == last.version ? last.offset + last.length : 0;
+    writer.varint(slot - next);
+    writer.varint(own - stored.version);
+    writer.zigzag(static_cast<int64_t>(stored.offset - expected));
+    writer.varint(stored.length);
+    next = slot + 1;
+    last = stored;
+  }
+  add_checksum(out, start);
+}
+
+void decode_leaf(std::span<const uint8_t> block, uint32_t own, IndexLeaf& leaf) {
+  ByteReader reader(check_block(block));
+  const uint8_t tag = reader.u8();
+  if (tag != kTagLeafRuns && tag != kTagLeafBytes) throw DecodeError{"table is not of the level it should be"};
+  std::vector<PageLocation> slots = decode_slots(reader, own);
+  if (tag == kTagLeafRuns) {
+    decode_runs(reader, slots, leaf);
+  } else {
+    decode_bytes(reader, slots, leaf);
+  }
+  if (leaf.used == 0) throw DecodeError{"table is empty"};
+}
+
+std::vector<ChildReference> decode_table(std::span<const uint8_t> block, int level, uint32_t own) {
+  ByteReader reader(check_block(block));
+  // Levels go down by one from the root: tables cannot form a circle.
+  if (reader.u8() != level) throw DecodeError{"table is not of the level it should be"};
+  const uint64_t count = reader.varint();
+  if (count == 0 || count > kTableEntries) throw DecodeError{"impossible number of entries in a table"};
+  std::vector<ChildReference> children;
+  uint64_t next = 0;
+  StoredTable last;
+  for (uint64_t i = 0; i < count; ++i) {
+    const uint64_t gap = reader.varint();
+    if (gap >= kTableEntries - next) throw DecodeError{"entry beyond its table"};
+    StoredTable stored;
+    stored.version = decode_version(reader, own);
+    const uint64_t expected = stored.version == last.version ? last.offset + last.length : 0;
+    stored.offset = expected + static_cast<uint64_t>(reader.zigzag());
+    const uint64_t length = reader.varint();
+    if (length > kMaxBlockBytes) throw DecodeError{"impossible length of a table"};
+    stored.length = static_cast<uint32_t>(length);
+    children.push_back({static_cast<unsigned>(next + gap), stored});
+    next += gap + 1;
+    last = stored;
+  }
+  if (reader.left() > 0) throw DecodeError{"bytes left over in a table"};
+  return children;
+}
+
+}  // namespace icp

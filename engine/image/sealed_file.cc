@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/image/sealed_file.h"
+
+#include <xxhash.h>
+
+#include <cstring>
+
+#include "engine/base/error.h"
+#include "engine/image/image_files.h"
+#include "engine/image/image_layout.h"
+
+namespace icp {
+namespace {
+
+struct SealHeader {
+  char magic[8];
+  uint32_t format;
+  uint32_t name_hash;
+  uint64_t bytes;
+  uint64_t xxh3;
+};
+static_assert(sizeof(SealHeader) == 32);
+
+constexpr char kMagic[8] = {'I', 'C', 'P', 'S', 'E', 'A', 'L', '\n'};
+
+uint32_t name_hash(std::string_view name) { return static_cast<uint32_t>(hash_of(name)); }
+
+}  // namespace
+
+uint64_t hash_of(std::string_view bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
+
+std::string seal(std::string_view name, std::string_view payload) {
+  SealHeader header{};
+  std::memcpy(header.magic, kMagic, sizeof kMagic);
+  header.format = kImageFormat;
+  header.name_hash = name_hash(name);
+  header.bytes = payload.size();
+  header.xxh3 = hash_of(payload);
+  std::string file(sizeof header + payload.size(), '\0');
+  std::memcpy(file.data(), &header, sizeof header);
+  std::memcpy(file.data() + sizeof header, payload.data(), payload.size());
+  return file;
+}
+
+std::string unseal(int fd, std::string_view name, uint64_t limit, const std::string& path, uint64_t* whole_xxh3) {
+  const uint64_t size = file_size(fd, path);
+  SealHeader header{};
+  if (size < sizeof header) throw_error(ErrorKind::kImage, "{} is cut: {} bytes", path, size);
+  // Before anything is allocated.
+  if (size - sizeof header > limit) {
+    throw_error(ErrorKind::kImage, "{} is too large: {} bytes of at most {}", path, size - sizeof header, limit);
+  }
+  std::string whole(size, '\0');
+  read_at(fd, whole.data(), whole.size(), 0, path);
+  std::memcpy(&header, whole.data(), sizeof header);
+  if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {
+    throw_error(ErrorKind::kImage, "{} is not a file of an image", path);
+  }
+  if (header.format != kImageFormat) {
+    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads format {}", path, header.format,
+                kImageFormat);
+  }
+  if (header.name_hash != name_hash(name)) throw_error(ErrorKind::kImage, "{} is another file, renamed", path);
+  if (header.bytes != size - sizeof header) {
+    throw_error(ErrorKind::kImage, "{} is damaged: it should have {} bytes after its header, not {}", path,
+                header.bytes, size - sizeof header);
+  }
+  const std::string_view payload = std::string_view(whole).substr(sizeof header);
+  if (hash_of(payload) != header.xxh3) throw_error(ErrorKind::kImage, "{} is damaged: its checksum is wrong", path);
+  if (whole_xxh3 != nullptr) *whole_xxh3 = hash_of(whole);
+  whole.erase(0, sizeof header);
+  return whole;
+}
+
+}  // namespace icp

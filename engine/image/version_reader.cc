@@ -1,0 +1,160 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <algorithm>
+#include <set>
+
+#include "engine/base/error.h"
+#include "engine/image/image_dir.h"
+#include "engine/image/image_files.h"
+#include "engine/image/image_layout.h"
+#include "engine/image/image_root.h"
+#include "engine/image/sealed_file.h"
+
+namespace icp {
+
+struct VersionReader::Impl {
+  std::shared_ptr<const ImageRoot> root;
+  uint32_t version = 0;
+  UniqueFd dir;  // DIR/v000007/<node>
+  pb::Manifest manifest;
+
+  std::string path_of(uint32_t in, std::string_view name) const {
+    return fmt::format("{}/{}", root->node_path(in), name);
+  }
+  std::string own_path(std::string_view name) const { return path_of(version, name); }
+  UniqueFd open_own(const std::string& name) const {
+    return open_regular_file(dir.get(), name, own_path(name), root->identity);
+  }
+  bool needs(uint32_t other) const {
+    return std::binary_search(manifest.needs().begin(), manifest.needs().end(), other);
+  }
+  const pb::FileEntry* entry(std::string_view name) const {
+    for (const pb::FileEntry& file : manifest.files()) {
+      if (file.name() == name) return &file;
+    }
+    return nullptr;
+  }
+  void check_numbers() const;
+  void check_needs() const;
+  void check_files() const;
+};
+
+void VersionReader::Impl::check_numbers() const {
+  const std::string path = own_path(kManifestName);
+  if (manifest.format() != kImageFormat) {
+    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads format {}", path, manifest.format(),
+                kImageFormat);
+  }
+  if (manifest.version() != version) {
+    throw_error(ErrorKind::kImage, "{} is the manifest of version {}, not {}", path, manifest.version(), version);
+  }
+  const uint64_t page_size = manifest.host().page_size();
+  if (page_size != 0 && page_size != kPageBytes) {
+    throw_error(ErrorKind::kImage, "{} has pages of {} bytes, this program has pages of {}", path, page_size,
+                kPageBytes);
+  }
+}
+
+void VersionReader::Impl::check_needs() const {
+  uint32_t last = 0;
+  for (const uint32_t needed : manifest.needs()) {
+    if (needed <= last || needed > version) {
+      throw_error(ErrorKind::kImage, "{} names version {} after version {} among those it needs",
+                  own_path(kManifestName), needed, last);
+    }
+    last = needed;
+    if (needed != version && !root->has_node(needed)) {
+      throw_error(ErrorKind::kImage, "version {} needs version {}, and {} is missing", version, needed,
+                  root->node_path(needed));
+    }
+  }
+  if (last != version) {
+    throw_error(ErrorKind::kImage, "{} does not name itself among the versions it needs", own_path(kManifestName));
+  }
+}
+
+void VersionReader::Impl::check_files() const {
+  std::set<std::string_view> seen;
+  for (const pb::FileEntry& file : manifest.files()) {
+    if (!is_safe_name(file.name())) {
+      throw_error(ErrorKind::kImage, "{} names a file with an impossible name", own_path(kManifestName));
+    }
+    if (!seen.insert(file.name()).second) {
+      throw_error(ErrorKind::kImage, "{} names the file {} twice", own_path(kManifestName), file.name());
+    }
+    const UniqueFd fd = open_own(file.name());
+    const uint64_t size = file_size(fd.get(), own_path(file.name()));
+    if (size != file.bytes()) {
+      throw_error(ErrorKind::kImage, "{} has {} bytes instead of {}", own_path(file.name()), size, file.bytes());
+    }
+  }
+}
+
+VersionReader ImageDir::open_version(uint32_t version) const {
+  if (version == 0 || version > kMaxVersion) throw_error(ErrorKind::kUsage, "there is no version {}", version);
+  const FsIdentity guard(root_->identity);
+  auto impl = std::make_shared<VersionReader::Impl>();
+  impl->root = root_;
+  impl->version = version;
+  if (!root_->has_node(version)) {
+    throw_error(ErrorKind::kImage, "{} has no version {} of {}", root_->path, version, root_->node);
+  }
+  impl->dir = root_->open_node_dir(version);
+  const std::string name(kManifestName);
+  const UniqueFd fd = impl->open_own(name);
+  const std::string payload = unseal(fd.get(), name, kMaxManifestBytes, impl->own_path(name));
+  if (!impl->manifest.ParseFromString(payload)) {
+    throw_error(ErrorKind::kImage, "{} cannot be decoded", impl->own_path(name));
+  }
+  impl->check_numbers();
+  impl->check_needs();
+  impl->check_files();
+  return VersionReader(std::move(impl));
+}
+
+VersionReader::VersionReader(std::shared_ptr<const Impl> impl) : impl_(std::move(impl)) {}
+VersionReader::VersionReader(const VersionReader&) = default;
+VersionReader::VersionReader(VersionReader&&) noexcept = default;
+VersionReader::~VersionReader() = default;
+
+uint32_t VersionReader::version() const { return impl_->version; }
+const pb::Manifest& VersionReader::manifest() const { return impl_->manifest; }
+bool VersionReader::needs(uint32_t version) const { return impl_->needs(version); }
+
+std::string VersionReader::file_path(uint32_t version, const std::string& name) const {
+  return impl_->path_of(version, name);
+}
+
+pb::Capsule VersionReader::read_state() const {
+  const std::string name(kStateName);
+  const std::string path = impl_->own_path(name);
+  const pb::FileEntry* entry = impl_->entry(name);
+  if (entry == nullptr) throw_error(ErrorKind::kImage, "{} is not in the version's manifest", path);
+  UniqueFd fd;
+  {
+    const FsIdentity guard(impl_->root->identity);
+    fd = impl_->open_own(name);
+  }
+  uint64_t xxh3 = 0;
+  const std::string payload = unseal(fd.get(), name, kMaxStateBytes, path, &xxh3);
+  // A whole state file of another version has a right checksum of its own.
+  if (xxh3 != entry->xxh3()) throw_error(ErrorKind::kImage, "{} is not the file that the manifest describes", path);
+  pb::Capsule capsule;
+  if (!capsule.ParseFromString(payload)) throw_error(ErrorKind::kImage, "{} cannot be decoded", path);
+  return capsule;
+}
+
+UniqueFd VersionReader::open_file(uint32_t version, const std::string& name) const {
+  if (!is_safe_name(name)) {
+    throw_error(ErrorKind::kImage, "version {} refers to a file with an impossible name", impl_->version);
+  }
+  if (!impl_->needs(version)) {
+    throw_error(ErrorKind::kImage, "{} refers to version {}, which its manifest does not name",
+                impl_->root->node_path(impl_->version), version);
+  }
+  const FsIdentity guard(impl_->root->identity);
+  if (version == impl_->version) return impl_->open_own(name);
+  const UniqueFd dir = impl_->root->open_node_dir(version);
+  return open_regular_file(dir.get(), name, impl_->path_of(version, name), impl_->root->identity);
+}
+
+}  // namespace icp

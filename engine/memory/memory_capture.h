@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Memory of all processes of a capsule into page stores, over the versions of a session.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/base/finding.h"
+#include "engine/image/image.pb.h"
+#include "engine/image/image_dir.h"
+#include "engine/image/page_store.h"
+#include "engine/process/stopped_tree.h"
+#include "engine/tracker/page_tracker.h"
+
+namespace icp {
+
+// Mappings that cannot be checkpointed (devices, hugetlb, io_uring, aio rings ...). Stops nothing.
+void check_memory(const std::vector<ProcessRef>& processes, Findings& findings);
+
+struct MemoryOptions {
+  TrackerKind tracker = TrackerKind::kAuto;
+  uint64_t staging_limit = 1ull << 30;  // bytes of page copies held in the agent during a stop; beyond it
+                                        // pages are written while the processes are stopped (and logged)
+  unsigned precopy_rounds = 3;
+  std::string root;                     // "/proc/<pid>/root" style prefix for paths of the capsule, may be empty
+};
+
+struct MemoryStats {
+  uint64_t pages_written = 0;  // page records in this version
+  uint64_t pages_total = 0;    // pages described by the indexes
+  std::string tracker;         // name of the tracker (of the first process)
+  bool full = false;           // no page was taken over from an earlier version
+};
+
+// Keeps, between the versions of one session, a tracker and a page index for each address space and each
+// shared object. A round is: track() for new processes (stopped for a moment), begin(), precopy() while they
+// run, collect() while all are stopped, write() after they run on. abandon() instead of write() when the
+// round failed: the next version is then full. One agent thread (the ptrace one) only.
+//
+// Private memory comes from the tracker. Shared memory (anonymous shared, memfd, /dev/shm, shared file
+// mappings, System V) is an object with a store of its own, saved once however many map it: System V
+// segments whose attachers are all in the capsule and have not changed since the last version are taken
+// from the union of all mappers' trackers; everything else shared is read whole and compared by hash with
+// what was last saved, since descriptors and processes that came and went may have written to it.
+class MemoryCapture {
+ public:
+  explicit MemoryCapture(MemoryOptions options);
+  ~MemoryCapture();
+  MemoryCapture(MemoryCapture&&) noexcept;
+
+  // True when the process has no tracker yet, or was replaced by exec since.
+  bool needs_tracker(const ProcessRef& process) const;
+  void track(StoppedProcess& process);
+
+  void begin(VersionWriter& version);
+  void precopy(const std::vector<ProcessRef>& processes);
+  // Fills states[i]->memory (mappings, mm layout, auxv, exe, vdso) and capsule.objects, ShmSegment.object of
+  // capsule.sysv (already filled by capture_sysv; the thread's IPC namespace is the capsule's), and stages all
+  // remaining written pages.
+  void collect(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states, pb::Capsule& capsule);
+  // Object id for an open memfd, /dev/shm file or deleted file (see ObjectResolver in file_table.h). Call before
+  // collect() of the same round.
+  uint32_t object_of_file(int local_fd, const std::string& target);
+  MemoryStats write();
+  void abandon();
+
+  // A restored capsule goes on incrementally from the version it came from: takes over the stores' indexes.
+  // `pids`: vpid of each process is its store's number; the processes are stopped, fully restored.
+  void adopt(const VersionReader& version, const pb::Capsule& capsule, std::vector<StoppedProcess>& processes);
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace icp

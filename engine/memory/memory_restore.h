@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Page stores of a version back into processes.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "engine/base/identity.h"
+#include "engine/base/unique_fd.h"
+#include "engine/image/image.pb.h"
+#include "engine/image/image_dir.h"
+#include "engine/sysv/sysv_ipc.h"
+#include "engine/trace/remote_process.h"
+
+namespace icp {
+
+struct MemoryRestoreOptions {
+  Identity identity;           // files are opened with these rights
+  int root_fd = -1;            // O_PATH of the capsule's root directory
+  int agent_socket = -1;       // the agent's end of the socket every restored process has inherited ...
+  int process_socket = -1;     // ... and its number in the processes (for RemoteProcess::send_fd)
+  const RestoredSysv* sysv = nullptr;
+};
+
+// One agent thread only. All hostile numbers (addresses, lengths, offsets, object ids) are checked before
+// anything is mapped.
+class MemoryRestore {
+ public:
+  MemoryRestore(const VersionReader& version, const pb::Capsule& capsule, MemoryRestoreOptions options);
+  ~MemoryRestore();
+
+  // Throws kImage / kSystem with the path for anything that cannot work on this host: mapped files missing or
+  // changed (size, mtime), mappings outside the address space or overlapping, another vdso.
+  void check() const;
+  // Makes memfds, shared anonymous memory, deleted files and System V contents (in the thread's IPC namespace).
+  // Files that exist (shared file mappings, /dev/shm) get their saved content in apply_side_effects().
+  void create_objects();
+  UniqueFd open_object(uint32_t object, uint32_t flags);
+
+  // Replaces the whole address space of a seed process. On entry `remote` runs system calls through an instruction of
+  // the seed; on return through a trampoline page (with scratch) that is the only thing left of ours and lies in a hole
+  // of the new layout; remove_trampoline() unmaps it as the very last remote call. Needs root in the process: exe and
+  // mm layout are set with PR_SET_MM.
+  struct Trampoline {
+    uint64_t start = 0, size = 0;
+  };
+  Trampoline restore_process(RemoteProcess& remote, const pb::Process& process);
+  static void remove_trampoline(RemoteProcess& remote, Trampoline trampoline);
+
+  void apply_side_effects();
+
+ private:
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace icp

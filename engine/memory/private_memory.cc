@@ -1,0 +1,215 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/memory/private_memory.h"
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+constexpr uint64_t kAddressEnd = 1ull << 47;  // of user space, 4-level page tables
+
+bool zeros_are_absent(MappingClass kind) { return kind == MappingClass::kAnonymous; }
+
+}  // namespace
+
+PrivateMemory::PrivateMemory(const ProcessRef& process, std::unique_ptr<PageTracker> tracker)
+    : process_(process), tracker_(std::move(tracker)), copier_(process.pid), index_(std::make_unique<PageIndex>()) {}
+
+void PrivateMemory::begin(VersionWriter& version, const std::string& store) {
+  full_ = index_->pages() == 0;
+  if (store != store_) {
+    // A store is a chain of files of one name: under a new name it starts afresh.
+    forget();
+    store_ = store;
+  }
+  precopied_.clear();
+  writer_ = std::make_unique<PageStoreWriter>(version, store_, *index_);
+}
+
+void PrivateMemory::forget() {
+  writer_.reset();
+  index_ = std::make_unique<PageIndex>();
+  armed_.clear();
+  pending_.clear();
+  precopied_.clear();
+  to_copy_.clear();
+  data_.clear();
+  staged_.clear();
+  full_ = true;
+}
+
+// One mapping of a pass: appends its pages with data; `written` also where rule 1 distrusts the tracker.
+void PrivateMemory::collect_mapping(const MemoryMapping& mapping, std::vector<Armed>& armed,
+                                    std::vector<PageRange>& pages) {
+  const MappingClass kind = *mapping.tracked_as();
+  const Range whole{mapping.maps.start, mapping.maps.end};
+  std::vector<PageRange> found;
+  tracker_->collect(whole.start, whole.end, kind, true, found);
+  armed.push_back({whole, kind});
+
+  std::vector<Range> trusted;
+  auto it = std::partition_point(armed_.begin(), armed_.end(),
+                                 [&](const Armed& a) { return a.range.end <= whole.start; });
+  for (; it != armed_.end() && it->range.start < whole.end; ++it) {
+    if (it->kind == kind) append_range(trusted, it->range);
+  }
+  for (const PageRange& page : found) {
+    if (page.written) {
+      append_page_range(pages, page);
+      continue;
+    }
+    split_by({page.start, page.end}, trusted, [&](Range part, bool inside) {
+      append_page_range(pages, {part.start, part.end, !inside, page.zero});
+    });
+  }
+}
+
+uint64_t PrivateMemory::precopy_collect() {
+  to_copy_.clear();
+  if (!tracker_->atomic_rearm()) return 0;
+  const pid_t pid = process_.pid;
+  const bool first = mapping_cache_.mappings().empty();
+  MappingClassifier classifier(pid);
+  running_.clear();
+  for (const RawMapping& raw : first ? mapping_cache_.refresh(pid) : mapping_cache_.update(pid)) {
+    auto mapping = classifier.classify(raw);
+    if (mapping && mapping->problem.empty()) running_.push_back(std::move(*mapping));
+  }
+  std::vector<Armed> armed;
+  std::vector<Range> written;
+  tracker_->begin_pass(true);
+  for (const MemoryMapping& mapping : running_) {
+    if (!mapping.takes_private_pages()) continue;
+    std::vector<PageRange> pages;
+    collect_mapping(mapping, armed, pages);
+    for (const PageRange& page : pages) {
+      if (!page.written) continue;
+      append_range(written, {page.start, page.end});
+      if (!page.zero) to_copy_.push_back({{page.start, page.end}, zeros_are_absent(*mapping.tracked_as())});
+    }
+  }
+  armed_ = std::move(armed);
+  pending_.insert(pending_.end(), written.begin(), written.end());
+  normalise(pending_);
+  return total_bytes(written);
+}
+
+void PrivateMemory::precopy_copy() {
+  std::vector<std::byte> buffer(PageCopier::kChunk);
+  std::vector<Range> missing, done;
+  for (size_t i = 0; i < to_copy_.size();) {
+    const bool zeros = to_copy_[i].zeros_are_absent;
+    std::vector<Range> ranges;
+    for (; i < to_copy_.size() && to_copy_[i].zeros_are_absent == zeros; ++i) ranges.push_back(to_copy_[i].range);
+    copier_.copy(
+        ranges, [&](size_t) { return buffer.data(); },
+        [&](std::span<const Piece> pieces) {
+          for (const Piece& piece : pieces) writer_->put(piece.address, piece.bytes, zeros);
+        },
+        missing);
+    done.insert(done.end(), ranges.begin(), ranges.end());
+  }
+  normalise(done);
+  normalise(missing);
+  precopied_.insert(precopied_.end(), done.begin(), done.end());
+  normalise(precopied_);
+  pending_ = subtract(pending_, subtract(done, missing));
+  to_copy_.clear();
+}
+
+void PrivateMemory::collect(const std::vector<MemoryMapping>& mappings, StagingArena& arena, bool distrust_precopy) {
+  if (distrust_precopy) {
+    pending_.insert(pending_.end(), precopied_.begin(), precopied_.end());
+    normalise(pending_);
+  }
+  data_.clear();
+  std::vector<Armed> armed;
+  std::vector<Range> missing, copy;
+  tracker_->begin_pass(true);
+  bool zeros = true;
+  const auto flush = [&] {
+    stage(copy, zeros, arena, missing);
+    copy.clear();
+  };
+  for (const MemoryMapping& mapping : mappings) {
+    if (!mapping.takes_private_pages()) continue;
+    std::vector<PageRange> pages;
+    collect_mapping(mapping, armed, pages);
+    if (const bool now = zeros_are_absent(*mapping.tracked_as()); now != zeros) {
+      flush();
+      zeros = now;
+    }
+    for (const PageRange& page : pages) {
+      if (page.zero) continue;  // as if absent
+      const Range range{page.start, page.end};
+      append_range(data_, range);
+      if (page.written) {
+        append_range(copy, range);
+      } else {
+        split_by(range, pending_, [&](Range part, bool inside) {
+          if (inside) append_range(copy, part);
+        });
+      }
+    }
+  }
+  flush();
+  normalise(missing);
+  data_ = subtract(data_, missing);
+  armed_ = std::move(armed);
+  pending_.clear();
+}
+
+void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, StagingArena& arena,
+                          std::vector<Range>& missing) {
+  std::vector<std::byte> bounce;
+  copier_.copy(
+      ranges,
+      [&](size_t bytes) {
+        if (std::byte* room = arena.allocate(bytes)) return room;
+        bounce.resize(PageCopier::kChunk);
+        return bounce.data();
+      },
+      [&](std::span<const Piece> pieces) {
+        const bool at_once = !bounce.empty() && !pieces.empty() && pieces[0].bytes.data() >= bounce.data() &&
+                             pieces[0].bytes.data() < bounce.data() + bounce.size();
+        for (const Piece& piece : pieces) {
+          if (at_once) {
+            writer_->put(piece.address, piece.bytes, zeros_absent);
+          } else {
+            staged_.push_back({piece, zeros_absent});
+          }
+        }
+      },
+      missing);
+}
+
+void PrivateMemory::write() {
+  uint64_t at = 0;
+  for (const Range& range : data_) {
+    if (at < range.start) writer_->erase(at, range.start);
+    at = range.end;
+  }
+  writer_->erase(at, kAddressEnd);
+  for (const Staged& staged : staged_) writer_->put(staged.piece.address, staged.piece.bytes, staged.zeros_are_absent);
+  staged_.clear();
+  data_.clear();
+  writer_->finish();
+  written_ = writer_->records();
+  writer_.reset();
+}
+
+void PrivateMemory::adopt(PageIndex index, const std::vector<MemoryMapping>& mappings) {
+  index_ = std::make_unique<PageIndex>(std::move(index));
+  armed_.clear();
+  tracker_->begin_pass(true);
+  std::vector<Armed> armed;
+  for (const MemoryMapping& mapping : mappings) {
+    if (!mapping.takes_private_pages()) continue;
+    std::vector<PageRange> pages;
+    collect_mapping(mapping, armed, pages);
+  }
+  // Whatever was written so far is what the index says.
+  armed_ = std::move(armed);
+}
+
+}  // namespace icp

@@ -1,0 +1,96 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The private pages of one address space over the versions of a session.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/image/image_dir.h"
+#include "engine/image/page_store.h"
+#include "engine/memory/mapping_list.h"
+#include "engine/memory/page_copier.h"
+#include "engine/memory/page_ranges.h"
+#include "engine/memory/staging.h"
+#include "engine/process/stopped_tree.h"
+#include "engine/tracker/page_tracker.h"
+
+namespace icp {
+
+// What makes a version right, for each page of a private mapping: the index finds what the page held at the stop, or
+// nothing when it held zeros (or its file's content). It is kept by these rules:
+//  1. The tracker's answer "unwritten" is believed only for addresses that the pass before collected as the same class
+//     of mapping (`armed_`); everything else is taken whole.
+//  2. What a pass reports as written is in `pending_` until it has been copied; what a copy while the process runs
+//     could not read stays there until the stop.
+//  3. At the stop the list of pages with data is complete, and the index loses whatever is not in it.
+//  4. After anything went wrong all is forgotten and the next version takes everything.
+class PrivateMemory {
+ public:
+  PrivateMemory(const ProcessRef& process, std::unique_ptr<PageTracker> tracker);
+
+  const ProcessRef& process() const { return process_; }
+  PageTracker& tracker() { return *tracker_; }
+  const std::string& store() const { return store_; }
+
+  // The version under way; `store` is its name there.
+  void begin(VersionWriter& version, const std::string& store);
+  bool begun() const { return writer_ != nullptr; }
+  // Forgets what the index says (rule 4).
+  void forget();
+
+  // While the process runs: one pass over its private mappings. Then the copy of what it found written.
+  uint64_t precopy_collect();
+  void precopy_copy();
+  // At the stop: all mappings in `mappings`.
+  // Pages are copied into the arena, or written at once when it is full.
+  void collect(const std::vector<MemoryMapping>& mappings, StagingArena& arena, bool distrust_precopy);
+  // After the stop: copies and erasures into the store.
+  void write();
+
+  // Goes on from a restored version: the index describes the memory as it is at this moment (stopped).
+  void adopt(PageIndex index, const std::vector<MemoryMapping>& mappings);
+
+  uint64_t written_pages() const { return writer_ ? writer_->records() : written_; }
+  uint64_t total_pages() const { return index_->pages(); }
+  bool full() const { return full_; }
+  MappingCache& mapping_cache() { return mapping_cache_; }
+  // Mappings as of the last precopy_collect().
+  const std::vector<MemoryMapping>& running_mappings() const { return running_; }
+
+ private:
+  struct Armed {
+    Range range;
+    MappingClass kind;
+  };
+  struct Staged {
+    Piece piece;
+    bool zeros_are_absent;
+  };
+  void collect_mapping(const MemoryMapping& mapping, std::vector<Armed>& armed, std::vector<PageRange>& pages);
+  void stage(std::span<const Range> ranges, bool zeros_are_absent, StagingArena& arena, std::vector<Range>& missing);
+
+  ProcessRef process_;
+  std::unique_ptr<PageTracker> tracker_;
+  PageCopier copier_;
+  MappingCache mapping_cache_;
+  std::string store_;
+  std::unique_ptr<PageIndex> index_;
+  std::unique_ptr<PageStoreWriter> writer_;  // after index_: it refers to it
+  bool full_ = true;
+  uint64_t written_ = 0;
+
+  std::vector<Armed> armed_;       // what the last pass collected, ascending
+  std::vector<Range> pending_;     // written, not copied yet
+  std::vector<Range> precopied_;   // copied in this version while the process ran
+  std::vector<MemoryMapping> running_;
+  struct ToCopy {
+    Range range;
+    bool zeros_are_absent;
+  };
+  std::vector<ToCopy> to_copy_;    // found by the last precopy_collect()
+  std::vector<Range> data_;        // at the stop: all pages with data
+  std::vector<Staged> staged_;
+};
+
+}  // namespace icp

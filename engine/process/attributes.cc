@@ -1,0 +1,79 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/process/attributes.h"
+
+#include <limits.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include <fstream>
+#include <string>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+
+namespace icp {
+namespace {
+
+int get_int(RemoteProcess& remote, const char* what, uint64_t option) {
+  remote.reset_scratch();
+  const RemoteAddr at = remote.stage_value(int{0});
+  remote.call(what, SYS_prctl, {option, at.value});
+  return remote.read_value<int>(at);
+}
+
+}  // namespace
+
+void check_attributes(const ProcessRef& process, Findings& findings) {
+  const auto refuse = [&](std::string what, std::string remedy) {
+    findings.push_back({process.pid, process.comm, "", std::move(what), std::move(remedy)});
+  };
+  if (const std::string cwd = read_proc_link(process.pid, "cwd"); cwd.ends_with(" (deleted)"))
+    refuse("its working directory " + cwd + " has been removed", "change to a directory that exists");
+  if (const std::string root = read_proc_link(process.pid, "root"); root != "/")
+    refuse("runs in a changed root directory " + root, "run it without chroot");
+  const ProcStatus status = ProcStatus::read(process.pid);
+  if (status.seccomp != 0)
+    refuse("has a seccomp filter", "run it without the sandbox that installs the filter");
+  if (status.tracer != 0)
+    refuse(fmt::format("is traced by process {}", status.tracer), "detach the debugger");
+}
+
+void capture_attributes(StoppedProcess& process, pb::Process& state) {
+  RemoteProcess& remote = *process.remote;
+  const pid_t pid = process.ref.pid;
+  state.set_cwd(read_proc_link(pid, "cwd"));
+  state.set_root(read_proc_link(pid, "root"));
+  state.set_personality(static_cast<uint32_t>(std::stoul(read_proc(pid, "personality"), nullptr, 16)));
+  state.set_pdeath_signal(get_int(remote, "prctl(PR_GET_PDEATHSIG)", PR_GET_PDEATHSIG));
+  state.set_child_subreaper(get_int(remote, "prctl(PR_GET_CHILD_SUBREAPER)", PR_GET_CHILD_SUBREAPER) != 0);
+  state.set_dumpable(remote.call("prctl(PR_GET_DUMPABLE)", SYS_prctl, {PR_GET_DUMPABLE}) == 1);
+  state.set_thp_disabled(remote.syscall(SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0}) == 1);
+  state.set_oom_score_adj(std::stoi(read_proc(pid, "oom_score_adj")));
+}
+
+void restore_attributes(RemoteProcess& remote, const pb::Process& state) {
+  remote.call("personality", SYS_personality, {state.personality()});
+  remote.call("umask", SYS_umask, {state.umask() & 0777});
+  if (state.child_subreaper())
+    remote.call("prctl(PR_SET_CHILD_SUBREAPER)", SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1});
+  if (state.thp_disabled()) remote.call("prctl(PR_SET_THP_DISABLE)", SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  // Lowering it is for administrators: a step that may not keeps its own.
+  std::ofstream(fmt::format("/proc/{}/oom_score_adj", remote.pid())) << state.oom_score_adj();
+}
+
+void restore_user_attributes(RemoteProcess& remote, const pb::Process& state) {
+  if (state.cwd().empty() || state.cwd()[0] != '/' || state.cwd().size() >= PATH_MAX)
+    throw_error(ErrorKind::kImage, "process {} has no absolute working directory", state.pid());
+  remote.reset_scratch();
+  const int64_t result = remote.syscall(SYS_chdir, {remote.stage_string(state.cwd()).value});
+  if (result < 0)
+    throw Error(ErrorKind::kSystem,
+                fmt::format("cannot enter the working directory {}: {}", state.cwd(),
+                            errno_text(static_cast<int>(-result))),
+                static_cast<int>(-result));
+  if (state.pdeath_signal() > 0 && state.pdeath_signal() <= 64)
+    remote.call("prctl(PR_SET_PDEATHSIG)", SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(state.pdeath_signal())});
+  remote.call("prctl(PR_SET_DUMPABLE)", SYS_prctl, {PR_SET_DUMPABLE, state.dumpable() ? 1u : 0u});
+}
+
+}  // namespace icp

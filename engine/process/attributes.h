@@ -1,0 +1,20 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Small attributes of a process: working directory, umask, personality, parent-death signal, dumpable,
+// subreaper, transparent huge pages, out-of-memory score.
+#pragma once
+
+#include "engine/base/finding.h"
+#include "engine/image/image.pb.h"
+#include "engine/process/stopped_tree.h"
+
+namespace icp {
+
+void check_attributes(const ProcessRef& process, Findings& findings);
+void capture_attributes(StoppedProcess& process, pb::Process& state);
+// With root's rights still.
+void restore_attributes(RemoteProcess& remote, const pb::Process& state);
+// With the user's rights: the working directory must be one the user may enter, and the parent-death signal and dumpable
+// are reset by a change of credentials.
+void restore_user_attributes(RemoteProcess& remote, const pb::Process& state);
+
+}  // namespace icp

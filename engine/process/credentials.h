@@ -1,0 +1,21 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// User, groups and capabilities of a process: capture and restore.
+#pragma once
+
+#include "engine/base/finding.h"
+#include "engine/base/identity.h"
+#include "engine/image/image.pb.h"
+#include "engine/process/stopped_tree.h"
+
+namespace icp {
+
+// Set-user-id programs and processes with capabilities of their own cannot be restored with the job's rights alone.
+void check_credentials(const ProcessRef& process, Findings& findings);
+void capture_credentials(const ProcessRef& process, pb::Process& state);
+
+// Takes the identity that Slurm (or the caller) vouches for: ids and capabilities in the image are not looked at, a saved
+// group id is honoured only if it is one of the identity's. Per thread, since the kernel keeps credentials so. The
+// thread has no way back to root afterwards.
+void restore_credentials(RemoteProcess& remote, const pb::Process& state, const Identity& identity);
+
+}  // namespace icp

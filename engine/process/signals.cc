@@ -1,0 +1,99 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/process/signals.h"
+
+#include <signal.h>
+#include <sys/syscall.h>
+#include <time.h>
+
+#include <cstring>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+
+namespace icp {
+namespace {
+
+constexpr uint32_t kSignals = 64;
+constexpr uint64_t kKernelSigsetBytes = 8;
+constexpr int kMostPending = 65536;  // beyond any RLIMIT_SIGPENDING seen; bounds hostile images
+
+// struct sigaction as the kernel has it (arch/x86/include/asm/signal.h).
+struct KernelSigaction {
+  uint64_t handler, flags, restorer, mask;
+};
+
+siginfo_t checked_siginfo(const std::string& bytes) {
+  siginfo_t info;
+  if (bytes.size() != sizeof info) throw_error(ErrorKind::kImage, "a pending signal has {} bytes", bytes.size());
+  std::memcpy(&info, bytes.data(), sizeof info);
+  if (info.si_signo < 1 || info.si_signo > static_cast<int>(kSignals) || info.si_signo == SIGKILL ||
+      info.si_signo == SIGSTOP)
+    throw_error(ErrorKind::kImage, "signal {} cannot be pending", info.si_signo);
+  return info;
+}
+
+}  // namespace
+
+void capture_signals(StoppedProcess& process, pb::Process& state) {
+  RemoteProcess& remote = *process.remote;
+  const ProcStatus status = ProcStatus::read(process.ref.pid);
+  pb::Signals& signals = *state.mutable_signals();
+  for (uint32_t signal = 1; signal <= kSignals; ++signal) {
+    const uint64_t bit = 1ull << (signal - 1);
+    // Default ones have no handler; SIGCHLD's flags (SA_NOCLDWAIT) count even then.
+    if (((status.sig_caught | status.sig_ignored) & bit) == 0 && signal != SIGCHLD) continue;
+    remote.reset_scratch();
+    const RemoteAddr at = remote.stage_value(KernelSigaction{});
+    remote.call("rt_sigaction", SYS_rt_sigaction, {signal, 0, at.value, kKernelSigsetBytes});
+    const auto action = remote.read_value<KernelSigaction>(at);
+    if (action.handler == 0 && action.flags == 0) continue;
+    pb::SignalAction& saved = *signals.add_actions();
+    saved.set_signal(signal);
+    saved.set_handler(action.handler);
+    saved.set_flags(action.flags);
+    saved.set_restorer(action.restorer);
+    saved.set_mask(action.mask);
+  }
+  for (const siginfo_t& info : process.threads[0].pending_signals(true)) signals.add_pending(&info, sizeof info);
+}
+
+void restore_signal_actions(RemoteProcess& remote, const pb::Process& state) {
+  for (const pb::SignalAction& saved : state.signals().actions()) {
+    if (saved.signal() < 1 || saved.signal() > kSignals || saved.signal() == SIGKILL || saved.signal() == SIGSTOP)
+      throw_error(ErrorKind::kImage, "process {} has a handler for signal {}", state.pid(), saved.signal());
+    remote.reset_scratch();
+    const KernelSigaction action{saved.handler(), saved.flags(), saved.restorer(), saved.mask()};
+    remote.call("rt_sigaction", SYS_rt_sigaction,
+                {saved.signal(), remote.stage_value(action).value, 0, kKernelSigsetBytes});
+  }
+}
+
+void restore_process_signals(RemoteProcess& remote, const pb::Process& state) {
+  remote.reset_scratch();
+  const RemoteAddr child_mask = remote.stage_value(1ull << (SIGCHLD - 1));
+  const RemoteAddr no_time = remote.stage_value(timespec{});
+  while (remote.syscall(SYS_rt_sigtimedwait, {child_mask.value, 0, no_time.value, kKernelSigsetBytes}) > 0) {
+  }
+  if (state.signals().pending_size() > kMostPending)
+    throw_error(ErrorKind::kImage, "process {} has {} pending signals", state.pid(), state.signals().pending_size());
+  for (const std::string& bytes : state.signals().pending()) {
+    const siginfo_t info = checked_siginfo(bytes);
+    remote.reset_scratch();
+    // A process may queue any siginfo to itself, whatever its si_code.
+    remote.call("rt_sigqueueinfo", SYS_rt_sigqueueinfo,
+                {state.pid(), static_cast<uint64_t>(info.si_signo), remote.stage_value(info).value});
+  }
+}
+
+void restore_thread_signals(RemoteProcess& remote, const pb::Process& state, const pb::Thread& thread) {
+  if (thread.pending_size() > kMostPending)
+    throw_error(ErrorKind::kImage, "thread {} has {} pending signals", thread.tid(), thread.pending_size());
+  for (const std::string& bytes : thread.pending()) {
+    const siginfo_t info = checked_siginfo(bytes);
+    remote.reset_scratch();
+    remote.call("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo,
+                {state.pid(), thread.tid(), static_cast<uint64_t>(info.si_signo), remote.stage_value(info).value});
+  }
+}
+
+}  // namespace icp

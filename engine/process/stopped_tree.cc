@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/process/stopped_tree.h"
+
+#include <errno.h>
+#include <signal.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <set>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/process/rseq.h"
+
+namespace icp {
+namespace {
+
+// include/linux/errno.h: seen in rax of a thread stopped in an interrupted system call.
+constexpr int64_t kRestartSys = 512, kRestartNoIntr = 513, kRestartNoHand = 514, kRestartBlock = 516;
+
+// signal(7): calls that fail with EINTR after any stop, even one that no handler saw. The kernel did that because of
+// our interrupt, so they are made to restart, as if nothing had been; should a handler run, they still fail with EINTR.
+constexpr long kNeverRestarted[] = {SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_semop, SYS_semtimedop,
+                                    SYS_rt_sigtimedwait, SYS_io_getevents, SYS_io_pgetevents};
+
+bool in_system_call(const user_regs_struct& regs) { return static_cast<int64_t>(regs.orig_rax) >= 0; }
+
+bool read_process(pid_t pid, ProcessRef& ref) {
+  try {
+    const ProcStat stat = ProcStat::read(pid);
+    const ProcStatus status = ProcStatus::read(pid);
+    if (stat.state == 'X') return false;
+    ref.pid = pid;
+    ref.vpid = status.ns_tgid.empty() ? pid : status.ns_tgid.back();
+    ref.start_time = stat.start_time_ticks;
+    ref.comm = stat.comm;
+    ref.zombie = stat.state == 'Z';
+    return true;
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kGone) return false;
+    throw;
+  }
+}
+
+void add_with_descendants(pid_t pid, std::set<pid_t>& seen, std::vector<ProcessRef>& found) {
+  ProcessRef ref;
+  if (!seen.insert(pid).second || !read_process(pid, ref)) return;
+  found.push_back(ref);
+  if (ref.zombie) return;
+  try {
+    for (const pid_t child : read_children(pid)) add_with_descendants(child, seen, found);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kGone) throw;
+  }
+}
+
+pid_t capsule_tid(pid_t pid, pid_t tid) {
+  const ProcStatus status = ProcStatus::parse(read_proc(pid, fmt::format("task/{}/status", tid)));
+  return status.ns_pid.empty() ? tid : status.ns_pid.back();
+}
+
+// Seizes and interrupts threads until a pass over the thread list finds no new one: a running thread may make another
+// behind our back, a stopped one cannot.
+void seize_all_threads(StoppedProcess& process) {
+  const pid_t pid = process.ref.pid;
+  std::set<pid_t> held;
+  for (bool found_new = true; found_new;) {
+    found_new = false;
+    const size_t first_new = process.threads.size();
+    for (const pid_t tid : list_proc_numbers(pid, "task")) {
+      if (held.contains(tid)) continue;
+      try {
+        process.threads.push_back(Tracee::seize(tid));
+        process.threads.back().interrupt();
+      } catch (const Error& error) {
+        if (error.kind() == ErrorKind::kGone && tid != pid) continue;  // a thread that has just ended
+        throw;
+      }
+      held.insert(tid);
+      found_new = true;
+    }
+    for (size_t i = first_new; i < process.threads.size(); ++i) {
+      try {
+        process.threads[i].wait_stopped();
+      } catch (const Error& error) {
+        if (error.kind() != ErrorKind::kGone || i == 0) throw;
+      }
+    }
+    std::erase_if(process.threads, [](const Tracee& thread) { return thread.tid() == 0; });
+  }
+  const auto leader = std::find_if(process.threads.begin(), process.threads.end(),
+                                   [pid](const Tracee& thread) { return thread.tid() == pid; });
+  if (leader == process.threads.end()) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  std::rotate(process.threads.begin(), leader, leader + 1);
+}
+
+void note_start(Tracee& thread, pid_t pid, InterruptedCalls& calls, ThreadStart& start) {
+  start.signal_mask = thread.signal_mask();
+  start.live = thread.regs();
+  find_rseq(thread, pid, start);
+  leave_rseq_section(pid, start);
+  calls.normalise(thread.tid(), start.live, start.image);
+  thread.set_signal_mask(~0ull);
+}
+
+}  // namespace
+
+std::vector<ProcessRef> find_processes(const std::vector<pid_t>& roots) {
+  std::set<pid_t> seen;
+  std::vector<ProcessRef> found;
+  for (const pid_t root : roots) add_with_descendants(root, seen, found);
+  return found;
+}
+
+void InterruptedCalls::normalise(pid_t tid, user_regs_struct& live, user_regs_struct& image) {
+  if (in_system_call(live) && static_cast<int64_t>(live.rax) == -EINTR &&
+      std::find(std::begin(kNeverRestarted), std::end(kNeverRestarted), static_cast<long>(live.orig_rax)) !=
+          std::end(kNeverRestarted))
+    live.rax = static_cast<uint64_t>(-kRestartNoHand);
+  image = live;
+  if (!in_system_call(live) || static_cast<int64_t>(live.rax) != -kRestartBlock) {
+    calls_.erase(tid);
+    return;
+  }
+  // The running kernel knows how long nanosleep, poll and futex waits still have to go (its restart block); in an image
+  // the call itself is made again. nanosleep has left the rest of its time in the caller's memory by now.
+  const auto known = calls_.find(tid);
+  if (live.orig_rax != SYS_restart_syscall) {
+    calls_[tid] = {live.orig_rax, live.rip, live.rsp};
+  } else if (known != calls_.end() && known->second.rip == live.rip && known->second.rsp == live.rsp) {
+    image.orig_rax = known->second.number;
+  }
+  image.rax = static_cast<uint64_t>(-kRestartNoHand);
+}
+
+StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
+  StoppedProcess process;
+  process.ref = ref;
+  if (ref.zombie) return process;
+  seize_all_threads(process);
+  if (ProcStat::read(ref.pid).start_time_ticks != ref.start_time)
+    throw_error(ErrorKind::kGone, "process {} has ended", ref.pid);
+  process.starts.resize(process.threads.size());
+  for (size_t i = 0; i < process.threads.size(); ++i) {
+    process.vtids.push_back(capsule_tid(ref.pid, process.threads[i].tid()));
+    process.job_stopped = process.job_stopped || process.threads[i].job_stopped();
+    note_start(process.threads[i], ref.pid, calls, process.starts[i]);
+  }
+  process.remote =
+      std::make_unique<RemoteProcess>(process.threads[0], ref.pid, find_syscall_instruction(ref.pid));
+  return process;
+}
+
+void resume_process(StoppedProcess& process) noexcept {
+  process.remote.reset();
+  for (size_t i = 0; i < process.threads.size(); ++i) {
+    Tracee& thread = process.threads[i];
+    try {
+      if (thread.tid() == 0) continue;
+      if (i < process.starts.size()) {
+        if (thread.made_calls()) thread.restop();
+        thread.set_regs(process.starts[i].live);
+        thread.set_signal_mask(process.starts[i].signal_mask);
+      }
+      thread.detach();
+    } catch (const std::exception&) {
+      // Killed while it was stopped: nothing to put back.
+    }
+  }
+  process.threads.clear();
+}
+
+StoppedTree::StoppedTree(const std::vector<pid_t>& roots, InterruptedCalls& calls) {
+  std::set<pid_t> held;
+  try {
+    for (bool found_new = true; found_new;) {
+      found_new = false;
+      for (const ProcessRef& ref : find_processes(roots)) {
+        if (!held.insert(ref.pid).second) continue;
+        found_new = true;
+        try {
+          processes_.push_back(stop_process(ref, calls));
+        } catch (const Error& error) {
+          if (error.kind() != ErrorKind::kGone) throw;
+          held.erase(ref.pid);  // it ended; if it is a zombie by now, the next pass takes it as one
+        }
+      }
+    }
+  } catch (...) {
+    resume();
+    throw;
+  }
+}
+
+StoppedTree::~StoppedTree() { resume(); }
+
+void StoppedTree::resume() noexcept {
+  for (StoppedProcess& process : processes_) resume_process(process);
+  processes_.clear();
+}
+
+void StoppedTree::kill() noexcept {
+  for (StoppedProcess& process : processes_)
+    if (!process.ref.zombie) ::kill(process.ref.pid, SIGKILL);
+  for (StoppedProcess& process : processes_) {
+    process.remote.reset();
+    for (Tracee& thread : process.threads) thread.forget_ended();
+  }
+  processes_.clear();
+}
+
+}  // namespace icp

@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The processes of a capsule: finding them, stopping them all, letting them go on.
+#pragma once
+
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/trace/remote_process.h"
+#include "engine/trace/tracee.h"
+
+namespace icp {
+
+// A process as found in /proc. `pid` is the agent's view, `vpid` the capsule's (its innermost pid namespace).
+struct ProcessRef {
+  pid_t pid = 0, vpid = 0;
+  uint64_t start_time = 0;  // ticks since boot; with pid, the process's identity
+  std::string comm;
+  bool zombie = false;
+  friend bool operator==(const ProcessRef&, const ProcessRef&) = default;
+};
+
+// All live descendants of the roots (the roots included), parents before children. Processes that end meanwhile are
+// left out.
+std::vector<ProcessRef> find_processes(const std::vector<pid_t>& roots);
+
+// What a thread was doing when it was stopped.
+struct ThreadStart {
+  user_regs_struct live{};   // registers to go on with
+  user_regs_struct image{};  // registers to save: the same, but for system calls that only the running kernel can resume
+  uint64_t signal_mask = 0;
+  uint64_t rseq = 0;         // address of its struct rseq, 0 when none is registered
+  uint32_t rseq_len = 0, rseq_signature = 0;
+};
+
+// One stopped process: its threads (leader first) and the means to run system calls in it. While it is stopped all
+// signals are blocked in its threads, so that calls are not disturbed; they stay pending.
+struct StoppedProcess {
+  ProcessRef ref;
+  std::vector<Tracee> threads;            // empty for a zombie
+  std::vector<pid_t> vtids;               // the threads' ids in the capsule
+  std::vector<ThreadStart> starts;        // one a thread
+  std::unique_ptr<RemoteProcess> remote;  // calls in the leader; null for a zombie
+  bool job_stopped = false;               // SIGSTOP, SIGTSTP ...
+};
+
+// System calls found interrupted at earlier stops of a session, by thread: restart_syscall(2) hides which call it
+// goes on with, and only the first stop sees that.
+class InterruptedCalls {
+ public:
+  // Registers to go on with and to save, from those found at a stop.
+  void normalise(pid_t tid, user_regs_struct& live, user_regs_struct& image);
+
+ private:
+  struct Call {
+    uint64_t number = 0, rip = 0, rsp = 0;
+  };
+  std::map<pid_t, Call> calls_;
+};
+
+// Stops one process: seizes all its threads, including those that appear meanwhile. Throws kGone if it ends.
+StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls);
+// Puts registers and signal mask of all threads back and lets them go on (stopped by job control if they were).
+// Never throws: a thread that was killed meanwhile is passed over.
+void resume_process(StoppedProcess& process) noexcept;
+
+// All processes below some roots, stopped. The destructor lets them go on.
+class StoppedTree {
+ public:
+  // Stops everything, looking again until no new process or thread turns up.
+  StoppedTree(const std::vector<pid_t>& roots, InterruptedCalls& calls);
+  StoppedTree(const StoppedTree&) = delete;
+  StoppedTree& operator=(const StoppedTree&) = delete;
+  ~StoppedTree();
+
+  std::vector<StoppedProcess>& processes() { return processes_; }
+  void resume() noexcept;
+  // SIGKILL instead of going on.
+  void kill() noexcept;
+
+ private:
+  std::vector<StoppedProcess> processes_;
+};
+
+}  // namespace icp

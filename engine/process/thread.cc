@@ -1,0 +1,121 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/process/thread.h"
+
+#include <linux/prctl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <cstring>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/process/rseq.h"
+#include "engine/process/scheduling.h"
+#include "engine/process/signals.h"
+
+namespace icp {
+namespace {
+
+// Intel SDM vol. 1, 13.4: the XSAVE area's header follows the 512 bytes of the legacy area; its first field tells which
+// components the area holds.
+constexpr size_t kXstateHeader = 512;
+constexpr size_t kXstateMinimum = kXstateHeader + 64;
+
+void capture_robust_list(RemoteProcess& remote, pb::Thread& state) {
+  uint64_t head = 0;
+  size_t length = 0;
+  if (::syscall(SYS_get_robust_list, remote.thread().tid(), &head, &length) != 0) return;
+  state.set_robust_list(head);
+  state.set_robust_list_len(length);
+}
+
+void capture_clear_child_tid(RemoteProcess& remote, pb::Thread& state) {
+  remote.reset_scratch();
+  const RemoteAddr at = remote.stage_value(uint64_t{0});
+  // Needs CONFIG_CHECKPOINT_RESTORE, which every distribution's kernel has.
+  remote.call("prctl(PR_GET_TID_ADDRESS)", SYS_prctl, {PR_GET_TID_ADDRESS, at.value});
+  state.set_clear_child_tid(remote.read_value<uint64_t>(at));
+}
+
+void capture_altstack(RemoteProcess& remote, pb::Thread& state) {
+  remote.reset_scratch();
+  const RemoteAddr at = remote.stage_value(stack_t{});
+  remote.call("sigaltstack", SYS_sigaltstack, {0, at.value});
+  const stack_t stack = remote.read_value<stack_t>(at);
+  state.set_altstack_sp(reinterpret_cast<uint64_t>(stack.ss_sp));
+  state.set_altstack_size(stack.ss_size);
+  state.set_altstack_flags(static_cast<uint32_t>(stack.ss_flags));
+}
+
+void restore_altstack(RemoteProcess& remote, const pb::Thread& state) {
+  if ((state.altstack_flags() & SS_DISABLE) != 0 || state.altstack_size() == 0) return;
+  remote.reset_scratch();
+  stack_t stack{};
+  stack.ss_sp = reinterpret_cast<void*>(state.altstack_sp());
+  stack.ss_size = state.altstack_size();
+  // SS_ONSTACK is a reading of the stack pointer, not a setting.
+  stack.ss_flags = static_cast<int>(state.altstack_flags() & ~static_cast<uint32_t>(SS_ONSTACK));
+  remote.call("sigaltstack", SYS_sigaltstack, {remote.stage_value(stack).value, 0});
+}
+
+}  // namespace
+
+void capture_thread(StoppedProcess& process, size_t index, RemoteProcess& remote, pb::Thread& state) {
+  Tracee& thread = process.threads[index];
+  const ThreadStart& start = process.starts[index];
+  state.set_tid(static_cast<uint32_t>(process.vtids[index]));
+  std::string comm = read_proc(process.ref.pid, fmt::format("task/{}/comm", thread.tid()));
+  if (!comm.empty() && comm.back() == '\n') comm.pop_back();
+  state.set_comm(comm);
+  state.set_gpr(&start.image, sizeof start.image);
+  const std::vector<std::byte> xstate = thread.xstate();
+  state.set_xstate(xstate.data(), xstate.size());
+  state.set_signal_mask(start.signal_mask);
+  for (const siginfo_t& info : thread.pending_signals(false)) state.add_pending(&info, sizeof info);
+  state.set_rseq(start.rseq);
+  state.set_rseq_len(start.rseq_len);
+  state.set_rseq_signature(start.rseq_signature);
+  capture_robust_list(remote, state);
+  capture_clear_child_tid(remote, state);
+  capture_altstack(remote, state);
+  capture_scheduling(thread.tid(), state);
+}
+
+void restore_thread(RemoteProcess& remote, const pb::Thread& state) {
+  remote.reset_scratch();
+  remote.call("prctl(PR_SET_NAME)", SYS_prctl, {PR_SET_NAME, remote.stage_string(state.comm().substr(0, 15)).value});
+  remote.call("set_tid_address", SYS_set_tid_address, {state.clear_child_tid()});
+  if (state.robust_list() != 0)
+    remote.call("set_robust_list", SYS_set_robust_list, {state.robust_list(), state.robust_list_len()});
+  restore_altstack(remote, state);
+  restore_rseq(remote, state);
+}
+
+void restore_registers(Tracee& thread, const pb::Thread& state) {
+  user_regs_struct regs;
+  if (state.gpr().size() != sizeof regs)
+    throw_error(ErrorKind::kImage, "thread {} has {} bytes of registers instead of {}", state.tid(),
+                state.gpr().size(), sizeof regs);
+  std::memcpy(&regs, state.gpr().data(), sizeof regs);
+  std::vector<std::byte> xstate = thread.xstate();  // as large as this processor's
+  const std::string& saved = state.xstate();
+  if (saved.size() < kXstateMinimum || xstate.size() < kXstateMinimum)
+    throw_error(ErrorKind::kImage, "thread {} has an extended state of {} bytes", state.tid(), saved.size());
+  // Components beyond this processor's area would be cut off: only a whole state may be loaded.
+  const size_t common = std::min(saved.size(), xstate.size());
+  std::fill(xstate.begin(), xstate.end(), std::byte{0});
+  std::memcpy(xstate.data(), saved.data(), common);
+  try {
+    thread.set_xstate(xstate);
+    thread.set_regs(regs);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kGone) throw;
+    throw_error(ErrorKind::kImage, "the processor does not take the registers of thread {}: {}", state.tid(),
+                error.what());
+  }
+  thread.set_signal_mask(state.signal_mask());
+}
+
+}  // namespace icp

@@ -1,0 +1,19 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What belongs to one thread: registers, signal mask and pending signals, alternate stack, robust list,
+// set_tid_address, rseq. Capture and restore.
+#pragma once
+
+#include "engine/image/image.pb.h"
+#include "engine/process/stopped_tree.h"
+
+namespace icp {
+
+// Fills `state` for thread `index` of a stopped process; `remote` runs calls in that thread.
+void capture_thread(StoppedProcess& process, size_t index, RemoteProcess& remote, pb::Thread& state);
+
+// Everything that takes calls in the thread, while it still has root's rights.
+void restore_thread(RemoteProcess& remote, const pb::Thread& state);
+// Registers and signal mask: the last thing before the thread goes on; it must be in a stop made by restop().
+void restore_registers(Tracee& thread, const pb::Thread& state);
+
+}  // namespace icp

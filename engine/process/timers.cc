@@ -1,0 +1,136 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/process/timers.h"
+
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <time.h>
+
+#include <cstdio>
+#include <cstring>
+#include <sstream>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+
+namespace icp {
+namespace {
+
+constexpr uint64_t kNsPerSecond = 1'000'000'000, kUsPerSecond = 1'000'000;
+constexpr int kMostTimers = 1024;
+constexpr int kMostTimerId = 100'000;  // ids are handed out in sequence: bounds the search for a saved one
+
+uint64_t to_ns(const timespec& time) {
+  return static_cast<uint64_t>(time.tv_sec) * kNsPerSecond + static_cast<uint64_t>(time.tv_nsec);
+}
+timespec from_ns(uint64_t ns) {
+  return {static_cast<time_t>(ns / kNsPerSecond), static_cast<long>(ns % kNsPerSecond)};
+}
+uint64_t to_us(const timeval& time) {
+  return static_cast<uint64_t>(time.tv_sec) * kUsPerSecond + static_cast<uint64_t>(time.tv_usec);
+}
+timeval from_us(uint64_t us) {
+  return {static_cast<time_t>(us / kUsPerSecond), static_cast<suseconds_t>(us % kUsPerSecond)};
+}
+
+// One block of /proc/PID/timers (proc(5)):
+//   ID: 1
+//   signal: 60/00007fff86e452a8
+//   notify: signal/pid.2634
+//   ClockID: 0
+std::vector<pb::PosixTimer> read_posix_timers(pid_t pid) {
+  std::vector<pb::PosixTimer> timers;
+  std::istringstream lines(read_proc(pid, "timers"));
+  for (std::string line; std::getline(lines, line);) {
+    int number = 0, target = 0;
+    unsigned long long value = 0;
+    char kind[16] = "", scope[8] = "";
+    if (std::sscanf(line.c_str(), "ID: %d", &number) == 1) {
+      timers.emplace_back().set_id(number);
+    } else if (timers.empty()) {
+      continue;
+    } else if (std::sscanf(line.c_str(), "signal: %d/%llx", &number, &value) == 2) {
+      timers.back().set_signal(number);
+      timers.back().set_value(value);
+    } else if (std::sscanf(line.c_str(), "notify: %15[a-z]/%7[a-z].%d", kind, scope, &target) == 3) {
+      const std::string_view how = kind;
+      int notify = how == "none" ? SIGEV_NONE : how == "thread" ? SIGEV_THREAD : SIGEV_SIGNAL;
+      if (std::string_view(scope) == "tid") {
+        notify |= SIGEV_THREAD_ID;
+        timers.back().set_notify_tid(static_cast<uint32_t>(target));
+      }
+      timers.back().set_notify(notify);
+    } else if (std::sscanf(line.c_str(), "ClockID: %d", &number) == 1) {
+      timers.back().set_clock(number);
+    }
+  }
+  return timers;
+}
+
+void create_timer(RemoteProcess& remote, const pb::PosixTimer& timer) {
+  // A negative clock id names the CPU time of a process or thread by number; the process's own is rebuilt as such.
+  if (timer.id() < 0 || timer.id() > kMostTimerId)
+    throw_error(ErrorKind::kImage, "POSIX timer id {} is out of range", timer.id());
+  sigevent event{};
+  event.sigev_notify = timer.notify();
+  event.sigev_signo = timer.signal();
+  event.sigev_value.sival_ptr = reinterpret_cast<void*>(timer.value());
+  event._sigev_un._tid = static_cast<pid_t>(timer.notify_tid());
+  for (int made = -1; made != timer.id();) {
+    remote.reset_scratch();
+    const RemoteAddr event_at = remote.stage_value(event);
+    const RemoteAddr id_at = remote.stage_value(int{-1});
+    remote.call("timer_create", SYS_timer_create,
+                {static_cast<uint64_t>(static_cast<int64_t>(timer.clock())), event_at.value, id_at.value});
+    made = remote.read_value<int>(id_at);
+    if (made > timer.id())
+      throw_error(ErrorKind::kImage, "POSIX timer id {} cannot be had again (the next one is {})", timer.id(), made);
+    if (made != timer.id()) remote.call("timer_delete", SYS_timer_delete, {static_cast<uint64_t>(made)});
+  }
+}
+
+}  // namespace
+
+void capture_timers(StoppedProcess& process, pb::Process& state) {
+  RemoteProcess& remote = *process.remote;
+  for (const int which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
+    remote.reset_scratch();
+    const RemoteAddr at = remote.stage_value(itimerval{});
+    remote.call("getitimer", SYS_getitimer, {static_cast<uint64_t>(which), at.value});
+    const auto timer = remote.read_value<itimerval>(at);
+    if (to_us(timer.it_value) == 0) continue;
+    pb::IntervalTimer& saved = *state.add_itimers();
+    saved.set_which(static_cast<uint32_t>(which));
+    saved.set_interval_us(to_us(timer.it_interval));
+    saved.set_value_us(to_us(timer.it_value));
+  }
+  for (pb::PosixTimer& timer : read_posix_timers(process.ref.pid)) {
+    remote.reset_scratch();
+    const RemoteAddr at = remote.stage_value(itimerspec{});
+    remote.call("timer_gettime", SYS_timer_gettime, {static_cast<uint64_t>(timer.id()), at.value});
+    const auto time = remote.read_value<itimerspec>(at);
+    timer.set_interval_ns(to_ns(time.it_interval));
+    timer.set_remaining_ns(to_ns(time.it_value));
+    *state.add_posix_timers() = timer;
+  }
+}
+
+void restore_timers(RemoteProcess& remote, const pb::Process& state) {
+  for (const pb::IntervalTimer& saved : state.itimers()) {
+    remote.reset_scratch();
+    const itimerval timer{from_us(saved.interval_us()), from_us(saved.value_us())};
+    remote.call("setitimer", SYS_setitimer, {saved.which(), remote.stage_value(timer).value, 0});
+  }
+  if (state.posix_timers_size() > kMostTimers)
+    throw_error(ErrorKind::kImage, "process {} has {} POSIX timers", state.pid(), state.posix_timers_size());
+  for (const pb::PosixTimer& timer : state.posix_timers()) {
+    create_timer(remote, timer);
+    if (timer.remaining_ns() == 0) continue;
+    remote.reset_scratch();
+    const itimerspec time{from_ns(timer.interval_ns()), from_ns(timer.remaining_ns())};
+    remote.call("timer_settime", SYS_timer_settime,
+                {static_cast<uint64_t>(timer.id()), 0, remote.stage_value(time).value, 0});
+  }
+}
+
+}  // namespace icp

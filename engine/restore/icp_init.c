@@ -1,0 +1,62 @@
+/* SPDX-License-Identifier: GPL-2.0-or-later
+ *
+ * icp-init: pid 1 of a restored capsule. The agent starts it in fresh namespaces, builds all processes from it by
+ * remote system calls, and reads from it how the tasks ended.
+ *
+ * Usage: icp-init FD, a socket. It writes to FD: "R" when the namespaces are set up, "E<errno> <what>\n" on failure;
+ * waits for one byte, sent when the capsule is whole; then writes "X <pid> <status>\n" for every child that ends. It ends
+ * when no child is left. Linked statically and without
+ * anything it does not need: restored processes start as copies of it.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mount.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+static int channel;
+
+static void say(const char *text) {
+  size_t length = strlen(text);
+  while (length > 0) {
+    const ssize_t written = send(channel, text, length, MSG_NOSIGNAL);
+    if (written <= 0 && errno != EINTR) return; /* the agent is gone; tasks live on if it detached */
+    if (written > 0) text += written, length -= (size_t)written;
+  }
+}
+
+static void fail(const char *what) {
+  char line[256];
+  snprintf(line, sizeof line, "E%d %s\n", errno, what);
+  say(line);
+  exit(1);
+}
+
+int main(int argc, char **argv) {
+  if (argc != 2) return 2;
+  channel = atoi(argv[1]);
+  /* What the agent ignores would be inherited by every process made from here. */
+  for (int number = 1; number < NSIG; ++number) signal(number, SIG_DFL);
+  setsid();
+  /* Mounts made on the host later (automounter, NFS) still arrive; ours do not leave. */
+  if (mount("none", "/", NULL, MS_REC | MS_SLAVE, NULL) != 0) fail("make the mounts of the capsule its own");
+  if (mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, NULL) != 0) fail("mount /proc of the capsule");
+  say("R");
+  char go;
+  while (read(channel, &go, 1) < 0 && errno == EINTR) {
+  }
+  for (;;) {
+    int status;
+    const pid_t pid = waitpid(-1, &status, __WALL);
+    if (pid < 0 && errno == EINTR) continue;
+    if (pid < 0) return 0; /* no child left */
+    char line[64];
+    snprintf(line, sizeof line, "X %d %d\n", (int)pid, status);
+    say(line);
+  }
+}

@@ -1,0 +1,242 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/restore/tree_builder.h"
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/ptrace.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+#include <array>
+#include <cstring>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+
+namespace icp {
+namespace {
+
+constexpr size_t kScratchBytes = 256 << 10;
+constexpr int kChannelFd = 3;        // of icp-init's command line
+constexpr int kProcessSocketFd = 4;  // carries descriptors; moved out of the way in every process
+constexpr int kInitTimeoutMs = 30'000;
+
+struct SocketPair {
+  UniqueFd here, there;
+  explicit SocketPair(int type) {
+    int ends[2];
+    if (::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends) != 0) throw_errno("cannot make a socket pair");
+    here.reset(ends[0]);
+    there.reset(ends[1]);
+  }
+};
+
+// Runs in the new process between clone and exec: only system calls.
+[[noreturn]] void exec_init(const char* path, int channel, int process_socket, int go) {
+  char byte;
+  if (::read(go, &byte, 1) != 1) ::_exit(1);  // the agent has given up
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+  // High numbers first, so that one move cannot overwrite the other's source.
+  const int high_channel = ::fcntl(channel, F_DUPFD_CLOEXEC, 100), high_socket = ::fcntl(process_socket, F_DUPFD_CLOEXEC, 100);
+  if (::dup2(high_channel, kChannelFd) < 0 || ::dup2(high_socket, kProcessSocketFd) < 0) ::_exit(1);
+  ::syscall(SYS_close_range, kProcessSocketFd + 1, ~0u, 0);
+  ::chdir("/");
+  ::execl(path, "icp-init", "3", static_cast<char*>(nullptr));
+  char line[64];
+  const int length = std::snprintf(line, sizeof line, "E%d start\n", errno);
+  ::send(kChannelFd, line, static_cast<size_t>(length), MSG_NOSIGNAL);
+  ::_exit(1);
+}
+
+}  // namespace
+
+TreeBuilder::TreeBuilder(const std::string& init_path, const std::function<void(pid_t)>& join) {
+  try {
+    start_init(init_path, join);
+  } catch (...) {
+    this->~TreeBuilder();
+    init_pid_ = 0;
+    throw;
+  }
+}
+
+TreeBuilder::~TreeBuilder() {
+  if (init_pid_ == 0) return;
+  // The end of its init ends every process of a pid namespace.
+  ::kill(init_pid_, SIGKILL);
+  for (auto& [pid, seed] : seeds_)
+    if (seed.leader) seed.leader->forget_ended();
+  if (init_.leader) init_.leader->forget_ended();
+  int status = 0;
+  while (::waitpid(init_pid_, &status, __WALL) < 0 && errno == EINTR) {
+  }
+  init_pid_ = 0;
+}
+
+void TreeBuilder::start_init(const std::string& path, const std::function<void(pid_t)>& join) {
+  SocketPair channel(SOCK_STREAM), descriptors(SOCK_STREAM), go(SOCK_STREAM);
+  clone_args arguments{};
+  arguments.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS;
+  arguments.exit_signal = SIGCHLD;
+  const long pid = ::syscall(SYS_clone3, &arguments, sizeof arguments);
+  if (pid < 0) throw_errno("cannot make the namespaces of the capsule");
+  if (pid == 0) exec_init(path.c_str(), channel.there.get(), descriptors.there.get(), go.there.get());
+  init_pid_ = static_cast<pid_t>(pid);
+  channel.there.reset();
+  descriptors.there.reset();
+  go.there.reset();
+  if (join) join(init_pid_);
+  if (::send(go.here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start {}", path);
+
+  pollfd wait{channel.here.get(), POLLIN, 0};
+  std::array<char, 256> answer{};
+  if (::poll(&wait, 1, kInitTimeoutMs) != 1 || ::recv(channel.here.get(), answer.data(), answer.size() - 1, 0) <= 0)
+    throw_error(ErrorKind::kSystem, "{} did not start", path);
+  if (answer[0] == 'E') {
+    int number = 0;
+    char what[200] = "";
+    std::sscanf(answer.data(), "E%d %199[^\n]", &number, what);
+    throw Error(ErrorKind::kSystem, fmt::format("{} cannot {}: {}", path, what, errno_text(number)), number);
+  }
+  init_channel_ = std::move(channel.here);
+  agent_socket_ = std::move(descriptors.here);
+
+  init_.pid = init_pid_;
+  init_.leader = std::make_unique<Tracee>(Tracee::seize(init_pid_, true));
+  init_.leader->interrupt();
+  init_.leader->wait_stopped();
+  init_regs_ = init_.leader->regs();
+  init_mask_ = init_.leader->signal_mask();
+  init_.leader->set_signal_mask(~0ull);
+  init_.remote = std::make_unique<RemoteProcess>(*init_.leader, init_pid_, find_syscall_instruction(init_pid_));
+  init_.remote->map_scratch(kScratchBytes);
+  // Copies of init must not report in its name, nor die with the agent as it does: pid 1's end is theirs anyway.
+  process_socket_ = kProcessSocketFd;
+}
+
+UniqueFd TreeBuilder::ipc_namespace() const {
+  UniqueFd fd(::open(fmt::format("/proc/{}/ns/ipc", init_pid_).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) throw_errno("cannot open the IPC namespace of the capsule");
+  return fd;
+}
+
+UniqueFd TreeBuilder::root() const {
+  UniqueFd fd(::open(fmt::format("/proc/{}/root", init_pid_).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!fd) throw_errno("cannot open the root directory of the capsule");
+  return fd;
+}
+
+pid_t TreeBuilder::clone_with_pid(RemoteProcess& by, uint64_t flags, uint32_t pid, int exit_signal) {
+  by.reset_scratch();
+  const RemoteAddr number = by.stage_value(static_cast<pid_t>(pid));
+  clone_args arguments{};
+  arguments.flags = flags;
+  arguments.exit_signal = static_cast<uint64_t>(exit_signal);
+  arguments.set_tid = number.value;
+  arguments.set_tid_size = 1;
+  const RemoteAddr at = by.stage_value(arguments);
+  by.call(fmt::format("clone3 of number {}", pid).c_str(), SYS_clone3, {at.value, sizeof arguments});
+  return by.last_child();
+}
+
+void TreeBuilder::fork_seed(const TreeStep& step, int exit_signal) {
+  Seed& by = step.by == 1 ? init_ : seeds_.at(step.by);
+  const uint64_t flags = step.kind == TreeStep::kForkSibling ? CLONE_PARENT : 0;
+  const int signal = step.kind == TreeStep::kForkHelper && step.by != 1 ? 0 : exit_signal;
+  Seed seed;
+  // With CLONE_PARENT the kernel takes the exit signal of the caller and refuses another.
+  seed.pid = clone_with_pid(*by.remote, flags, step.pid, flags != 0 ? 0 : signal);
+  seed.leader = std::make_unique<Tracee>(Tracee::adopt(seed.pid));
+  seed.leader->set_signal_mask(~0ull);
+  // Same memory as its parent's, so the same instruction and scratch serve.
+  seed.remote = std::make_unique<RemoteProcess>(by.remote->on_process(*seed.leader, seed.pid));
+  seeds_.emplace(step.pid, std::move(seed));
+}
+
+void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps) {
+  std::map<uint32_t, int> exit_signals;
+  for (const pb::Process& process : capsule.processes())
+    exit_signals[process.pid()] =
+        process.exit_signal() > 0 && process.exit_signal() <= 64 ? process.exit_signal() : SIGCHLD;
+  for (const TreeStep& step : steps) {
+    switch (step.kind) {
+      case TreeStep::kFork:
+      case TreeStep::kForkSibling:
+      case TreeStep::kForkHelper: {
+        const auto signal = exit_signals.find(step.pid);
+        fork_seed(step, signal == exit_signals.end() ? SIGCHLD : signal->second);
+        break;
+      }
+      case TreeStep::kSetsid:
+        seeds_.at(step.pid).remote->call("setsid", SYS_setsid);
+        break;
+      case TreeStep::kSetpgid:
+        seeds_.at(step.pid).remote->call("setpgid", SYS_setpgid, {0, step.group});
+        break;
+      case TreeStep::kEndHelper:
+        break;  // end_helpers()
+    }
+  }
+}
+
+void TreeBuilder::end_as_zombie(uint32_t pid, int status) {
+  Seed& seed = seeds_.at(pid);
+  const int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
+  if (signal != 0) {
+    seed.remote->reset_scratch();
+    const RemoteAddr no_core = seed.remote->stage_value(rlimit{0, 0});
+    seed.remote->call("setrlimit", SYS_prlimit64, {0, RLIMIT_CORE, no_core.value, 0});
+    // An ordinary kill would wait behind the mask; SIGKILL cannot be told from others afterwards, so the mask is opened
+    // for this one.
+    seed.leader->set_signal_mask(~(1ull << (signal - 1)));
+    ::kill(seed.pid, signal);
+    int stop = 0;
+    do {
+      stop = seed.leader->resume_and_wait(PTRACE_CONT, signal);
+    } while (WIFSTOPPED(stop));
+  } else {
+    try {
+      seed.remote->syscall(SYS_exit_group, {static_cast<uint64_t>(WEXITSTATUS(status))});
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone) throw;
+    }
+  }
+  seeds_.erase(pid);
+}
+
+void TreeBuilder::end_helpers(const std::vector<TreeStep>& steps) {
+  for (const TreeStep& step : steps) {
+    if (step.kind != TreeStep::kEndHelper) continue;
+    end_as_zombie(step.pid, 0);
+    if (step.by == 1) continue;  // init reaps it with the rest
+    seeds_.at(step.by).remote->call("wait4 for a helper", SYS_wait4, {step.pid, 0, __WALL, 0});
+  }
+}
+
+std::unique_ptr<Tracee> TreeBuilder::make_thread(RemoteProcess& process, uint32_t tid) {
+  constexpr uint64_t kThreadFlags =
+      CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+  const pid_t made = clone_with_pid(process, kThreadFlags, tid, 0);
+  auto thread = std::make_unique<Tracee>(Tracee::adopt(made));
+  thread->set_signal_mask(~0ull);
+  return thread;
+}
+
+UniqueFd TreeBuilder::release() {
+  init_.remote->unmap_scratch();
+  init_.leader->restop();
+  init_.leader->set_regs(init_regs_);
+  init_.leader->set_signal_mask(init_mask_);
+  init_.leader->detach();
+  if (::send(init_channel_.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start the capsule's init");
+  init_pid_ = 0;
+  seeds_.clear();
+  return std::move(init_channel_);
+}
+
+}  // namespace icp

@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Fresh namespaces with an init, and the bare processes of a tree in them.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "engine/base/unique_fd.h"
+#include "engine/image/image.pb.h"
+#include "engine/restore/tree_plan.h"
+#include "engine/trace/remote_process.h"
+#include "engine/trace/tracee.h"
+
+namespace icp {
+
+// A process under construction: a copy of icp-init with the right pid, parent, session and group, stopped, all signals
+// blocked, root's rights.
+struct Seed {
+  std::unique_ptr<Tracee> leader;
+  std::unique_ptr<RemoteProcess> remote;
+  pid_t pid = 0;   // the agent's view
+};
+
+// The namespaces of one capsule (pid, IPC, mount) and their init, held by ptrace while processes are made. The destructor
+// kills everything in them, unless release() has been called.
+class TreeBuilder {
+ public:
+  // Starts icp-init. `join` is called with its pid before it does anything.
+  TreeBuilder(const std::string& init_path, const std::function<void(pid_t)>& join);
+  ~TreeBuilder();
+  TreeBuilder(const TreeBuilder&) = delete;
+  TreeBuilder& operator=(const TreeBuilder&) = delete;
+
+  pid_t init_pid() const { return init_pid_; }
+  UniqueFd ipc_namespace() const;
+  UniqueFd root() const;  // O_PATH of the capsule's root directory
+
+  // Number, in every seed, of the socket whose other end is agent_socket().
+  int process_socket() const { return process_socket_; }
+  int agent_socket() const { return agent_socket_.get(); }
+
+  // Makes all processes of the plan, helpers included.
+  void build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps);
+  Seed& seed(uint32_t pid) { return seeds_.at(pid); }
+  // Ends the helpers: sessions and groups keep their numbers. Process groups must have been joined (build does).
+  void end_helpers(const std::vector<TreeStep>& steps);
+  // Ends a seed as a zombie with this wait(2) status.
+  void end_as_zombie(uint32_t pid, int status);
+  // Makes a thread with number `tid` in a process; it is stopped in its first instruction.
+  std::unique_ptr<Tracee> make_thread(RemoteProcess& process, uint32_t tid);
+
+  // Lets init do its work; returns the socket on which it reports.
+  UniqueFd release();
+
+ private:
+  void start_init(const std::string& path, const std::function<void(pid_t)>& join);
+  void fork_seed(const TreeStep& step, int exit_signal);
+  pid_t clone_with_pid(RemoteProcess& by, uint64_t flags, uint32_t pid, int exit_signal);
+
+  pid_t init_pid_ = 0;
+  UniqueFd init_channel_;
+  UniqueFd agent_socket_;
+  int process_socket_ = -1;
+  Seed init_;
+  user_regs_struct init_regs_{};
+  uint64_t init_mask_ = 0;
+  std::map<uint32_t, Seed> seeds_;
+};
+
+}  // namespace icp

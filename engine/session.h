@@ -1,0 +1,125 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// A capsule under checkpointing: what icp and icpstepd use of libicp.
+#pragma once
+
+#include <sys/types.h>
+
+#include <array>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/base/finding.h"
+#include "engine/base/identity.h"
+#include "engine/files/file_table.h"
+#include "engine/image/image_dir.h"
+#include "engine/tracker/page_tracker.h"
+
+namespace icp {
+
+struct SessionConfig {
+  std::string image_path;   // directory of versions
+  Identity identity;        // owner of image and files
+  std::string node;         // name of this node in the image
+  pb::JobFacts job;
+  TrackerKind tracker = TrackerKind::kAuto;
+  uint64_t staging_limit = 1ull << 30;  // bytes
+  std::vector<OuterStreamId> outer;     // standard streams the tasks were started with
+  bool whole_ipc_namespace = false;     // all System V objects of the roots' IPC namespace are the capsule's
+};
+
+struct TaskRoot {
+  pid_t pid = 0;   // the agent's view
+  int rank = 0;
+};
+
+// Outcome of one version.
+struct CheckpointResult {
+  uint32_t version = 0;
+  pb::VersionStats stats;
+};
+
+// The tree below some roots, and its versions. All members throw Error; a failed checkpoint leaves the processes
+// running and the last committed version the latest one.
+//
+// Everything runs in the thread that made the session (ptrace belongs to a thread). A process that is killed while
+// it is stopped is left out of the version.
+class Session {
+ public:
+  Session(SessionConfig config, std::vector<TaskRoot> roots);
+  Session(Session&&) noexcept;
+  ~Session();
+
+  // What stops a checkpoint now, resource by resource. Stops nothing.
+  Findings check() const;
+  // One version: prepare, stop, collect, go on, write, commit. Throws kRefused (with all findings in its text)
+  // before anything is stopped. With `kill`, the processes are killed once the version is committed, without having
+  // run on since the stop.
+  CheckpointResult checkpoint(bool kill = false);
+  // True while at least one process of the tree is alive.
+  bool alive() const;
+  std::vector<TaskRoot> roots() const;
+  void kill();  // SIGKILL to every process of the tree
+
+ private:
+  friend class RestoredCapsule;
+  struct Impl;
+  std::unique_ptr<Impl> impl_;
+};
+
+// Captures nothing; convenience for `icp check`.
+Findings check_tree(const std::vector<pid_t>& roots, const std::vector<OuterStreamId>& outer);
+// Standard streams of a root process that lead out of the tree (a terminal, a pipe or socket whose other end is not in
+// the tree), as they are now.
+std::vector<OuterStreamId> outer_streams_of(pid_t root, int rank, bool include_regular = false);
+
+struct RestoreOptions {
+  std::string image_path;
+  uint32_t version = 0;      // 0: the latest
+  std::string node;          // whose capsule; empty: the only one
+  Identity identity;         // the restored processes' ids and groups
+  std::map<int, std::array<int, 3>> streams;  // standard streams by task rank; missing ranks get /dev/null
+  GrownFile grown = GrownFile::kTruncate;
+  // Called once with the pid of the capsule's init before anything else exists in it: put it into cgroups here.
+  std::function<void(pid_t)> join;
+  std::string init_path;     // the icp-init program; empty: beside the running program, else the installed one
+};
+
+struct TaskExit {
+  int rank = 0;
+  int status = 0;            // wait(2) status
+};
+
+// A restored tree in namespaces of its own. The destructor kills it unless detached.
+class RestoredCapsule {
+ public:
+  // Rebuilds everything, then lets it run. On any error nothing has run and nothing outside was changed.
+  static RestoredCapsule restore(const RestoreOptions& options);
+  RestoredCapsule(RestoredCapsule&&) noexcept;
+  ~RestoredCapsule();
+
+  uint32_t version() const;
+  const pb::Manifest& manifest() const;
+  pid_t init_pid() const;                // the agent's view
+  std::vector<TaskRoot> roots() const;   // the agent's view
+  // Readable when a task has ended; then take_exits() returns them.
+  int event_fd() const;
+  std::vector<TaskExit> take_exits();
+  // Ends the capsule: kills everything in its namespaces.
+  void kill();
+  void detach();
+  void signal_all(int signal);           // to every process of the capsule but its init
+  // Goes on checkpointing the restored tree, incrementally from the version it came from. Once.
+  Session continue_session(SessionConfig config);
+
+ private:
+  struct Impl;
+  explicit RestoredCapsule(std::unique_ptr<Impl> impl);
+  std::unique_ptr<Impl> impl_;
+};
+
+}  // namespace icp

@@ -1,0 +1,239 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/trace/remote_process.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/pidfd.h>
+#include <sys/ptrace.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+
+namespace icp {
+namespace {
+
+constexpr std::array<unsigned char, 2> kSyscallInstruction{0x0f, 0x05};  // Intel SDM, SYSCALL
+constexpr size_t kStageAlignment = 16;
+
+// process_vm_readv/writev move at most INT_MAX rounded down to pages; far fewer are asked for here, so a short
+// count means that the next byte is not mapped (or not writable).
+template <typename Transfer>
+void transfer_all(Transfer transfer, pid_t pid, uint64_t at, std::byte* local, size_t bytes, const char* what) {
+  while (bytes > 0) {
+    const iovec here{local, std::min<size_t>(bytes, 1u << 30)};
+    const iovec there{reinterpret_cast<void*>(at), here.iov_len};
+    const ssize_t moved = transfer(pid, &here, 1, &there, 1, 0);
+    if (moved <= 0) {
+      const int saved = moved == 0 ? EFAULT : errno;
+      throw Error(saved == ESRCH ? ErrorKind::kGone : ErrorKind::kSystem,
+                  fmt::format("cannot {} {} bytes at {:#x} of process {}: {}", what, bytes, at, pid,
+                              errno_text(saved)), saved);
+    }
+    at += static_cast<uint64_t>(moved);
+    local += moved;
+    bytes -= static_cast<size_t>(moved);
+  }
+}
+
+// A message with one descriptor and one byte, as the kernel lays it out in the receiving process.
+struct ReceiveBuffer {
+  msghdr message{};
+  iovec io{};
+  char byte = 0;
+  alignas(cmsghdr) std::array<char, CMSG_SPACE(sizeof(int))> control{};
+};
+
+void send_one_fd(int socket, int fd) {
+  ReceiveBuffer buffer;
+  buffer.io = {&buffer.byte, 1};
+  buffer.message.msg_iov = &buffer.io;
+  buffer.message.msg_iovlen = 1;
+  buffer.message.msg_control = buffer.control.data();
+  buffer.message.msg_controllen = buffer.control.size();
+  cmsghdr* header = CMSG_FIRSTHDR(&buffer.message);
+  header->cmsg_level = SOL_SOCKET;
+  header->cmsg_type = SCM_RIGHTS;
+  header->cmsg_len = CMSG_LEN(sizeof(int));
+  std::memcpy(CMSG_DATA(header), &fd, sizeof fd);
+  if (::sendmsg(socket, &buffer.message, MSG_NOSIGNAL) != 1) throw_errno("cannot send a descriptor to a process");
+}
+
+}  // namespace
+
+RemoteProcess::RemoteProcess(Tracee& thread, pid_t pid, RemoteAddr syscall_instruction)
+    : thread_(&thread), pid_(pid), instruction_(syscall_instruction), base_(thread.regs()) {}
+
+RemoteProcess RemoteProcess::on_thread(Tracee& other) const {
+  RemoteProcess copy = *this;
+  copy.thread_ = &other;
+  copy.base_ = other.regs();
+  return copy;
+}
+
+RemoteProcess RemoteProcess::on_process(Tracee& leader, pid_t pid) const {
+  RemoteProcess copy = on_thread(leader);
+  copy.pid_ = pid;
+  return copy;
+}
+
+int64_t RemoteProcess::syscall(long number, std::initializer_list<uint64_t> arguments) {
+  std::array<uint64_t, 6> value{};
+  std::copy_n(arguments.begin(), std::min(arguments.size(), value.size()), value.begin());
+  user_regs_struct regs = base_;
+  regs.rip = instruction_.value;
+  regs.rax = static_cast<uint64_t>(number);
+  regs.orig_rax = ~0ull;  // not in a system call: keeps the kernel from restarting one
+  regs.rdi = value[0];
+  regs.rsi = value[1];
+  regs.rdx = value[2];
+  regs.r10 = value[3];
+  regs.r8 = value[4];
+  regs.r9 = value[5];
+  thread_->set_regs(regs);
+  last_child_ = 0;
+  for (int syscall_stops = 0; syscall_stops < 2;) {
+    const int status = thread_->resume_and_wait(PTRACE_SYSCALL);
+    if (!WIFSTOPPED(status)) throw_error(ErrorKind::kGone, "process {} has ended during a call in it", pid_);
+    if (WSTOPSIG(status) == (SIGTRAP | 0x80)) {
+      ++syscall_stops;
+    } else if (const int event = status >> 16;
+               event == PTRACE_EVENT_FORK || event == PTRACE_EVENT_CLONE || event == PTRACE_EVENT_VFORK) {
+      last_child_ = static_cast<pid_t>(thread_->event_message());
+    } else if (event != PTRACE_EVENT_STOP) {
+      throw_error(ErrorKind::kSystem, "process {} stopped with signal {} during a call in it", pid_,
+                  WSTOPSIG(status));
+    }
+  }
+  return static_cast<int64_t>(thread_->regs().rax);
+}
+
+int64_t RemoteProcess::call(const char* what, long number, std::initializer_list<uint64_t> arguments) {
+  const int64_t result = syscall(number, arguments);
+  if (result < 0 && result > -4096)
+    throw Error(ErrorKind::kSystem,
+                fmt::format("{} in process {}: {}", what, pid_, errno_text(static_cast<int>(-result))),
+                static_cast<int>(-result));
+  return result;
+}
+
+void RemoteProcess::read(RemoteAddr from, std::span<std::byte> to) const {
+  transfer_all(::process_vm_readv, pid_, from.value, to.data(), to.size(), "read");
+}
+
+void RemoteProcess::write(RemoteAddr to, std::span<const std::byte> from) {
+  transfer_all(::process_vm_writev, pid_, to.value, const_cast<std::byte*>(from.data()), from.size(), "write");
+}
+
+void RemoteProcess::set_scratch(RemoteAddr at, size_t bytes) {
+  scratch_ = at;
+  scratch_size_ = bytes;
+  scratch_used_ = 0;
+}
+
+void RemoteProcess::map_scratch(size_t bytes) {
+  const int64_t at = call("mmap of scratch memory", SYS_mmap,
+                          {0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, ~0ull, 0});
+  set_scratch({static_cast<uint64_t>(at)}, bytes);
+}
+
+void RemoteProcess::unmap_scratch() {
+  if (scratch_size_ == 0) return;
+  call("munmap of scratch memory", SYS_munmap, {scratch_.value, scratch_size_});
+  set_scratch({}, 0);
+}
+
+RemoteAddr RemoteProcess::reserve(size_t bytes) {
+  const size_t rounded = (bytes + kStageAlignment - 1) / kStageAlignment * kStageAlignment;
+  if (rounded > scratch_size_ - scratch_used_)
+    throw_error(ErrorKind::kSystem, "scratch memory of process {} is too small ({} of {} bytes used, {} wanted)", pid_,
+                scratch_used_, scratch_size_, bytes);
+  const RemoteAddr at = scratch_ + scratch_used_;
+  scratch_used_ += rounded;
+  return at;
+}
+
+RemoteAddr RemoteProcess::stage(std::span<const std::byte> bytes) {
+  const RemoteAddr at = reserve(bytes.size());
+  write(at, bytes);
+  return at;
+}
+
+RemoteAddr RemoteProcess::stage_string(const std::string& text) {
+  return stage(std::as_bytes(std::span(text.c_str(), text.size() + 1)));
+}
+
+int RemoteProcess::send_fd(int agent_end, int channel, int local) {
+  send_one_fd(agent_end, local);
+  const size_t used = scratch_used_;
+  ReceiveBuffer buffer;
+  const RemoteAddr at = reserve(sizeof buffer);
+  const auto inside = [&](const void* member) {
+    return reinterpret_cast<void*>(at.value + static_cast<uint64_t>(static_cast<const char*>(member) -
+                                                                    reinterpret_cast<const char*>(&buffer)));
+  };
+  buffer.io = {inside(&buffer.byte), 1};
+  buffer.message.msg_iov = static_cast<iovec*>(inside(&buffer.io));
+  buffer.message.msg_iovlen = 1;
+  buffer.message.msg_control = inside(buffer.control.data());
+  buffer.message.msg_controllen = buffer.control.size();
+  write_value(at, buffer);
+  call("recvmsg of a descriptor", SYS_recvmsg, {static_cast<uint64_t>(channel), at.value, MSG_CMSG_CLOEXEC});
+  buffer = read_value<ReceiveBuffer>(at);
+  scratch_used_ = used;
+  cmsghdr header{};
+  std::memcpy(&header, buffer.control.data(), sizeof header);
+  if (buffer.message.msg_controllen < CMSG_LEN(sizeof(int)) || header.cmsg_type != SCM_RIGHTS)
+    throw_error(ErrorKind::kSystem, "process {} did not get the descriptor sent to it (is RLIMIT_NOFILE too small?)",
+                pid_);
+  int fd = -1;
+  std::memcpy(&fd, buffer.control.data() + CMSG_LEN(0), sizeof fd);
+  return fd;
+}
+
+void RemoteProcess::send_fd_to(int agent_end, int channel, int local, int want, bool cloexec) {
+  const int got = send_fd(agent_end, channel, local);
+  if (got != want) {
+    call("dup3", SYS_dup3, {static_cast<uint64_t>(got), static_cast<uint64_t>(want), cloexec ? O_CLOEXEC : 0u});
+    call("close", SYS_close, {static_cast<uint64_t>(got)});
+  } else if (!cloexec) {
+    call("fcntl(F_SETFD)", SYS_fcntl, {static_cast<uint64_t>(got), F_SETFD, 0});
+  }
+}
+
+UniqueFd RemoteProcess::take_fd(int remote_fd) const {
+  const UniqueFd pidfd(static_cast<int>(::syscall(SYS_pidfd_open, pid_, 0)));
+  if (!pidfd) throw_errno("cannot open process {}", pid_);
+  UniqueFd fd(static_cast<int>(::syscall(SYS_pidfd_getfd, pidfd.get(), remote_fd, 0)));
+  if (!fd) throw_errno("cannot take descriptor {} of process {}", remote_fd, pid_);
+  return fd;
+}
+
+RemoteAddr find_syscall_instruction(pid_t pid) {
+  std::vector<MapsEntry> maps = MapsEntry::read(pid);
+  // The vdso first: it is small and always holds one, in the fall-backs of its clock functions.
+  std::stable_partition(maps.begin(), maps.end(), [](const MapsEntry& entry) { return entry.path == "[vdso]"; });
+  std::vector<std::byte> code;
+  for (const MapsEntry& entry : maps) {
+    if (!entry.executable || !entry.readable || entry.path == "[vsyscall]") continue;
+    code.resize(std::min<uint64_t>(entry.end - entry.start, 4u << 20));
+    const iovec here{code.data(), code.size()};
+    const iovec there{reinterpret_cast<void*>(entry.start), code.size()};
+    const ssize_t got = ::process_vm_readv(pid, &here, 1, &there, 1, 0);
+    if (got <= 0) continue;
+    const auto* begin = reinterpret_cast<const unsigned char*>(code.data());
+    const auto* found = std::search(begin, begin + got, kSyscallInstruction.begin(), kSyscallInstruction.end());
+    if (found != begin + got) return {entry.start + static_cast<uint64_t>(found - begin)};
+  }
+  throw_error(ErrorKind::kRefused, "process {} maps no syscall instruction that could be used", pid);
+}
+
+}  // namespace icp

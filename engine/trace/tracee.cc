@@ -1,0 +1,214 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/trace/tracee.h"
+
+#include <elf.h>
+#include <sys/ptrace.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <array>
+#include <utility>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+constexpr size_t kKernelSigsetBytes = 8;
+
+[[noreturn]] void throw_ptrace(pid_t tid, const char* what) {
+  const int saved = errno;
+  throw Error(saved == ESRCH ? ErrorKind::kGone : ErrorKind::kSystem,
+              fmt::format("cannot {} thread {}: {}", what, tid, errno_text(saved)), saved);
+}
+
+template <typename Address, typename Data>
+long request(int kind, pid_t tid, Address address, Data data) {
+  return ::ptrace(static_cast<__ptrace_request>(kind), tid, address, data);
+}
+
+int wait_for(pid_t tid) {
+  int status = 0;
+  for (;;) {
+    const pid_t got = ::waitpid(tid, &status, __WALL);
+    if (got == tid) return status;
+    if (got < 0 && errno != EINTR) throw_ptrace(tid, "wait for");
+  }
+}
+
+bool is_event_stop(int status) { return (status >> 16) == PTRACE_EVENT_STOP; }
+bool is_plain_signal_stop(int status) { return (status >> 16) == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80); }
+
+}  // namespace
+
+Tracee Tracee::seize(pid_t tid, bool follow_children) {
+  unsigned long options = PTRACE_O_TRACESYSGOOD;
+  if (follow_children) options |= PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK;
+  if (request(PTRACE_SEIZE, tid, 0L, options) != 0) {
+    if (errno == EPERM)
+      throw Error(ErrorKind::kBusy, fmt::format("cannot seize thread {}: {} (is a debugger attached to it?)", tid,
+                                                errno_text(EPERM)), EPERM);
+    throw_ptrace(tid, "seize");
+  }
+  return Tracee(tid);
+}
+
+Tracee Tracee::adopt(pid_t tid) {
+  Tracee tracee(tid);
+  tracee.wait_stopped();
+  return tracee;
+}
+
+Tracee::Tracee(Tracee&& other) noexcept
+    : tid_(std::exchange(other.tid_, 0)),
+      stopped_(other.stopped_),
+      job_stopped_(other.job_stopped_),
+      made_calls_(other.made_calls_),
+      owes_stop_(other.owes_stop_) {}
+
+Tracee& Tracee::operator=(Tracee&& other) noexcept {
+  std::swap(tid_, other.tid_);
+  std::swap(stopped_, other.stopped_);
+  std::swap(job_stopped_, other.job_stopped_);
+  std::swap(made_calls_, other.made_calls_);
+  std::swap(owes_stop_, other.owes_stop_);
+  return *this;
+}
+
+Tracee::~Tracee() {
+  if (tid_ == 0) return;
+  try {
+    if (!stopped_) {  // only a stopped thread can be detached
+      interrupt();
+      wait_stopped();
+    }
+    detach();
+  } catch (const Error&) {
+    // It has ended: nothing is left to let go.
+  }
+}
+
+void Tracee::interrupt() {
+  if (request(PTRACE_INTERRUPT, tid_, 0L, 0L) != 0) throw_ptrace(tid_, "interrupt");
+}
+
+void Tracee::wait_stopped() {
+  for (;;) {
+    const int status = wait_for(tid_);
+    if (!WIFSTOPPED(status)) {
+      const pid_t tid = std::exchange(tid_, 0);
+      throw_error(ErrorKind::kGone, "thread {} has ended", tid);
+    }
+    if (is_event_stop(status)) {
+      stopped_ = true;
+      // SIGTRAP stands for our interrupt (or a new child); anything else is the signal of a group stop.
+      job_stopped_ = WSTOPSIG(status) != SIGTRAP;
+      return;
+    }
+    // A signal was about to be delivered: let it, the interrupt is still pending.
+    const int signal = is_plain_signal_stop(status) ? WSTOPSIG(status) : 0;
+    if (request(PTRACE_CONT, tid_, 0L, static_cast<long>(signal)) != 0) throw_ptrace(tid_, "continue");
+  }
+}
+
+user_regs_struct Tracee::regs() const {
+  user_regs_struct regs{};
+  if (request(PTRACE_GETREGS, tid_, 0L, &regs) != 0) throw_ptrace(tid_, "read the registers of");
+  return regs;
+}
+
+void Tracee::set_regs(const user_regs_struct& regs) {
+  if (request(PTRACE_SETREGS, tid_, 0L, const_cast<user_regs_struct*>(&regs)) != 0)
+    throw_ptrace(tid_, "set the registers of");
+}
+
+std::vector<std::byte> Tracee::xstate() const {
+  // More than any xstate today (AMX: 11 KiB); the kernel says how much it filled.
+  std::vector<std::byte> state(32768);
+  iovec io{state.data(), state.size()};
+  if (request(PTRACE_GETREGSET, tid_, static_cast<long>(NT_X86_XSTATE), &io) != 0)
+    throw_ptrace(tid_, "read the extended registers of");
+  state.resize(io.iov_len);
+  return state;
+}
+
+void Tracee::set_xstate(std::span<const std::byte> state) {
+  iovec io{const_cast<std::byte*>(state.data()), state.size()};
+  if (request(PTRACE_SETREGSET, tid_, static_cast<long>(NT_X86_XSTATE), &io) != 0)
+    throw_ptrace(tid_, "set the extended registers of");
+}
+
+uint64_t Tracee::signal_mask() const {
+  uint64_t mask = 0;
+  if (request(PTRACE_GETSIGMASK, tid_, kKernelSigsetBytes, &mask) != 0) throw_ptrace(tid_, "read the signal mask of");
+  return mask;
+}
+
+void Tracee::set_signal_mask(uint64_t mask) {
+  if (request(PTRACE_SETSIGMASK, tid_, kKernelSigsetBytes, &mask) != 0) throw_ptrace(tid_, "set the signal mask of");
+}
+
+std::vector<siginfo_t> Tracee::pending_signals(bool shared) const {
+  std::vector<siginfo_t> all;
+  std::array<siginfo_t, 32> batch;
+  const uint32_t flags = shared ? static_cast<uint32_t>(PTRACE_PEEKSIGINFO_SHARED) : 0;
+  for (;;) {
+    const __ptrace_peeksiginfo_args arguments{all.size(), flags, static_cast<int32_t>(batch.size())};
+    const long got = request(PTRACE_PEEKSIGINFO, tid_, &arguments, batch.data());
+    if (got < 0) throw_ptrace(tid_, "read the pending signals of");
+    all.insert(all.end(), batch.begin(), batch.begin() + got);
+    if (got < static_cast<long>(batch.size())) return all;
+  }
+}
+
+int Tracee::resume_and_wait(int kind, int signal) {
+  for (;;) {
+    if (request(kind, tid_, 0L, static_cast<long>(signal)) != 0) throw_ptrace(tid_, "continue");
+    stopped_ = false;
+    made_calls_ = true;
+    const int status = wait_for(tid_);
+    if (!WIFSTOPPED(status)) {
+      tid_ = 0;
+      return status;
+    }
+    stopped_ = true;
+    // Only SIGSTOP gets through while all signals are blocked; it is sent again when the thread is let go.
+    if (is_plain_signal_stop(status) && WSTOPSIG(status) == SIGSTOP) {
+      owes_stop_ = true;
+      continue;
+    }
+    return status;
+  }
+}
+
+unsigned long Tracee::event_message() const {
+  unsigned long message = 0;
+  if (request(PTRACE_GETEVENTMSG, tid_, 0L, &message) != 0) throw_ptrace(tid_, "read the event of");
+  return message;
+}
+
+void Tracee::restop() {
+  interrupt();
+  for (;;) {
+    const int status = resume_and_wait(PTRACE_CONT);
+    if (!WIFSTOPPED(status)) throw_error(ErrorKind::kGone, "a thread has ended while it was stopped");
+    if (is_event_stop(status)) return;
+  }
+}
+
+void Tracee::forget_ended() noexcept {
+  const pid_t tid = std::exchange(tid_, 0);
+  for (int status = 0; tid != 0 && ::waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status);) {
+  }
+}
+
+void Tracee::detach() {
+  const pid_t tid = std::exchange(tid_, 0);
+  if (tid == 0) return;
+  if (request(PTRACE_DETACH, tid, 0L, 0L) != 0) throw_ptrace(tid, "detach from");
+  if (owes_stop_) ::kill(tid, SIGSTOP);
+}
+
+}  // namespace icp

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// One thread of another process, held by ptrace.
+#pragma once
+
+#include <signal.h>
+#include <sys/types.h>
+#include <sys/user.h>
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <vector>
+
+namespace icp {
+
+// A thread that this agent has seized (PTRACE_SEIZE). All members but the destructor throw Error; kGone
+// when the thread has been killed meanwhile (SIGKILL ends a stopped thread too).
+//
+// If the agent dies, the kernel detaches every thread and lets it run on from the registers it has at
+// that moment; RemoteProcess keeps the time short in which those are not the thread's own.
+//
+// ptrace belongs to one thread of the agent: use a Tracee from the thread that made it.
+class Tracee {
+ public:
+  // Seizes a running thread without stopping it. kBusy if another tracer (a debugger) holds it. With
+  // `follow_children`, threads and processes it makes are attached as well (see adopt).
+  static Tracee seize(pid_t tid, bool follow_children = false);
+  // Takes over a thread that the kernel attached by itself (PTRACE_O_TRACECLONE ...). It is about to
+  // stop; waits until it has.
+  static Tracee adopt(pid_t tid);
+
+  Tracee(Tracee&&) noexcept;
+  Tracee& operator=(Tracee&&) noexcept;
+  // Detaches and lets the thread run, unless released or gone.
+  ~Tracee();
+
+  pid_t tid() const { return tid_; }
+
+  // Asks the thread to stop (PTRACE_INTERRUPT); returns at once.
+  void interrupt();
+  // Waits until it has stopped. A signal on its way is delivered first, as it would have been without us. Remembers
+  // a group stop (SIGSTOP, SIGTSTP) as job_stopped().
+  void wait_stopped();
+  bool job_stopped() const { return job_stopped_; }
+
+  user_regs_struct regs() const;
+  void set_regs(const user_regs_struct& regs);
+  // NT_X86_XSTATE, standard layout.
+  std::vector<std::byte> xstate() const;
+  void set_xstate(std::span<const std::byte> state);
+  uint64_t signal_mask() const;
+  void set_signal_mask(uint64_t mask);
+  // Signals queued for the thread (or, with `shared`, for its process), oldest first; they stay queued.
+  std::vector<siginfo_t> pending_signals(bool shared) const;
+
+  // Runs until the next ptrace stop; returns the wait(2) status. `request` is PTRACE_CONT or PTRACE_SYSCALL.
+  int resume_and_wait(int request, int signal = 0);
+  // Data of the last event stop (a new pid).
+  unsigned long event_message() const;
+  // Brings a thread back into the stop where the kernel decides about restarting an interrupted system
+  // call, so that registers set now behave as at the first stop.
+  void restop();
+
+  // Lets the thread go on.
+  void detach();
+  // True once the thread has run since it was first stopped (remote calls).
+  bool made_calls() const { return made_calls_; }
+  // For a thread that has been sent SIGKILL: waits for its end and forgets it.
+  void forget_ended() noexcept;
+
+ private:
+  explicit Tracee(pid_t tid) : tid_(tid) {}
+  pid_t tid_ = 0;
+  bool stopped_ = false;
+  bool job_stopped_ = false;
+  bool made_calls_ = false;
+  bool owes_stop_ = false;  // a SIGSTOP met during a remote call, sent again at detach
+};
+
+}  // namespace icp

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/tracker/userfaultfd_tracker.h"
+
+#include <fcntl.h>
+#include <linux/userfaultfd.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+
+#include <array>
+#include <cerrno>
+
+#include "engine/base/error.h"
+#include "engine/trace/remote_process.h"
+#include "engine/tracker/pagemap_scan.h"
+
+namespace icp {
+namespace {
+
+using Regions = std::array<PagemapRegion, kScanVector>;
+
+bool enable_async_write_protect(int uffd) {
+  uffdio_api api{};
+  api.api = UFFD_API;
+  api.features = kUffdWpAsync | kUffdWpUnpopulated | kUffdWpHugetlbfsShmem;
+  return ::ioctl(uffd, UFFDIO_API, &api) == 0;
+}
+
+// What to match and to return for a class of mapping.
+void set_masks(MappingClass kind, PagemapScanArg& arg) {
+  switch (kind) {
+    case MappingClass::kAnonymous:
+      arg.category_anyof_mask = kPagePresent | kPageSwapped;
+      arg.return_mask = kPageWritten | kPagePfnZero;
+      return;
+    case MappingClass::kPrivateFile:
+      // The file's own pages must stay unprotected: an entry that was protected leaves a marker behind when it is
+      // dropped, and a marker looks like a swapped private page.
+      arg.category_inverted = kPageFile;
+      arg.category_mask = kPageFile;
+      arg.category_anyof_mask = kPagePresent | kPageSwapped;
+      arg.return_mask = kPageWritten | kPageSwapped;
+      return;
+    case MappingClass::kShared:
+      arg.category_mask = kPageWritten;
+      arg.return_mask = kPageWritten;
+      return;
+  }
+}
+
+PageRange to_range(const PagemapRegion& region, MappingClass kind, bool all_written) {
+  PageRange range{region.start, region.end, all_written || (region.categories & kPageWritten) != 0, false};
+  if (kind == MappingClass::kAnonymous) range.zero = (region.categories & kPagePfnZero) != 0;
+  // A private page that was protected and then discarded (MADV_DONTNEED, truncation of the file) leaves a marker that
+  // reads as swapped and unwritten, while the memory holds the file's content again. Reading it tells; so do that.
+  if (kind == MappingClass::kPrivateFile && (region.categories & kPageSwapped) != 0) range.written = true;
+  return range;
+}
+
+}  // namespace
+
+UserfaultfdTracker::UserfaultfdTracker(pid_t pid, UniqueFd uffd, UniqueFd pagemap)
+    : pid_(pid), uffd_(std::move(uffd)), pagemap_(std::move(pagemap)) {}
+
+bool UserfaultfdTracker::available() {
+  const UniqueFd uffd(static_cast<int>(::syscall(SYS_userfaultfd, O_CLOEXEC | O_NONBLOCK | kUffdUserModeOnly)));
+  const UniqueFd pagemap(::open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC));
+  if (!uffd || !pagemap || !enable_async_write_protect(uffd.get())) return false;
+  void* page = ::mmap(nullptr, kPageSize, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (page == MAP_FAILED) return false;
+  *static_cast<volatile char*>(page) = 1;
+  const auto start = reinterpret_cast<uint64_t>(page);
+
+  uffdio_register range{};
+  range.range = {start, kPageSize};
+  range.mode = UFFDIO_REGISTER_MODE_WP;
+  Regions regions;
+  PagemapScanArg arg{};
+  arg.size = sizeof arg;
+  arg.flags = kScanWpMatching | kScanCheckWpAsync;
+  arg.start = start;
+  arg.end = start + kPageSize;
+  arg.vec = reinterpret_cast<uint64_t>(regions.data());
+  arg.vec_len = regions.size();
+  set_masks(MappingClass::kAnonymous, arg);
+  const auto count_written = [&]() -> int {
+    const int count = ::ioctl(pagemap.get(), kPagemapScan, &arg);
+    return count == 1 ? static_cast<int>((regions[0].categories & kPageWritten) != 0) : -1;
+  };
+  bool works = ::ioctl(uffd.get(), UFFDIO_REGISTER, &range) == 0 && count_written() == 1 && count_written() == 0;
+  *static_cast<volatile char*>(page) = 2;
+  works = works && count_written() == 1;
+  ::munmap(page, kPageSize);
+  return works;
+}
+
+std::unique_ptr<UserfaultfdTracker> UserfaultfdTracker::make(RemoteProcess& process) {
+  const int64_t remote =
+      process.syscall(SYS_userfaultfd, {static_cast<uint64_t>(O_CLOEXEC | O_NONBLOCK | kUffdUserModeOnly)});
+  if (remote < 0) return nullptr;
+  UniqueFd uffd;
+  try {
+    uffd = process.take_fd(static_cast<int>(remote));
+  } catch (...) {
+    process.syscall(SYS_close, {static_cast<uint64_t>(remote)});
+    throw;
+  }
+  process.syscall(SYS_close, {static_cast<uint64_t>(remote)});
+  if (!enable_async_write_protect(uffd.get())) return nullptr;
+  UniqueFd pagemap(::open(fmt::format("/proc/{}/pagemap", process.pid()).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!pagemap) throw_errno("cannot open /proc/{}/pagemap", process.pid());
+  return std::unique_ptr<UserfaultfdTracker>(
+      new UserfaultfdTracker(process.pid(), std::move(uffd), std::move(pagemap)));
+}
+
+bool UserfaultfdTracker::alive() const {
+  // The kernel answers ESRCH when the address space has ended, and otherwise that nothing is registered at the last
+  // page of user space. Should the stack lie there, lifting its protection only makes it count as written.
+  uffdio_writeprotect probe{};
+  probe.range = {0x7fffffffe000, kPageSize};
+  return ::ioctl(uffd_.get(), UFFDIO_WRITEPROTECT, &probe) == 0 || errno != ESRCH;
+}
+
+// Makes all of [start, end) tracked, with no page protected. False when the kernel cannot (a device, or mappings that
+// change at this moment).
+bool UserfaultfdTracker::register_range(uint64_t start, uint64_t end) {
+  uffdio_register range{};
+  range.range = {start, end - start};
+  range.mode = UFFDIO_REGISTER_MODE_WP;
+  if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &range) != 0) {
+    if (errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended or started another program", pid_);
+    return false;
+  }
+  // Before 6.14 mremap kept the protection bit of pages whose mapping had lost its tracking: such a page can be
+  // written and still look unwritten. Wipe all bits before the first scan.
+  uffdio_writeprotect clear{};
+  clear.range = {start, end - start};
+  if (::ioctl(uffd_.get(), UFFDIO_WRITEPROTECT, &clear) == 0) return true;
+  uffdio_range whole{start, end - start};
+  ::ioctl(uffd_.get(), UFFDIO_UNREGISTER, &whole);
+  return false;
+}
+
+void UserfaultfdTracker::collect_untracked(uint64_t start, uint64_t end, MappingClass kind,
+                                           std::vector<PageRange>& out) {
+  if (kind == MappingClass::kShared) {
+    append_page_range(out, {start, end, true, false});
+    return;
+  }
+  Regions regions;
+  PagemapScanArg arg{};
+  arg.size = sizeof arg;
+  arg.end = end;
+  arg.vec = reinterpret_cast<uint64_t>(regions.data());
+  arg.vec_len = regions.size();
+  set_masks(kind, arg);
+  for (uint64_t at = start; at < end;) {
+    arg.start = at;
+    arg.walk_end = 0;
+    const int count = ::ioctl(pagemap_.get(), kPagemapScan, &arg);
+    if (count < 0) throw_errno("cannot scan the page table of process {} at {:x}-{:x}", pid_, at, end);
+    for (int i = 0; i < count; ++i) append_page_range(out, to_range(regions[static_cast<size_t>(i)], kind, true));
+    if (static_cast<uint64_t>(count) < kScanVector) return;
+    at = regions.back().end;
+  }
+}
+
+bool UserfaultfdTracker::collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm,
+                                 std::vector<PageRange>& out) {
+  Regions regions;
+  PagemapScanArg arg{};
+  arg.size = sizeof arg;
+  arg.flags = kScanCheckWpAsync | (rearm ? kScanWpMatching : 0);
+  arg.end = end;
+  arg.vec = reinterpret_cast<uint64_t>(regions.data());
+  arg.vec_len = regions.size();
+  set_masks(kind, arg);
+
+  bool tracked = true;
+  int tries = 0;
+  for (uint64_t at = start; at < end;) {
+    arg.start = at;
+    arg.walk_end = 0;
+    const int count = ::ioctl(pagemap_.get(), kPagemapScan, &arg);
+    if (count < 0 && errno == EINTR) continue;
+    if (count < 0 && errno != EPERM) {
+      throw_errno("cannot scan the page table of process {} at {:x}-{:x}", pid_, at, end);
+    }
+    if (count < 0) {
+      // Some of [at, end) is not tracked. What the failed call has already re-protected was not returned, so all of
+      // the rest counts as written, and register_range lifts the protection again.
+      tracked = false;
+      if (rearm && tries++ < 3 && register_range(at, end)) continue;
+      collect_untracked(at, end, kind, out);
+      return false;
+    }
+    for (int i = 0; i < count; ++i) append_page_range(out, to_range(regions[static_cast<size_t>(i)], kind, !tracked));
+    if (static_cast<uint64_t>(count) < kScanVector) break;
+    at = regions.back().end;
+  }
+  return tracked;
+}
+
+}  // namespace icp

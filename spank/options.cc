@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "spank/options.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <string_view>
+#include <vector>
+
+#include "coordinator/duration.h"
+
+namespace icp::spank {
+namespace {
+
+// Slurm gives callbacks no user pointer, and calls them twice in slurmstepd: plain idempotent stores.
+Request given;
+
+bool check_interval(const char* source, std::string_view text) {
+  std::string why;
+  if (parse_duration(text, why)) return true;
+  slurm_error("spank_icp: %s: %s", source, why.c_str());
+  return false;
+}
+
+bool check_directory(const char* source, std::string_view text) {
+  const char* why = nullptr;
+  if (text.empty()) why = "a directory is needed";
+  if (text.size() > 3000) why = "the path is too long";
+  if (text.find_first_of("\n\r") != std::string_view::npos) why = "a path with a line break is not taken";
+  if (why == nullptr) return true;
+  slurm_error("spank_icp: %s: %s", source, why);
+  return false;
+}
+
+// Slurm keeps the pointers: static storage, and not const.
+char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", directory_name[] = "checkpoint-dir",
+     restart_name[] = "restart-dir", time_word[] = "time", directory_word[] = "directory",
+     interval_usage[] = "take a checkpoint of each step at this interval: 30s, 10m, 2h, or minutes",
+     alias_usage[] = "the same as --checkpoint-interval",
+     directory_usage[] = "where checkpoints go: <directory>/<job>.<step> (default: the working directory)",
+     restart_usage[] = "restart from the checkpoint in this directory; none: start afresh after a requeue";
+
+template <std::string Request::*Member, bool (*Check)(const char*, std::string_view)>
+int take_option(const char* source, const char* argument, int remote) {
+  const std::string_view text = argument == nullptr ? "" : argument;
+  if (remote == 0 && !Check(source, text)) return -1;  // on the node nothing may fail: the submission was checked
+  given.*Member = text;
+  return 0;
+}
+
+spank_option table[] = {
+    {interval_name, time_word, interval_usage, 1, 0,
+     [](int, const char* argument, int remote) {
+       return take_option<&Request::interval, check_interval>("--checkpoint-interval", argument, remote);
+     }},
+    {alias_name, time_word, alias_usage, 1, 0,
+     [](int, const char* argument, int remote) {
+       return take_option<&Request::interval, check_interval>("--checkpoint", argument, remote);
+     }},
+    {directory_name, directory_word, directory_usage, 1, 0,
+     [](int, const char* argument, int remote) {
+       return take_option<&Request::checkpoint_dir, check_directory>("--checkpoint-dir", argument, remote);
+     }},
+    {restart_name, directory_word, restart_usage, 1, 0,
+     [](int, const char* argument, int remote) {
+       return take_option<&Request::restart_dir, check_directory>("--restart-dir", argument, remote);
+     }},
+};
+
+// The environment twins of one option, in falling order of precedence. The first of each list is what the step reads.
+struct Twins {
+  std::string Request::*member;
+  bool (*check)(const char*, std::string_view);
+  std::vector<const char*> srun, sbatch, salloc;
+};
+
+const std::vector<Twins>& all_twins() {
+  static const std::vector<Twins> twins = {
+      {&Request::interval, check_interval,
+       {"SLURM_CHECKPOINT", "SLURM_CHECKPOINT_INTERVAL"},
+       {"SBATCH_CHECKPOINT", "SBATCH_CHECKPOINT_INTERVAL"},
+       {"SALLOC_CHECKPOINT", "SALLOC_CHECKPOINT_INTERVAL"}},
+      {&Request::checkpoint_dir, check_directory,
+       {"SLURM_CHECKPOINT_DIR", "SLURM_CHECKPOINT_IMAGE_DIR"}, {"SBATCH_CHECKPOINT_DIR"}, {"SALLOC_CHECKPOINT_DIR"}},
+      {&Request::restart_dir, check_directory, {"SLURM_RESTART_DIR"}, {"SBATCH_RESTART_DIR"}, {"SALLOC_RESTART_DIR"}},
+  };
+  return twins;
+}
+
+std::string absolute(const std::string& path) {
+  if (path.empty() || path[0] == '/' || path == "none") return path;
+  char* const here = ::getcwd(nullptr, 0);
+  if (here == nullptr) return path;
+  const std::string result = std::string(here) + "/" + path;
+  std::free(here);
+  return result;
+}
+
+}  // namespace
+
+void register_options(spank_t handle) {
+  for (spank_option& option : table) {
+    if (const auto error = spank_option_register(handle, &option); error != ESPANK_SUCCESS) {
+      slurm_error("spank_icp: cannot register --%s: %s", option.name, spank_strerror(error));
+    }
+  }
+}
+
+bool settle_options() {
+  const std::string_view command = program_invocation_short_name;
+  for (const Twins& twins : all_twins()) {
+    std::string& value = given.*twins.member;
+    const auto& names = command == "sbatch" ? twins.sbatch : command == "salloc" ? twins.salloc : twins.srun;
+    for (const char* name : names) {
+      const char* const text = std::getenv(name);
+      if (!value.empty() || text == nullptr || *text == '\0') continue;
+      if (!twins.check(name, text)) return false;
+      value = text;
+    }
+    if (value.empty()) continue;
+    if (twins.member != &Request::interval) value = absolute(value);
+    ::setenv(twins.srun.front(), value.c_str(), 1);
+  }
+  return true;
+}
+
+Request requested(spank_t handle) {
+  Request request = given;
+  for (const Twins& twins : all_twins()) {
+    std::string& value = request.*twins.member;
+    for (auto name = twins.srun.rbegin(); name != twins.srun.rend(); ++name) {
+      // What the submission settled is in the environment; the option's own text is what is left when the user kept
+      // the environment from the job (--export=NIL).
+      if (const std::string text = job_env(handle, *name); !text.empty()) value = text;
+    }
+  }
+  std::string why;
+  if (!request.interval.empty() && !parse_duration(request.interval, why)) {
+    slurm_error("spank_icp: no checkpoints: %s", why.c_str());  // a variable changed inside the job
+    request.interval.clear();
+  }
+  return request;
+}
+
+}  // namespace icp::spank

@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// --checkpoint-interval, --checkpoint, --checkpoint-dir, --restart-dir and their environment variables.
+#pragma once
+
+#include <string>
+
+#include "spank/slurm_api.h"
+
+namespace icp::spank {
+
+struct Request {
+  std::string interval;        // empty: not asked for
+  std::string checkpoint_dir;  // absolute, or empty
+  std::string restart_dir;     // absolute, "none", or empty
+
+  bool wants_agent() const { return !interval.empty() || (!restart_dir.empty() && restart_dir != "none"); }
+};
+
+// Registers the options: in every context, or Slurm does not carry them to the node.
+void register_options(spank_t handle);
+
+// In srun, sbatch, salloc, when all options are read: takes what only the environment says, makes directories absolute
+// against the directory the command was typed in, and puts the result where the step finds it (SLURM_CHECKPOINT,
+// SLURM_CHECKPOINT_DIR, SLURM_RESTART_DIR in the job's environment). False: a bad value; the sentence is out.
+bool settle_options();
+
+// In slurmstepd: what was asked of this step.
+Request requested(spank_t handle);
+
+}  // namespace icp::spank

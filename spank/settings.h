@@ -1,0 +1,27 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What the administrator told the plugin: arguments in plugstack.conf, and two keys of icp.yaml.
+#pragma once
+
+#include <string>
+#include <vector>
+
+namespace icp::spank {
+
+enum class IpcMode {
+  kPrivate,  // an IPC namespace for each job and node
+  kHost,     // the machine's own; objects are told apart by who made them
+  kOff,      // System V objects are left alone
+};
+
+struct Settings {
+  std::string config = "/etc/slurm-icp/icp.yaml";
+  std::string icpstepd = "/usr/libexec/slurm-icp/icpstepd";
+  IpcMode ipc = IpcMode::kPrivate;
+  std::string run_dir = "/run/slurm-icp";
+
+  // Reads the plugin's arguments (key=value) and then the configuration file. Never throws; whatever is wrong is put
+  // in `complaints`, one sentence each, and the default holds.
+  static Settings read(int argc, char** argv, std::vector<std::string>& complaints);
+};
+
+}  // namespace icp::spank

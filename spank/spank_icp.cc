@@ -1,0 +1,133 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Which of our code runs where. Slurm calls these functions in several processes; nothing but this file is visible
+// to it (spank_icp.map), and no exception leaves it.
+//
+//   process                     rights   functions below                             what we do
+//   --------------------------  -------  ------------------------------------------  -------------------------------
+//   srun, sbatch, salloc        user     init, init_post_opt                         options.cc
+//   slurmd                      root     init                                        job_end.cc: clean_stale
+//   slurmstepd                  root     init                                        options.cc: register
+//                                        init_post_opt                               step.cc: begin_step
+//                                        task_post_fork, task_exit, exit             step.cc: name_task, end_*
+//   the task, before its exec   user     task_init                                   step.cc: start_task
+//   child of slurmd             root     job_epilog                                  job_end.cc: end_job
+//
+// Return values: a failing init, user_init or task_post_fork of a batch step drains the node, and so does a failing
+// epilog; a failing task_init fails the job alone. So everything returns 0 but task_init, and init_post_opt in the
+// user's own command.
+#include <cstdlib>
+#include <exception>
+#include <string>
+#include <vector>
+
+#include "spank/options.h"
+#include "spank/settings.h"
+#include "spank/slurm_api.h"
+#include "spank/step.h"
+
+#define ICP_EXPORT extern "C" __attribute__((visibility("default")))
+
+// Declared first: a const object has internal linkage in C++.
+extern "C" {
+extern const char plugin_name[], plugin_type[];
+extern const unsigned int plugin_version, spank_plugin_version;
+const char plugin_name[] = "icp";
+const char plugin_type[] = "spank";
+const unsigned int plugin_version = SLURM_VERSION_NUMBER;
+const unsigned int spank_plugin_version = 1;
+#if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 5, 0)
+// A failing init fails the job, never the node. Older Slurms do not look.
+extern const int slurm_spank_init_failure_mode;
+const int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;
+#endif
+}
+
+namespace {
+
+icp::spank::Settings settings;
+
+template <typename Function>
+int guarded(const char* where, Function function) noexcept {
+  try {
+    return function();
+  } catch (const std::exception& error) {
+    slurm_error("spank_icp: %s: %s", where, error.what());
+  } catch (...) {
+    slurm_error("spank_icp: %s: unknown error", where);
+  }
+  return ESPANK_SUCCESS;
+}
+
+int initialise(spank_t handle, int argc, char** argv) {
+  std::vector<std::string> complaints;
+  settings = icp::spank::Settings::read(argc, argv, complaints);
+  for (const std::string& text : complaints) slurm_error("spank_icp: %s", text.c_str());
+  switch (spank_context()) {
+    case S_CTX_LOCAL:
+    case S_CTX_ALLOCATOR:
+    case S_CTX_REMOTE:
+      icp::spank::register_options(handle);
+      break;
+    case S_CTX_SLURMD:
+      icp::spank::clean_stale(settings);
+      break;
+    default:
+      break;
+  }
+  return ESPANK_SUCCESS;
+}
+
+int options_done(spank_t handle) {
+  if (spank_context() == S_CTX_REMOTE) {
+    icp::spank::begin_step(handle, settings);
+  } else if (!icp::spank::settle_options()) {
+    // With `optional` in plugstack.conf srun would only note a failure and go on without the checkpoints that the
+    // user's environment asked for. This is the user's own command, before anything was submitted.
+    std::exit(1);
+  }
+  return ESPANK_SUCCESS;
+}
+
+bool on_node() { return spank_context() == S_CTX_REMOTE; }
+
+}  // namespace
+
+ICP_EXPORT int slurm_spank_init(spank_t handle, int argc, char** argv) {
+  return guarded("init", [&] { return initialise(handle, argc, argv); });
+}
+
+ICP_EXPORT int slurm_spank_init_post_opt(spank_t handle, int, char**) {
+  return guarded("init_post_opt", [&] { return options_done(handle); });
+}
+
+ICP_EXPORT int slurm_spank_task_post_fork(spank_t handle, int, char**) {
+  return guarded("task_post_fork", [&] {
+    if (on_node()) icp::spank::name_task(handle);
+    return ESPANK_SUCCESS;
+  });
+}
+
+ICP_EXPORT int slurm_spank_task_init(spank_t handle, int, char**) {
+  return guarded("task_init", [&] { return on_node() ? icp::spank::start_task(handle) : 0; });
+}
+
+ICP_EXPORT int slurm_spank_task_exit(spank_t handle, int, char**) {
+  return guarded("task_exit", [&] {
+    if (on_node()) icp::spank::end_task(handle);
+    return ESPANK_SUCCESS;
+  });
+}
+
+ICP_EXPORT int slurm_spank_exit(spank_t, int, char**) {
+  return guarded("exit", [&] {
+    if (on_node()) icp::spank::end_step();
+    return ESPANK_SUCCESS;
+  });
+}
+
+ICP_EXPORT int slurm_spank_job_epilog(spank_t handle, int, char**) {
+  return guarded("job_epilog", [&] {
+    icp::spank::end_job(handle, settings);
+    return ESPANK_SUCCESS;
+  });
+}

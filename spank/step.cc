@@ -1,0 +1,162 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "spank/step.h"
+
+#include <fcntl.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cerrno>
+#include <cstdlib>
+#include <cstring>
+
+#include "spank/agent_link.h"
+#include "spank/ipc_namespace.h"
+#include "spank/options.h"
+
+namespace icp::spank {
+namespace {
+
+using protocol::Packet;
+using protocol::StepFacts;
+
+constexpr int kAnswerTimeout = 120'000;  // ms, for a task's question; an image on a slow file system takes its time
+constexpr int kGoodbyeTimeout = 20'000;  // ms, for a version under way at the step's end
+
+// One step a process: slurmstepd's.
+AgentLink agent;
+StepFacts facts;
+std::string problem;  // why there is no agent though one was asked for
+
+// Only the tasks' own end may fail a job without draining the node, hence the sentence waits for start_task().
+void put_line(const std::string& text) {
+  const std::string line = "slurm-icp: " + text + "\n";
+  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) slurm_error("spank_icp: %s", text.c_str());
+}
+
+std::string node_name(spank_t handle) {
+  if (std::string name = job_env(handle, "SLURMD_NODENAME"); !name.empty()) return name;
+  if (const char* const name = std::getenv("SLURMD_NODENAME"); name != nullptr) return name;
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  return host;
+}
+
+StepFacts read_facts(spank_t handle, const Settings& settings) {
+  StepFacts step;
+  step.job = item<uint32_t>(handle, S_JOB_ID).value_or(0);
+  step.step = static_cast<int32_t>(item<uint32_t>(handle, S_JOB_STEPID).value_or(0));
+  step.uid = item<uid_t>(handle, S_JOB_UID).value_or(static_cast<uid_t>(-1));
+  step.gid = item<gid_t>(handle, S_JOB_GID).value_or(static_cast<gid_t>(-1));
+  gid_t* groups = nullptr;
+  int count = 0;
+  if (spank_get_item(handle, S_JOB_SUPPLEMENTARY_GIDS, &groups, &count) == ESPANK_SUCCESS && count > 0) {
+    step.groups.assign(groups, groups + count);
+  }
+  step.node = node_name(handle);
+  step.nodes = item<uint32_t>(handle, S_JOB_NNODES).value_or(1);
+  step.local_tasks = item<uint32_t>(handle, S_JOB_LOCAL_TASK_COUNT).value_or(1);
+  step.total_tasks = item<uint32_t>(handle, S_JOB_TOTAL_TASK_COUNT).value_or(1);
+  step.verbose = std::atoi(job_env(handle, "SRUN_DEBUG").c_str()) > 3;  // 3 is srun without -v
+  step.private_ipc = settings.ipc == IpcMode::kPrivate;
+  step.job_dir = settings.run_dir + "/" + step.node + "/job_" + std::to_string(step.job);
+  return step;
+}
+
+// The batch step asks for this: once a script has run steps, the steps are what is checkpointed, not the script.
+void note_numbered_step() {
+  const std::string path = facts.job_dir + "/has-steps";
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
+  if (fd >= 0) ::close(fd);
+}
+
+}  // namespace
+
+void begin_step(spank_t handle, const Settings& settings) {
+  facts = read_facts(handle, settings);
+  if (facts.job == 0) return;
+  if (settings.ipc == IpcMode::kPrivate) {
+    if (const std::string error = enter_job_namespace(facts.job_dir); !error.empty()) {
+      slurm_error("spank_icp: job %u: %s", facts.job, error.c_str());
+      facts.private_ipc = false;
+    }
+  } else if (settings.ipc == IpcMode::kHost) {
+    make_job_directory(facts.job_dir);
+  }
+  if (facts.step >= 0) note_numbered_step();
+  const Request request = requested(handle);
+  if (!request.wants_agent() || (facts.step < 0 && facts.step != protocol::kBatchStep)) return;
+  facts.interval = request.interval;
+  facts.checkpoint_dir = request.checkpoint_dir;
+  facts.restart_dir = request.restart_dir;
+  problem = agent.start(settings, facts);
+  if (!problem.empty()) slurm_error("spank_icp: job %u: %s", facts.job, problem.c_str());
+}
+
+void name_task(spank_t handle) {
+  if (!agent.running()) return;
+  Packet packet(protocol::kTask);
+  packet.set_number("rank", item<uint32_t>(handle, S_TASK_GLOBAL_ID).value_or(0));
+  packet.set_number("pid", item<pid_t>(handle, S_TASK_PID).value_or(0));
+  agent.tell(packet);
+}
+
+namespace {
+
+bool must_restart() { return !facts.restart_dir.empty() && facts.restart_dir != "none"; }
+
+// Becomes icp-proxy, which stands in for the restored processes. Returns only when that failed.
+int become_proxy(const std::string& proxy) {
+  const int socket = agent.task_socket();
+  ::fcntl(socket, F_SETFD, 0);
+  const std::string number = std::to_string(socket);
+  const char* const argv[] = {"icp-proxy", number.c_str(), nullptr};
+  const char* const envp[] = {"PATH=/usr/bin:/bin", nullptr};  // nothing of the user's changes what it does
+  ::execve(proxy.c_str(), const_cast<char* const*>(argv), const_cast<char* const*>(envp));
+  put_line("cannot restart: cannot execute " + proxy + ": " + std::strerror(errno));
+  return -1;
+}
+
+}  // namespace
+
+int start_task(spank_t handle) {
+  if (problem.empty() && !agent.running()) return 0;
+  const uint32_t rank = item<uint32_t>(handle, S_TASK_GLOBAL_ID).value_or(0);
+  Packet answer;
+  if (problem.empty()) {
+    Packet ready(protocol::kReady);
+    char* const here = ::getcwd(nullptr, 0);
+    ready.set("cwd", here == nullptr ? "/" : here);
+    std::free(here);
+    ready.set_number("rank", rank).set_number("pid", ::getpid());
+    // S_SLURM_RESTART_COUNT is always 0 in Slurm 22.05; the environment is right.
+    ready.set("restarts", job_env(handle, "SLURM_RESTART_COUNT"));
+    answer = agent.announce(ready, kAnswerTimeout);
+    if (answer.type == protocol::kRun) return 0;
+    if (answer.type == protocol::kRestart) return become_proxy(answer.get("proxy"));
+    if (answer.type == protocol::kFail) {
+      if (rank == 0) put_line(answer.get("text"));
+      return -1;
+    }
+  }
+  const std::string why = problem.empty() ? "icpstepd does not answer" : problem;
+  if (must_restart()) {
+    if (rank == 0) put_line("cannot restart: " + why);
+    return -1;
+  }
+  if (rank == 0) put_line("no checkpoints of this step: " + why + "; the job runs on without");
+  return 0;
+}
+
+void end_task(spank_t handle) {
+  if (!agent.running()) return;
+  Packet packet(protocol::kTaskExit);
+  packet.set_number("rank", item<uint32_t>(handle, S_TASK_GLOBAL_ID).value_or(0));
+  packet.set_number("status", item<int>(handle, S_TASK_EXIT_STATUS).value_or(0));
+  agent.tell(packet);
+}
+
+void end_step() {
+  if (!agent.finish(kGoodbyeTimeout)) slurm_info("spank_icp: icpstepd is still busy with job %u", facts.job);
+}
+
+}  // namespace icp::spank
