@@ -30,6 +30,9 @@ struct SessionConfig {
   uint64_t staging_limit = 1ull << 30;  // bytes
   std::vector<OuterStreamId> outer;     // standard streams the tasks were started with
   bool whole_ipc_namespace = false;     // all System V objects of the roots' IPC namespace are the capsule's
+  // Further processes of the capsule (agent's view) that need not descend from the roots: orphans, known by their cgroup
+  // or their subreaper. May be empty.
+  std::function<std::vector<pid_t>()> more_processes;
 };
 
 struct TaskRoot {
@@ -68,11 +71,13 @@ class Session {
  private:
   friend class RestoredCapsule;
   struct Impl;
+  explicit Session(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 
 // Captures nothing; convenience for `icp check`.
 Findings check_tree(const std::vector<pid_t>& roots, const std::vector<OuterStreamId>& outer);
+
 // Standard streams of a root process that lead out of the tree (a terminal, a pipe or socket whose other end is not in
 // the tree), as they are now.
 std::vector<OuterStreamId> outer_streams_of(pid_t root, int rank, bool include_regular = false);
@@ -87,6 +92,8 @@ struct RestoreOptions {
   // Called once with the pid of the capsule's init before anything else exists in it: put it into cgroups here.
   std::function<void(pid_t)> join;
   std::string init_path;     // the icp-init program; empty: beside the running program, else the installed one
+  bool track = true;         // arm trackers before anything runs, for continue_session()
+  TrackerKind tracker = TrackerKind::kAuto;
 };
 
 struct TaskExit {

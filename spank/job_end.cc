@@ -12,6 +12,7 @@
 #include <string>
 #include <vector>
 
+#include "spank/job_run.h"
 #include "spank/step.h"
 
 namespace icp::spank {
@@ -58,8 +59,16 @@ bool wait_at_most(pid_t pid, int seconds, int& status) {
 
 }  // namespace
 
+void begin_job(spank_t handle, const Settings& settings) {
+  const auto job = item<uint32_t>(handle, S_JOB_ID);
+  const char* const node = std::getenv("SLURMD_NODENAME");
+  const char* const count = std::getenv("SLURM_JOB_RESTART_COUNT");
+  if (!job || node == nullptr) return;
+  const unsigned long restarts = count == nullptr ? 0 : std::strtoul(count, nullptr, 10);
+  record_restart_count(settings.run_dir, node, *job, static_cast<uint32_t>(restarts));
+}
+
 void end_job(spank_t handle, const Settings& settings) {
-  if (settings.ipc == IpcMode::kOff) return;
   const auto job = item<uint32_t>(handle, S_JOB_ID);
   const auto uid = item<uid_t>(handle, S_JOB_UID);
   const char* const name = std::getenv("SLURMD_NODENAME");
@@ -67,8 +76,11 @@ void end_job(spank_t handle, const Settings& settings) {
     slurm_error("spank_icp: the epilog does not know job, user or node");
     return;
   }
-  const pid_t pid = run_helper(
-      settings, {"epilog", "--job", std::to_string(*job), "--uid", std::to_string(*uid), "--node", name}, name, false);
+  const char* const count = std::getenv("SLURM_JOB_RESTART_COUNT");
+  const pid_t pid = run_helper(settings,
+                               {"epilog", "--job", std::to_string(*job), "--uid", std::to_string(*uid), "--node", name,
+                                "--restarts", count == nullptr ? "0" : count},
+                               name, false);
   int status = 0;
   if (pid < 0) {
     slurm_error("spank_icp: job %u: cannot start %s: %s", *job, settings.icpstepd.c_str(), std::strerror(errno));
@@ -81,7 +93,7 @@ void end_job(spank_t handle, const Settings& settings) {
 }
 
 void clean_stale(const Settings& settings) {
-  if (settings.ipc == IpcMode::kOff) return;
+  if (settings.ipc == IpcChoice::kOff) return;
   int status = 0;
   const pid_t pid = run_helper(settings, {"clean-stale"}, "", true);
   if (pid > 0) ::waitpid(pid, &status, 0);

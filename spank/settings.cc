@@ -41,11 +41,11 @@ void read_config(Settings& settings, std::vector<std::string>& complaints) {
     if (key == "run_dir" && value.starts_with('/')) settings.run_dir = value;
     if (key != "ipc") continue;
     if (value == "private") {
-      settings.ipc = IpcMode::kPrivate;
+      settings.ipc = IpcChoice::kPrivate;
     } else if (value == "host") {
-      settings.ipc = IpcMode::kHost;
+      settings.ipc = IpcChoice::kHost;
     } else if (value == "off") {
-      settings.ipc = IpcMode::kOff;
+      settings.ipc = IpcChoice::kOff;
     } else {
       complaints.push_back(settings.config + ": ipc is '" + value + "'; it must be private, host or off");
     }

@@ -7,7 +7,7 @@
 
 namespace icp::spank {
 
-enum class IpcMode {
+enum class IpcChoice {
   kPrivate,  // an IPC namespace for each job and node
   kHost,     // the machine's own; objects are told apart by who made them
   kOff,      // System V objects are left alone
@@ -16,7 +16,7 @@ enum class IpcMode {
 struct Settings {
   std::string config = "/etc/slurm-icp/icp.yaml";
   std::string icpstepd = "/usr/libexec/slurm-icp/icpstepd";
-  IpcMode ipc = IpcMode::kPrivate;
+  IpcChoice ipc = IpcChoice::kPrivate;
   std::string run_dir = "/run/slurm-icp";
 
   // Reads the plugin's arguments (key=value) and then the configuration file. Never throws; whatever is wrong is put

@@ -10,7 +10,7 @@
 //                                        init_post_opt                               step.cc: begin_step
 //                                        task_post_fork, task_exit, exit             step.cc: name_task, end_*
 //   the task, before its exec   user     task_init                                   step.cc: start_task
-//   child of slurmd             root     job_epilog                                  job_end.cc: end_job
+//   child of slurmd             root     job_prolog, job_epilog                      job_end.cc: begin_job, end_job
 //
 // Return values: a failing init, user_init or task_post_fork of a batch step drains the node, and so does a failing
 // epilog; a failing task_init fails the job alone. So everything returns 0 but task_init, and init_post_opt in the
@@ -121,6 +121,13 @@ ICP_EXPORT int slurm_spank_task_exit(spank_t handle, int, char**) {
 ICP_EXPORT int slurm_spank_exit(spank_t, int, char**) {
   return guarded("exit", [&] {
     if (on_node()) icp::spank::end_step();
+    return ESPANK_SUCCESS;
+  });
+}
+
+ICP_EXPORT int slurm_spank_job_prolog(spank_t handle, int, char**) {
+  return guarded("job_prolog", [&] {
+    icp::spank::begin_job(handle, settings);
     return ESPANK_SUCCESS;
   });
 }

@@ -2,15 +2,16 @@
 #include "spank/step.h"
 
 #include <fcntl.h>
-#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstdlib>
 #include <cstring>
 
+#include "engine/base/error.h"
+#include "engine/sysv/ledger.h"
 #include "spank/agent_link.h"
-#include "spank/ipc_namespace.h"
+#include "spank/job_run.h"
 #include "spank/options.h"
 
 namespace icp::spank {
@@ -41,7 +42,7 @@ std::string node_name(spank_t handle) {
   return host;
 }
 
-StepFacts read_facts(spank_t handle, const Settings& settings) {
+StepFacts read_facts(spank_t handle) {
   StepFacts step;
   step.job = item<uint32_t>(handle, S_JOB_ID).value_or(0);
   step.step = static_cast<int32_t>(item<uint32_t>(handle, S_JOB_STEPID).value_or(0));
@@ -57,33 +58,34 @@ StepFacts read_facts(spank_t handle, const Settings& settings) {
   step.local_tasks = item<uint32_t>(handle, S_JOB_LOCAL_TASK_COUNT).value_or(1);
   step.total_tasks = item<uint32_t>(handle, S_JOB_TOTAL_TASK_COUNT).value_or(1);
   step.verbose = std::atoi(job_env(handle, "SRUN_DEBUG").c_str()) > 3;  // 3 is srun without -v
-  step.private_ipc = settings.ipc == IpcMode::kPrivate;
-  step.job_dir = settings.run_dir + "/" + step.node + "/job_" + std::to_string(step.job);
   return step;
 }
 
-// The batch step asks for this: once a script has run steps, the steps are what is checkpointed, not the script.
-void note_numbered_step() {
-  const std::string path = facts.job_dir + "/has-steps";
-  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (fd >= 0) ::close(fd);
+// The job's IPC namespace (mode private), or a place to note what its processes make (mode host). Tasks inherit the
+// namespace of this thread. This is the only moment: before it the step is not known, after it (user_init) the rights
+// are gone.
+void enter_job(const Settings& settings) {
+  if (settings.ipc == IpcChoice::kOff) return;
+  const IpcMode mode = settings.ipc == IpcChoice::kPrivate ? IpcMode::kPrivate : IpcMode::kHost;
+  try {
+    const JobLedger ledger =
+        JobLedger::create_or_join(settings.run_dir, facts.node, facts.job, facts.restarts, facts.uid, mode);
+    facts.private_ipc = ledger.facts().mode == IpcMode::kPrivate;
+  } catch (const Error& error) {
+    // The job did not ask for this: it runs on without.
+    slurm_error("spank_icp: job %u: %s", facts.job, error.what());
+  }
 }
 
 }  // namespace
 
 void begin_step(spank_t handle, const Settings& settings) {
-  facts = read_facts(handle, settings);
+  facts = read_facts(handle);
   if (facts.job == 0) return;
-  if (settings.ipc == IpcMode::kPrivate) {
-    if (const std::string error = enter_job_namespace(facts.job_dir); !error.empty()) {
-      slurm_error("spank_icp: job %u: %s", facts.job, error.c_str());
-      facts.private_ipc = false;
-    }
-  } else if (settings.ipc == IpcMode::kHost) {
-    make_job_directory(facts.job_dir);
-  }
-  if (facts.step >= 0) note_numbered_step();
+  facts.restarts = restart_count(settings.run_dir, facts.node, facts.job);
+  enter_job(settings);
   const Request request = requested(handle);
+  if (facts.step >= 0 && request.wants_agent()) note_numbered_step(settings.run_dir, facts.node, facts.job);
   if (!request.wants_agent() || (facts.step < 0 && facts.step != protocol::kBatchStep)) return;
   facts.interval = request.interval;
   facts.checkpoint_dir = request.checkpoint_dir;
@@ -128,8 +130,6 @@ int start_task(spank_t handle) {
     ready.set("cwd", here == nullptr ? "/" : here);
     std::free(here);
     ready.set_number("rank", rank).set_number("pid", ::getpid());
-    // S_SLURM_RESTART_COUNT is always 0 in Slurm 22.05; the environment is right.
-    ready.set("restarts", job_env(handle, "SLURM_RESTART_COUNT"));
     answer = agent.announce(ready, kAnswerTimeout);
     if (answer.type == protocol::kRun) return 0;
     if (answer.type == protocol::kRestart) return become_proxy(answer.get("proxy"));

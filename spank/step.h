@@ -18,6 +18,8 @@ void end_task(spank_t handle);
 // In slurmstepd, as root: all tasks have ended.
 void end_step();
 
+// In a child of slurmd, as root, before the job's first step on this node: the prolog.
+void begin_job(spank_t handle, const Settings& settings);
 // In a child of slurmd, as root: the job has ended on this node.
 void end_job(spank_t handle, const Settings& settings);
 // In slurmd, as root, at its start: what jobs left that ended while it was down. Does not wait.

@@ -27,7 +27,7 @@ struct TreeOptions {
   bool kill = false, json = false;
 
   void add_pid(CLI::App& app) {
-    app.add_option("--pid", pid, "Root of the tree")->required()->check(CLI::PositiveNumber)->type_name("PID");
+    app.add_option("--pid", pid, "Root of the tree")->required()->check(check_positive)->type_name("PID");
   }
 };
 
@@ -118,7 +118,7 @@ void add_checkpoint_commands(Cli& cli) {
   app->add_option("--interval", options->interval, "Time between versions")->required()->type_name("T");
   options->add_pid(*app);
   app->add_option("--count", options->count, "End after N versions, the first of them now")
-      ->check(CLI::PositiveNumber)
+      ->check(check_positive)
       ->type_name("N");
   options->versions.add_to(*app);
   app->footer("SIGUSR1 takes a version now. SIGINT and SIGTERM end icp; the tree runs on.");

@@ -36,6 +36,9 @@ void add_checkpoint_commands(Cli& cli);  // checkpoint_commands.cc: checkpoint, 
 void add_restart_command(Cli& cli);      // restart_command.cc
 void add_image_commands(Cli& cli);       // image_commands.cc: list, show, verify
 
+// For an option that takes a number of at least 1.
+std::string check_positive(const std::string& text);
+
 // parse_duration() with kUsage thrown.
 std::chrono::milliseconds interval_from(const std::string& text);
 

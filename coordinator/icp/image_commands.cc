@@ -26,11 +26,11 @@ struct ImageOptions {
   bool json = false;
 
   void add_to(CLI::App& app) {
-    app.add_option("DIR,--dir", dir, "Directory of the versions")->required()->type_name("");
+    app.add_option("DIR", dir, "Directory of the versions")->required()->type_name("");
     app.add_option("--node", node, "The node whose capsule is meant, if there are several")->type_name("NAME");
   }
   void add_version(CLI::App& app, const char* help) {
-    app.add_option("--version", version, help)->check(CLI::PositiveNumber)->type_name("N");
+    app.add_option("--version", version, help)->check(check_positive)->type_name("N");
   }
 };
 

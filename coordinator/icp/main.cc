@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // icp: checkpoints and restarts process trees, with or without Slurm.
 #include <algorithm>
+#include <charconv>
 #include <csignal>
 #include <cstring>
 #include <iostream>
@@ -37,6 +38,13 @@ std::chrono::milliseconds interval_from(const std::string& text) {
   throw Error(ErrorKind::kUsage, "--interval: " + why);
 }
 
+std::string check_positive(const std::string& text) {
+  uint32_t value = 0;
+  const auto [end, code] = std::from_chars(text.data(), text.data() + text.size(), value);
+  const bool good = code == std::errc() && end == text.data() + text.size() && value > 0 && value <= INT32_MAX;
+  return good ? "" : "\"" + text + "\" is not a number from 1 to 2147483647";
+}
+
 namespace {
 
 void set_up(Cli& cli) {
@@ -61,6 +69,8 @@ int wrong_command_line(const Cli& cli, const CLI::ParseError& error) {
   std::string text = error.what();
   text = text.substr(0, text.find('\n'));
   std::string command = "icp";
+  if (const auto words = cli.app.remaining(); cli.app.get_subcommands().empty() && !words.empty())
+    text = fmt::format("there is no {} {}", words.front().starts_with('-') ? "option" : "command", words.front());
   for (const CLI::App* sub : cli.app.get_subcommands()) command += " " + sub->get_name();
   print_error(fmt::format("{}; see {} --help", printable(text), command));
   return kExitUsage;
@@ -68,13 +78,14 @@ int wrong_command_line(const Cli& cli, const CLI::ParseError& error) {
 
 // What stands after "--" is the program's own, down to a further "--": taken away before CLI11 sees it.
 int parse(Cli& cli, std::span<char*> arguments) {
-  const auto dashes =
-      std::find_if(arguments.begin(), arguments.end(), [](const char* text) { return std::strcmp(text, "--") == 0; });
+  const auto find = [&](const char* word) {
+    return std::find_if(arguments.begin(), arguments.end(), [&](const char* text) { return !std::strcmp(text, word); });
+  };
+  auto dashes = find("--");
+  if (find("run") > dashes) dashes = arguments.end();
   if (dashes != arguments.end()) cli.command.assign(dashes + 1, arguments.end());
   try {
     cli.app.parse(static_cast<int>(dashes - arguments.begin()), arguments.data());
-    if (dashes != arguments.end() && !cli.app.got_subcommand("run"))
-      throw CLI::ExtrasError("\"--\" and a program belong to icp run", CLI::ExitCodes::ExtrasError);
   } catch (const CLI::Success& help) {
     return cli.app.exit(help);
   } catch (const CLI::ParseError& error) {

@@ -12,6 +12,7 @@
 #include <cstdlib>
 
 #include "coordinator/icp/users.h"
+#include "engine/base/procfs.h"
 
 namespace icp {
 
@@ -70,6 +71,7 @@ void send(int fd, Message message) {
 [[noreturn]] void keep(const std::vector<std::string>& command, const sigset_t& mask,
                        const std::optional<Identity>& user, int report_fd) {
   prctl(PR_SET_NAME, "icp-keeper");
+  prctl(PR_SET_CHILD_SUBREAPER, 1);
   sigset_t all;
   sigfillset(&all);
   sigprocmask(SIG_BLOCK, &all, nullptr);
@@ -86,8 +88,7 @@ void send(int fd, Message message) {
   const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
   for (int fd = 0; fd < 3; ++fd) dup2(null.get(), fd);
   int status = 0;
-  while (waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
+  for (pid_t ended = 0; ended != pid && (ended >= 0 || errno == EINTR);) ended = waitpid(-1, &status, 0);
   send(report_fd, {Message::kEnded, status});
   _exit(0);
 }
@@ -147,6 +148,12 @@ int Program::take_status() {
   waitpid(keeper_, nullptr, 0);
   if (!told) throw_error(ErrorKind::kGone, "the keeper of process {} was killed: its exit status is lost", pid_);
   return message.value;
+}
+
+std::vector<pid_t> Program::orphans() const {
+  std::vector<pid_t> children = read_children(keeper_);
+  std::erase(children, pid_);
+  return children;
 }
 
 void Program::signal(int signal) const noexcept {

@@ -37,7 +37,8 @@ class ProcessHandle {
 // A program and its keeper, a small process between icp and the program. The session traces the program, and a
 // tracer that happens to be the parent takes the exit status with waitpid() when the program dies while it is
 // stopped; with the keeper as its parent the status is never lost. The keeper ignores what a terminal sends. When
-// icp is killed the program runs on, and the keeper with it.
+// icp is killed the program runs on, and the keeper with it. It is also the subreaper of the program's descendants, so
+// that those who lose their parent are still found.
 class Program {
  public:
   // Forks and executes `command` (PATH is searched), with signal mask `mask`, as `user` if given. Returns once
@@ -50,6 +51,8 @@ class Program {
   int event_fd() const { return pipe_.get(); }  // readable once the program has ended
   int take_status();                            // waits for the end; wait(2) status. Once.
   void signal(int signal) const noexcept;
+  // Descendants whose parents have ended. Throws kGone if the keeper has ended.
+  std::vector<pid_t> orphans() const;
 
  private:
   Program(UniqueFd pipe, pid_t keeper, pid_t pid);

@@ -23,7 +23,7 @@ struct RestartOptions {
   VersionOptions versions;
   uint32_t version = 0;
   std::string user, pid_file, interval;
-  GrownFile grown = GrownFile::kTruncate;
+  std::string grown = "truncate";
   bool detach = false;
 };
 
@@ -96,6 +96,13 @@ void write_pid(const UniqueFd& fd, const std::string& path, pid_t pid) {
     throw_errno("cannot write the pid file {}", path);
 }
 
+GrownFile grown_from(const std::string& text) {
+  if (text == "truncate") return GrownFile::kTruncate;
+  if (text == "fail") return GrownFile::kFail;
+  if (text == "accept") return GrownFile::kAccept;
+  throw_error(ErrorKind::kUsage, "--grown: \"{}\" is none of truncate, fail and accept", text);
+}
+
 // All tasks of the image get icp's own standard streams.
 RestoreOptions restore_options(const RestartOptions& options) {
   RestoreOptions restore;
@@ -103,7 +110,7 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.version = options.version;
   restore.node = options.versions.node;
   restore.identity = options.user.empty() ? reader_of(options.versions.dir) : user_identity(options.user);
-  restore.grown = options.grown;
+  restore.grown = grown_from(options.grown);
   const ImageDir image = ImageDir::open(restore.image_path, restore.identity, restore.node);
   if (restore.version == 0) restore.version = image.latest().value_or(0);
   if (restore.version == 0)
@@ -188,17 +195,13 @@ void add_restart_command(Cli& cli) {
   CLI::App* app = cli.app.add_subcommand("restart", "Put a tree back as a version has it, and wait for it");
   options->versions.add_dir(*app, "Directory of the versions");
   app->add_option("--version", options->version, "The version (default: the latest)")
-      ->check(CLI::PositiveNumber)
+      ->check(check_positive)
       ->type_name("N");
   CLI::Option* detach = app->add_flag("--detach", options->detach, "Do not wait; print the pid of the root");
   app->add_option("--pid-file", options->pid_file, "Write the pid of the root into this file")->type_name("FILE");
   app->add_option("--interval", options->interval, "Go on taking versions into DIR")->type_name("T")->excludes(detach);
   app->add_option("--grown", options->grown,
-                  "A file that grew since is cut back (truncate), stops it (fail), or stays (accept)")
-      ->transform(CLI::CheckedTransformer(
-          std::map<std::string, GrownFile>{
-              {"truncate", GrownFile::kTruncate}, {"fail", GrownFile::kFail}, {"accept", GrownFile::kAccept}},
-          CLI::ignore_case))
+                  "A file that grew since is cut back (truncate), stops the restart (fail), or stays (accept)")
       ->type_name("HOW");
   app->add_option("--user", options->user, "Restart as this user (default: the owner of DIR)")->type_name("NAME");
   options->versions.add_to(*app);

@@ -45,6 +45,7 @@ int run(const RunOptions& options, const Cli& cli, std::chrono::milliseconds int
   Program program = Program::start(cli.command, loop.old_mask(), user);
   reporter.note(fmt::format("process {}, a version every {} into {}", program.pid(), format_duration(interval),
                             config.image_path));
+  config.more_processes = [&program] { return program.orphans(); };
   Versions versions(std::move(config), open_root(program.pid()), reporter);
   loop.start_timer(interval);
   return take_versions(loop, program, versions);

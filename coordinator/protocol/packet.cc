@@ -166,8 +166,9 @@ Packet StepFacts::to_packet() const {
   packet.set_number("job", job).set_number("step", step).set_number("uid", uid).set_number("gid", gid);
   packet.set("groups", list).set("node", node).set_number("nodes", nodes);
   packet.set_number("local_tasks", local_tasks).set_number("total_tasks", total_tasks);
+  packet.set_number("restarts", restarts);
   packet.set("interval", interval).set("checkpoint_dir", checkpoint_dir).set("restart_dir", restart_dir);
-  packet.set_number("verbose", verbose).set_number("private_ipc", private_ipc).set("job_dir", job_dir);
+  packet.set_number("verbose", verbose).set_number("private_ipc", private_ipc);
   return packet;
 }
 
@@ -183,6 +184,7 @@ std::optional<StepFacts> StepFacts::from_packet(const Packet& packet) {
   facts.gid = static_cast<gid_t>(*gid);
   facts.local_tasks = static_cast<uint32_t>(*local);
   facts.total_tasks = static_cast<uint32_t>(*total);
+  facts.restarts = static_cast<uint32_t>(packet.number("restarts").value_or(0));
   facts.nodes = static_cast<uint32_t>(*nodes);
   const std::string list = packet.get("groups");
   for (size_t at = 0; at < list.size();) {
@@ -198,7 +200,6 @@ std::optional<StepFacts> StepFacts::from_packet(const Packet& packet) {
   facts.restart_dir = packet.get("restart_dir");
   facts.verbose = packet.number("verbose").value_or(0) != 0;
   facts.private_ipc = packet.number("private_ipc").value_or(0) != 0;
-  facts.job_dir = packet.get("job_dir");
   return facts;
 }
 

@@ -31,7 +31,7 @@ inline constexpr std::string_view kTask = "task";          // rank, pid: a task 
 inline constexpr std::string_view kTaskExit = "task-exit"; // rank, status
 inline constexpr std::string_view kGoodbye = "goodbye";    // the step ends; icpstepd answers by closing
 // a task before exec -> icpstepd, on the socket all tasks inherit; beside it the task's own socket
-inline constexpr std::string_view kReady = "ready";        // rank, pid, cwd, restarts; fd 0: the task's socket
+inline constexpr std::string_view kReady = "ready";        // rank, pid, cwd; fd 0: the task's socket
 // icpstepd -> the task, on the task's socket
 inline constexpr std::string_view kRun = "run";            // exec the user's program
 inline constexpr std::string_view kRestart = "restart";    // exec icp-proxy: proxy (path)
@@ -80,12 +80,12 @@ struct StepFacts {
   std::string node;
   uint32_t nodes = 1;           // of the job
   uint32_t local_tasks = 1, total_tasks = 1;
+  uint32_t restarts = 0;        // how often the job was requeued
   std::string interval;         // as the user typed it; empty: no versions by themselves
   std::string checkpoint_dir;   // empty: the configuration's, else the working directory
   std::string restart_dir;      // empty: the step's own after a requeue; "none": start afresh
   bool verbose = false;         // srun -v
-  bool private_ipc = true;      // the job has an IPC namespace of its own on this node
-  std::string job_dir;          // the job's directory below run_dir
+  bool private_ipc = false;     // the job has an IPC namespace of its own on this node
 
   Packet to_packet() const;
   static std::optional<StepFacts> from_packet(const Packet& packet);

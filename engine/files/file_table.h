@@ -2,7 +2,8 @@
 // Open files of all processes of a capsule: capture and restore.
 //
 // One kind of file is one small pair of files in this folder (regular, pipe, eventfd, epoll, timerfd,
-// signalfd, unix_socket, char_device, directory), behind the table in file_kind.h.
+// signalfd, unix_socket, char_device, directory ...), behind the common shape in file_kind.h. file_scan finds
+// the descriptions, file_lock and file_owner hold what any kind may have.
 #pragma once
 
 #include <sys/types.h>
@@ -60,18 +61,24 @@ struct FileRestoreOptions {
 };
 
 // Makes the open file descriptions of an image in the agent; the caller sends them into the processes.
+//
+// The capsule must outlive this object. One agent thread only.
 class FileRestore {
  public:
   FileRestore(const pb::Capsule& capsule, FileRestoreOptions options);
   ~FileRestore();
   // Creates all; a missing or changed file throws with its path. Changes nothing outside the agent but FIFOs'
-  // content: files are cut back only by apply_side_effects().
+  // content: files are cut back only by apply_side_effects(). Raises the agent's soft RLIMIT_NOFILE to the hard
+  // one.
   void create();
-  // The agent's descriptor for file `id`, valid as long as this object.
+  // The agent's descriptor for file `id`, valid as long as this object; -1 for what finish_process() makes in
+  // the process itself (pidfds). Throws kImage for an id that the image does not have.
   int local_fd(uint32_t id) const;
-  // After the descriptors are in place: epoll sets, POSIX locks, owners, which need calls in the process.
+  // After all processes exist and the descriptors are in place: pidfds (which appear at their numbers), epoll
+  // sets that watch them, POSIX locks, F_SETOWN, which need calls in the process.
   void finish_process(RemoteProcess& remote, const pb::Process& process);
-  // Truncates grown files. Called once, last, when nothing can fail any more.
+  // Truncates grown files, binds and connects Unix sockets that have names. Called once, last, when nothing else
+  // can fail any more, before the processes run. Throws the first failure after all has been tried.
   void apply_side_effects();
 
  private:

@@ -133,7 +133,7 @@ void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socke
   if (all.paired(diag)) {
     message.set_paired(true);
     message.set_peer_ino(diag.peer_ino);
-    for (std::string& data : peek_socket(fd, diag.type)) message.add_queue(std::move(data));
+    for (std::string& data : peek_socket(fd, diag.type, diag.queued)) message.add_queue(std::move(data));
     return;
   }
   message.set_name(diag.name);
@@ -174,6 +174,7 @@ class UnixSocketKind final : public FileKind {
 };
 
 constexpr size_t kPeekBuffer = 16u << 20;  // address space only: pages are touched as far as data comes
+constexpr size_t kMostMessages = 1u << 20;
 
 // While it lives, MSG_PEEK reads on from where the last one ended (SO_PEEK_OFF, a property of the socket that
 // the processes may use, too).
@@ -210,12 +211,13 @@ bool close_received(msghdr& message) {
 
 }  // namespace
 
-std::vector<std::string> peek_socket(int fd, int type) {
+std::vector<std::string> peek_socket(int fd, int type, uint32_t queued) {
   std::vector<std::string> queue;
+  if (type != SOCK_DGRAM && queued == 0) return queue;
   const PeekOffset offset(fd);
-  std::unique_ptr<char[]> buffer;
-  for (;;) {
-    if (!buffer) buffer.reset(new char[kPeekBuffer]);  // not cleared, on purpose
+  const std::unique_ptr<char[]> buffer(new char[kPeekBuffer]);  // not cleared, on purpose
+  // One more read than needed would take a pending error (ECONNRESET) away from the process.
+  for (uint64_t bytes = 0; type == SOCK_DGRAM ? queue.size() < kMostMessages : bytes < queued;) {
     alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 253) + CMSG_SPACE(sizeof(ucred))];
     iovec data{buffer.get(), kPeekBuffer};
     msghdr message{};
@@ -235,6 +237,7 @@ std::vector<std::string> peek_socket(int fd, int type) {
     }
     if (message.msg_flags & MSG_TRUNC) throw_error(ErrorKind::kRefused, "a message in a Unix socket is too long");
     if (got == 0 && type != SOCK_DGRAM) break;  // the end of a stream
+    bytes += static_cast<uint64_t>(got);
     if (type == SOCK_STREAM && !queue.empty()) {
       queue.front().append(buffer.get(), static_cast<size_t>(got));
     } else {

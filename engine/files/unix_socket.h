@@ -12,9 +12,10 @@ namespace icp {
 
 const FileKind& unix_socket_kind();
 
-// Data waiting in a socket, one entry a datagram (or one for a stream's bytes); it stays there. Throws kBusy
-// when descriptors are in flight.
-std::vector<std::string> peek_socket(int fd, int type);
+// Data waiting in a socket, one entry a datagram (or one for a stream's bytes); it stays there. `queued`: bytes
+// waiting as SIOCINQ tells, which for a datagram socket is only the first one's. Throws kBusy when
+// descriptors are in flight.
+std::vector<std::string> peek_socket(int fd, int type, uint32_t queued);
 
 // Makes all Unix sockets of an image. unix_socket_restore.cc.
 void create_unix_sockets(RestoreContext& context, ImageFiles files);

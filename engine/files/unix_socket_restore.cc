@@ -30,7 +30,7 @@ constexpr size_t kMostQueued = 256u << 20;  // bytes
 // its maker. Raw calls: glibc's change every thread.
 class MakerIdentity {
  public:
-  explicit MakerIdentity(const Identity& identity) : files_(identity), active_(::geteuid() == 0) {
+  explicit MakerIdentity(const Identity& identity) : files_(identity), active_(::geteuid() == 0), gid_(::getegid()) {
     if (!active_) return;
     if (::syscall(SYS_setresgid, -1, identity.gid, -1) != 0 || ::syscall(SYS_setresuid, -1, identity.uid, -1) != 0) {
       restore();
@@ -44,13 +44,14 @@ class MakerIdentity {
  private:
   void restore() const {
     if (!active_) return;
-    if (::syscall(SYS_setresuid, -1, 0, -1) == 0 && ::syscall(SYS_setresgid, -1, 0, -1) == 0) return;
+    if (::syscall(SYS_setresuid, -1, 0, -1) == 0 && ::syscall(SYS_setresgid, -1, gid_, -1) == 0) return;
     std::fputs("slurm-icp: cannot go back to the agent's own identity, giving up\n", stderr);
     std::abort();
   }
 
   FsIdentity files_;
   bool active_;
+  gid_t gid_;
 };
 
 // Runs `work` as the user in a thread whose root directory is the capsule's, so that names can be used as

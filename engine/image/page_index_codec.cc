@@ -16,47 +16,78 @@ enum Step : uint64_t {
   kJump = 3,     // pages of version slot n whose first record is not the expected one; then length - 1, difference
 };
 
-// Versions that a leaf refers to, newest first. Each has the record expected next: the pages of one version are
-// mostly put by ascending address, so from one page to the next of that version its record number grows by one.
+// One version that a leaf refers to, and which record its next page should have.
+//
+// Pages are mostly put by ascending address, so from one page of a version to the next the record grows by one. Where
+// the version wrote the whole area and later versions replaced single pages, it grows with the address instead
+// ("dense"). The encoder takes what is right more often.
+struct Slot {
+  uint32_t version = 0;
+  bool dense = false;
+  bool used = false;
+  uint64_t record = 0;   // of the page after the last one
+  uint64_t page = 0;     // that page's place in the table
+
+  uint64_t expected(uint64_t at) const { return dense && used ? record + (at - page) : record; }
+  void pass(uint64_t at, uint64_t first_record, uint64_t length) {
+    used = true;
+    record = first_record + length;
+    page = at + length;
+  }
+};
+
+// The versions of a leaf, newest first.
 class VersionSlots {
  public:
   explicit VersionSlots(const IndexLeaf& leaf) {
-    for (const uint64_t entry : leaf.entries) {
-      if (entry != 0) add(entry);
+    for (unsigned at = 0; at < kTableEntries; ++at) {
+      if (leaf.entries[at] != 0) add(leaf.entries[at], at);
     }
-    std::sort(slots_.begin(), slots_.end(), [](const Slot& a, const Slot& b) { return a.version > b.version; });
-    for (size_t i = 0; i < slots_.size(); ++i) cell(slots_[i].version) = static_cast<uint16_t>(i + 1);
+    for (Counted& counted : slots_) {
+      counted.slot = {counted.slot.version, counted.dense > counted.sparse, false, counted.first, 0};
+    }
+    std::sort(slots_.begin(), slots_.end(),
+              [](const Counted& a, const Counted& b) { return a.slot.version > b.slot.version; });
+    for (size_t i = 0; i < slots_.size(); ++i) cell(slots_[i].slot.version) = static_cast<uint16_t>(i + 1);
   }
 
   void encode(uint32_t own, ByteWriter& writer) const {
     writer.varint(slots_.size());
     uint32_t above = own;
-    for (size_t i = 0; i < slots_.size(); ++i) {
-      writer.varint(above - slots_[i].version);
-      writer.varint(slots_[i].expected);
-      above = slots_[i].version - 1;
+    for (const Counted& counted : slots_) {
+      writer.varint(above - counted.slot.version);
+      writer.varint(counted.first << 1 | (counted.slot.dense ? 1 : 0));
+      above = counted.slot.version - 1;
     }
   }
   size_t size() const { return slots_.size(); }
   size_t slot_of_version(uint32_t version) { return cell(version) - 1u; }
-  uint64_t& expected(size_t slot) { return slots_[slot].expected; }
+  Slot& operator[](size_t slot) { return slots_[slot].slot; }
 
  private:
-  struct Slot {
-    uint32_t version;
-    uint64_t expected;
+  struct Counted {
+    Slot slot;
+    uint64_t first = 0;       // its first page's record
+    unsigned dense = 0, sparse = 0;  // how often each guess would be right where they differ
   };
 
-  void add(uint64_t entry) {
-    const uint32_t version = packed_version(entry);
-    if (!slots_.empty() && slots_[last_].version == version) return;
-    uint16_t& found = cell(version);
-    if (found == 0) {
-      slots_.push_back({version, unpack(entry).record});
-      keys_[static_cast<size_t>(&found - cells_.data())] = version;
-      found = static_cast<uint16_t>(slots_.size());
+  void add(uint64_t entry, unsigned at) {
+    const PageLocation location = unpack(entry);
+    if (slots_.empty() || slots_[last_].slot.version != location.version) {
+      uint16_t& found = cell(location.version);
+      if (found == 0) {
+        slots_.push_back({{location.version, true, true, location.record, at}, location.record});
+        keys_[static_cast<size_t>(&found - cells_.data())] = location.version;
+        found = static_cast<uint16_t>(slots_.size());
+      }
+      last_ = found - 1u;
     }
-    last_ = found - 1u;
+    Counted& counted = slots_[last_];
+    if (at != counted.slot.page) {
+      counted.dense += location.record == counted.slot.expected(at);
+      counted.sparse += location.record == counted.slot.record;
+    }
+    counted.slot.pass(at, location.record, 1);
   }
   // Open addressing; at most 512 of the 1024 cells are taken.
   uint16_t& cell(uint32_t version) {
@@ -65,7 +96,7 @@ class VersionSlots {
     return cells_[at];
   }
 
-  std::vector<Slot> slots_;
+  std::vector<Counted> slots_;
   size_t last_ = 0;
   std::array<uint16_t, 1024> cells_{};
   std::array<uint32_t, 1024> keys_{};
@@ -77,6 +108,7 @@ void encode_runs(const IndexLeaf& leaf, VersionSlots slots, ByteWriter& writer) 
     unsigned length = 1;
     const uint64_t step = first == 0 ? 0 : 1;
     while (at + length < kTableEntries && leaf.entries[at + length] == first + step * length) ++length;
+    const unsigned page = at;
     at += length;
     if (first == 0) {
       if (at < kTableEntries) writer.varint((length - 1) << 2 | kSkip);
@@ -84,7 +116,7 @@ void encode_runs(const IndexLeaf& leaf, VersionSlots slots, ByteWriter& writer) 
     }
     const size_t slot = slots.slot_of_version(packed_version(first));
     const uint64_t record = unpack(first).record;
-    uint64_t& expected = slots.expected(slot);
+    const uint64_t expected = slots[slot].expected(page);
     if (record != expected) {
       writer.varint(slot << 2 | kJump);
       writer.varint(length - 1);
@@ -95,7 +127,7 @@ void encode_runs(const IndexLeaf& leaf, VersionSlots slots, ByteWriter& writer) 
       writer.varint(slot << 2 | kRun);
       writer.varint(length - 2);
     }
-    expected = record + length;
+    slots[slot].pass(page, record, length);
   }
 }
 
@@ -115,9 +147,9 @@ void encode_bytes(const IndexLeaf& leaf, VersionSlots slots, std::vector<uint8_t
     }
     const size_t slot = slots.slot_of_version(packed_version(entry));
     const uint64_t record = unpack(entry).record;
-    uint64_t& expected = slots.expected(slot);
+    const uint64_t expected = slots[slot].expected(at);
     if (record != expected) jumps.push_back({at, static_cast<int64_t>(record - expected)});
-    expected = record + 1;
+    slots[slot].pass(at, record, 1);
     writer.u8(static_cast<uint8_t>(slot + 1));
   }
   writer.varint(jumps.size());
@@ -150,35 +182,34 @@ uint32_t decode_version(ByteReader& reader, uint32_t above) {
   return above - static_cast<uint32_t>(difference);
 }
 
-std::vector<PageLocation> decode_slots(ByteReader& reader, uint32_t own) {
+std::vector<Slot> decode_slots(ByteReader& reader, uint32_t own) {
   const uint64_t count = reader.varint();
   if (count == 0 || count > kTableEntries) throw DecodeError{"impossible number of versions in a table"};
-  std::vector<PageLocation> slots(count);
+  std::vector<Slot> slots(count);
   uint32_t above = own;
-  for (PageLocation& slot : slots) {
+  for (Slot& slot : slots) {
     slot.version = decode_version(reader, above);
-    slot.record = reader.varint();
+    const uint64_t record = reader.varint();
+    slot.record = record >> 1;
+    slot.dense = (record & 1) != 0;
     above = slot.version - 1;
   }
   return slots;
 }
 
-// Stores `length` pages from `at` on; the slot then expects the record after them.
-void fill(IndexLeaf& leaf, uint64_t at, uint64_t length, PageLocation& slot) {
-  if (length > kTableEntries - at) throw DecodeError{"run passes the end of its table"};
-  if (slot.record > kMaxRecord || length - 1 > kMaxRecord - slot.record) throw DecodeError{"impossible record"};
-  const uint64_t packed = pack(slot);
+// Stores `length` pages from `at` on. `difference` between the records and those expected may be anything: unsigned
+// arithmetic wraps where a sum of hostile numbers would overflow, and the result is checked.
+void fill(IndexLeaf& leaf, uint64_t at, uint64_t length, Slot& slot, int64_t difference) {
+  if (length == 0 || length > kTableEntries - at) throw DecodeError{"run passes the end of its table"};
+  const uint64_t record = slot.expected(at) + static_cast<uint64_t>(difference);
+  if (record > kMaxRecord || length - 1 > kMaxRecord - record) throw DecodeError{"impossible record"};
+  const uint64_t packed = pack({slot.version, record});
   for (uint64_t i = 0; i < length; ++i) leaf.entries[at + i] = packed + i;
   leaf.used += static_cast<uint32_t>(length);
-  slot.record += length;
+  slot.pass(at, record, length);
 }
 
-void jump(PageLocation& slot, int64_t difference) {
-  // Unsigned arithmetic wraps where a sum of hostile numbers would overflow; fill() checks the result.
-  slot.record += static_cast<uint64_t>(difference);
-}
-
-void decode_runs(ByteReader& reader, std::vector<PageLocation>& slots, IndexLeaf& leaf) {
+void decode_runs(ByteReader& reader, std::vector<Slot>& slots, IndexLeaf& leaf) {
   uint64_t at = 0;
   while (reader.left() > 0) {
     const uint64_t step = reader.varint();
@@ -189,20 +220,19 @@ void decode_runs(ByteReader& reader, std::vector<PageLocation>& slots, IndexLeaf
       continue;
     }
     if (number >= slots.size()) throw DecodeError{"impossible version in a table"};
-    PageLocation& slot = slots[number];
     uint64_t length = 1;
+    int64_t difference = 0;
     if ((step & 3) == kRun) length = reader.varint() + 2;
     if ((step & 3) == kJump) {
       length = reader.varint() + 1;
-      jump(slot, reader.zigzag());
+      difference = reader.zigzag();
     }
-    if (length == 0) throw DecodeError{"run passes the end of its table"};
-    fill(leaf, at, length, slot);
+    fill(leaf, at, length, slots[number], difference);
     at += length;
   }
 }
 
-void decode_bytes(ByteReader& reader, std::vector<PageLocation>& slots, IndexLeaf& leaf) {
+void decode_bytes(ByteReader& reader, std::vector<Slot>& slots, IndexLeaf& leaf) {
   const auto pages = reader.raw(kTableEntries);
   uint64_t jumps = reader.varint();
   uint64_t next = jumps > 0 ? reader.varint() : kTableEntries;
@@ -213,9 +243,9 @@ void decode_bytes(ByteReader& reader, std::vector<PageLocation>& slots, IndexLea
       continue;
     }
     if (pages[at] > slots.size()) throw DecodeError{"impossible version in a table"};
-    PageLocation& slot = slots[pages[at] - 1u];
+    int64_t difference = 0;
     if (jumping) {
-      jump(slot, reader.zigzag());
+      difference = reader.zigzag();
       next = kTableEntries;
       if (--jumps > 0) {
         const uint64_t gap = reader.varint();
@@ -223,7 +253,7 @@ void decode_bytes(ByteReader& reader, std::vector<PageLocation>& slots, IndexLea
         next = at + 1 + gap;
       }
     }
-    fill(leaf, at, 1, slot);
+    fill(leaf, at, 1, slots[pages[at] - 1u], difference);
   }
   if (jumps > 0 || reader.left() > 0) throw DecodeError{"bytes left over in a table"};
 }
@@ -276,7 +306,7 @@ void decode_leaf(std::span<const uint8_t> block, uint32_t own, IndexLeaf& leaf) 
   ByteReader reader(check_block(block));
   const uint8_t tag = reader.u8();
   if (tag != kTagLeafRuns && tag != kTagLeafBytes) throw DecodeError{"table is not of the level it should be"};
-  std::vector<PageLocation> slots = decode_slots(reader, own);
+  std::vector<Slot> slots = decode_slots(reader, own);
   if (tag == kTagLeafRuns) {
     decode_runs(reader, slots, leaf);
   } else {

@@ -25,7 +25,10 @@ struct MemoryOptions {
   uint64_t staging_limit = 1ull << 30;  // bytes of page copies held in the agent during a stop; beyond it
                                         // pages are written while the processes are stopped (and logged)
   unsigned precopy_rounds = 3;
-  std::string root;                     // "/proc/<pid>/root" style prefix for paths of the capsule, may be empty
+  // Makes every thread of the capsule pass through a stop. Called in each pre-copy round between arming and copying: a
+  // kernel write that was under way when the pages were armed (O_DIRECT, process_vm_writev) has pinned them and goes
+  // unseen, but no system call outlives a stop. Without it such writes can be missed in a pre-copy.
+  std::function<void()> quiesce;
 };
 
 struct MemoryStats {
@@ -38,7 +41,8 @@ struct MemoryStats {
 // Keeps, between the versions of one session, a tracker and a page index for each address space and each
 // shared object. A round is: track() for new processes (stopped for a moment), begin(), precopy() while they
 // run, collect() while all are stopped, write() after they run on. abandon() instead of write() when the
-// round failed: the next version is then full. One agent thread (the ptrace one) only.
+// round failed: the next version is then full. One agent thread (the ptrace one) only, in the IPC namespace of the
+// capsule during precopy(), collect() and adopt().
 //
 // Private memory comes from the tracker. Shared memory (anonymous shared, memfd, /dev/shm, shared file
 // mappings, System V) is an object with a store of its own, saved once however many map it: System V
@@ -57,10 +61,11 @@ class MemoryCapture {
 
   void begin(VersionWriter& version);
   void precopy(const std::vector<ProcessRef>& processes);
-  // Fills states[i]->memory (mappings, mm layout, auxv, exe, vdso) and capsule.objects, ShmSegment.object of
+  // All processes are stopped; zombies have no memory. Fills states[i]->memory (mappings, mm layout, auxv, exe, vdso) and capsule.objects, ShmSegment.object of
   // capsule.sysv (already filled by capture_sysv; the thread's IPC namespace is the capsule's), and stages all
   // remaining written pages.
   void collect(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states, pb::Capsule& capsule);
+  // Throws kRefused for a mapping that cannot be checkpointed, kGone when a process was killed meanwhile.
   // Object id for an open memfd, /dev/shm file or deleted file (see ObjectResolver in file_table.h). Call before
   // collect() of the same round.
   uint32_t object_of_file(int local_fd, const std::string& target);

@@ -162,16 +162,16 @@ void PrivateMemory::collect(const std::vector<MemoryMapping>& mappings, StagingA
 void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, StagingArena& arena,
                           std::vector<Range>& missing) {
   std::vector<std::byte> bounce;
+  bool at_once = false;
   copier_.copy(
       ranges,
       [&](size_t bytes) {
-        if (std::byte* room = arena.allocate(bytes)) return room;
-        bounce.resize(PageCopier::kChunk);
-        return bounce.data();
+        std::byte* room = arena.allocate(bytes);
+        at_once = room == nullptr;
+        if (at_once) bounce.resize(PageCopier::kChunk);
+        return at_once ? bounce.data() : room;
       },
       [&](std::span<const Piece> pieces) {
-        const bool at_once = !bounce.empty() && !pieces.empty() && pieces[0].bytes.data() >= bounce.data() &&
-                             pieces[0].bytes.data() < bounce.data() + bounce.size();
         for (const Piece& piece : pieces) {
           if (at_once) {
             writer_->put(piece.address, piece.bytes, zeros_absent);
@@ -198,7 +198,8 @@ void PrivateMemory::write() {
   writer_.reset();
 }
 
-void PrivateMemory::adopt(PageIndex index, const std::vector<MemoryMapping>& mappings) {
+void PrivateMemory::adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings) {
+  store_ = store;
   index_ = std::make_unique<PageIndex>(std::move(index));
   armed_.clear();
   tracker_->begin_pass(true);

@@ -49,7 +49,7 @@ class PrivateMemory {
   void write();
 
   // Goes on from a restored version: the index describes the memory as it is at this moment (stopped).
-  void adopt(PageIndex index, const std::vector<MemoryMapping>& mappings);
+  void adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings);
 
   uint64_t written_pages() const { return writer_ ? writer_->records() : written_; }
   uint64_t total_pages() const { return index_->pages(); }

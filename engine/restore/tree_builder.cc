@@ -45,6 +45,7 @@ struct SocketPair {
   const int high_channel = ::fcntl(channel, F_DUPFD_CLOEXEC, 100), high_socket = ::fcntl(process_socket, F_DUPFD_CLOEXEC, 100);
   if (::dup2(high_channel, kChannelFd) < 0 || ::dup2(high_socket, kProcessSocketFd) < 0) ::_exit(1);
   ::syscall(SYS_close_range, kProcessSocketFd + 1, ~0u, 0);
+  ::syscall(SYS_close_range, 0, kChannelFd - 1, 0);
   ::chdir("/");
   ::execl(path, "icp-init", "3", static_cast<char*>(nullptr));
   char line[64];
@@ -115,7 +116,6 @@ void TreeBuilder::start_init(const std::string& path, const std::function<void(p
   init_.leader->set_signal_mask(~0ull);
   init_.remote = std::make_unique<RemoteProcess>(*init_.leader, init_pid_, find_syscall_instruction(init_pid_));
   init_.remote->map_scratch(kScratchBytes);
-  // Copies of init must not report in its name, nor die with the agent as it does: pid 1's end is theirs anyway.
   process_socket_ = kProcessSocketFd;
 }
 

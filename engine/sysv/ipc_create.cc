@@ -24,9 +24,12 @@ void request_id(IpcKind kind, int id) {
 
 const char* long_name(IpcKind kind) {
   switch (kind) {
-    case IpcKind::kShm: return "segment";
-    case IpcKind::kSem: return "semaphore set";
-    case IpcKind::kMsg: return "message queue";
+    case IpcKind::kShm:
+      return "segment";
+    case IpcKind::kSem:
+      return "semaphore set";
+    case IpcKind::kMsg:
+      return "message queue";
   }
   return "object";
 }
@@ -61,8 +64,8 @@ int create_with_id(IpcKind kind, const pb::IpcPerm& perm, uid_t uid, gid_t gid, 
     error = errno;
   }
   if (id < 0) {
-    throw Error(ErrorKind::kSystem,
-                fmt::format("cannot make the {}: {}", in_image(kind, perm), errno_text(error)), error);
+    throw Error(ErrorKind::kSystem, fmt::format("cannot make the {}: {}", in_image(kind, perm), errno_text(error)),
+                error);
   }
   return id;
 }

@@ -98,9 +98,15 @@ std::optional<IpcObject> parse_row(IpcKind kind, std::string_view line) {
   const auto mode = row.get<uint32_t>(2, 8);
   object.mode = mode & kModeBits;
   switch (kind) {
-    case IpcKind::kShm: parse_shm(row, mode, object); break;
-    case IpcKind::kSem: parse_sem(row, object); break;
-    case IpcKind::kMsg: parse_msg(row, object); break;
+    case IpcKind::kShm:
+      parse_shm(row, mode, object);
+      break;
+    case IpcKind::kSem:
+      parse_sem(row, object);
+      break;
+    case IpcKind::kMsg:
+      parse_msg(row, object);
+      break;
   }
   if (!row.valid()) return std::nullopt;
   return object;
@@ -108,9 +114,12 @@ std::optional<IpcObject> parse_row(IpcKind kind, std::string_view line) {
 
 int remove_object(const IpcObject& object) {
   switch (object.kind) {
-    case IpcKind::kShm: return ::shmctl(object.id, IPC_RMID, nullptr);
-    case IpcKind::kSem: return ::semctl(object.id, 0, IPC_RMID);
-    case IpcKind::kMsg: return ::msgctl(object.id, IPC_RMID, nullptr);
+    case IpcKind::kShm:
+      return ::shmctl(object.id, IPC_RMID, nullptr);
+    case IpcKind::kSem:
+      return ::semctl(object.id, 0, IPC_RMID);
+    case IpcKind::kMsg:
+      return ::msgctl(object.id, IPC_RMID, nullptr);
   }
   return 0;
 }
@@ -139,9 +148,12 @@ bool selected(const SysvScope& scope, const IpcObject& object) {
 
 std::string_view to_string(IpcKind kind) {
   switch (kind) {
-    case IpcKind::kShm: return "shm";
-    case IpcKind::kSem: return "sem";
-    case IpcKind::kMsg: return "msg";
+    case IpcKind::kShm:
+      return "shm";
+    case IpcKind::kSem:
+      return "sem";
+    case IpcKind::kMsg:
+      return "msg";
   }
   return "?";
 }

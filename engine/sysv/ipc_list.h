@@ -22,12 +22,12 @@ struct IpcObject {
   int id = 0;
   uid_t uid = 0, cuid = 0;
   gid_t gid = 0, cgid = 0;
-  uint32_t mode = 0;       // permission bits only
-  uint64_t size = 0;       // bytes (shm), semaphores (sem), bytes queued (msg)
-  uint64_t attached = 0;   // shm: number of attaches
-  uint64_t messages = 0;   // msg: messages queued
-  pid_t creator = 0;       // shm: cpid; else 0, the kernel does not keep it
-  pid_t last = 0;          // shm: lpid; msg: lspid, or lrpid when that was later; sem: 0, see semaphore_users()
+  uint32_t mode = 0;      // permission bits only
+  uint64_t size = 0;      // bytes (shm), semaphores (sem), bytes queued (msg)
+  uint64_t attached = 0;  // shm: number of attaches
+  uint64_t messages = 0;  // msg: messages queued
+  pid_t creator = 0;      // shm: cpid; else 0, the kernel does not keep it
+  pid_t last = 0;         // shm: lpid; msg: lspid, or lrpid when that was later; sem: 0, see semaphore_users()
   pid_t last_sender = 0, last_receiver = 0;  // msg
   int64_t create_time = 0;                   // unix seconds (ctime: creation or the last IPC_SET)
   int64_t attach_time = 0, detach_time = 0;  // shm

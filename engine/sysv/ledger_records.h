@@ -20,7 +20,7 @@ enum class IpcMode { kPrivate, kHost };  // a namespace of the job's own, or the
 
 struct LedgerFacts {
   uint32_t job = 0, restart = 0;
-  uid_t uid = 0;                // of the job
+  uid_t uid = 0;  // of the job
   IpcMode mode = IpcMode::kPrivate;
   int64_t since = 0;            // unix seconds: start of the job's first step on this node
   uint64_t host_namespace = 0;  // inode of the IPC namespace that the steps came from
@@ -38,8 +38,8 @@ std::optional<LedgerFacts> read_facts(const std::string& directory);
 // A pid while one process of the job had it.
 struct PidSpan {
   pid_t pid = 0;
-  uint64_t start_ticks = 0;  // since boot
-  int64_t begin = 0;         // unix seconds
+  uint64_t start_ticks = 0;    // since boot
+  int64_t begin = 0;           // unix seconds
   std::optional<int64_t> end;  // when it was first missed; none: was there at the last look
   friend bool operator==(const PidSpan&, const PidSpan&) = default;
 };

@@ -19,15 +19,15 @@ namespace icp {
 namespace {
 
 constexpr int kMax = kSemaphoreMax;
-constexpr size_t kTestOperations = 7;      // of append_test()
-constexpr size_t kMostOperations = 120;    // in one call; keeps the scratch memory small
+constexpr size_t kTestOperations = 7;    // of append_test()
+constexpr size_t kMostOperations = 120;  // in one call; keeps the scratch memory small
 constexpr int kAttempts = 20;
 
 // Adds an operation; one that adds 0 would mean "wait for zero" and is left out.
 void add(std::vector<sembuf>& operations, unsigned index, int change, int flags = 0) {
   if (change == 0) return;
-  operations.push_back({static_cast<unsigned short>(index), static_cast<short>(change),
-                        static_cast<short>(flags | IPC_NOWAIT)});
+  operations.push_back(
+      {static_cast<unsigned short>(index), static_cast<short>(change), static_cast<short>(flags | IPC_NOWAIT)});
 }
 
 // Out of range (ERANGE) unless the adjustment is 0. Leaves the value at its maximum.

@@ -18,8 +18,10 @@
 // up with unshare(CLONE_SYSVSEM) and comparing values would apply every adjustment, so a crash would release the
 // locks of a living process, other steps of the job would see it happen, and values at their bounds would hide it.)
 //
-// If somebody outside the capsule changes the value between reading and asking, an answer may be wrong: the value is
-// read again afterwards and the question repeated. Whatever the value, no such call ever succeeds.
+// If somebody outside the capsule (another step of the job) changes a value between reading and asking, the answer may
+// be wrong: values are read again afterwards and the question repeated. A value that went and came back in between
+// is not noticed; but then the set is not at rest, and no checkpoint of one of its users is consistent. Whatever the
+// values, no such call ever succeeds, so the others are never disturbed.
 #pragma once
 
 #include <sys/sem.h>

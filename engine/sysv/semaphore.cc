@@ -48,8 +48,9 @@ void check_undo(const pb::Process& process, const std::map<int, int>& sizes) {
     }
     if (undo.adjust() < -kSemaphoreMax - 1 || undo.adjust() > kSemaphoreMax ||
         !seen.emplace(undo.semid(), undo.index()).second) {
-      throw_error(ErrorKind::kImage, "process {} in the image: its adjustment {} of semaphore {} of set {} is not valid",
-                  process.pid(), undo.adjust(), undo.index(), undo.semid());
+      throw_error(ErrorKind::kImage,
+                  "process {} in the image: its adjustment {} of semaphore {} of set {} is not valid", process.pid(),
+                  undo.adjust(), undo.index(), undo.semid());
     }
   }
 }

@@ -1,0 +1,113 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// icp-proxy SOCKET: stands in for a restored task. Slurm knows this process: it lends its standard streams, and ends
+// as the restored task ended. It runs as the job's user and has no rights that the task would not have.
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <string>
+
+#include "coordinator/protocol/packet.h"
+
+namespace {
+
+using namespace icp::protocol;
+
+void put_line(const std::string& text) {
+  const std::string line = text + "\n";
+  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return;  // nobody reads any more
+}
+
+[[noreturn]] void end_like(int status) {
+  if (WIFEXITED(status)) ::_exit(WEXITSTATUS(status));
+  const int signal = WTERMSIG(status);
+  // The core, if any, was the restored process's own.
+  const rlimit none{0, 0};
+  ::setrlimit(RLIMIT_CORE, &none);
+  ::prctl(PR_SET_DUMPABLE, 0);
+  ::signal(signal, SIG_DFL);
+  sigset_t set;
+  sigemptyset(&set);
+  ::sigprocmask(SIG_SETMASK, &set, nullptr);
+  ::kill(::getpid(), signal);
+  ::_exit(128 + signal);
+}
+
+// All that can be caught, so that what Slurm sends does not end this process before the task it stands for.
+int catch_signals() {
+  sigset_t all;
+  sigfillset(&all);
+  for (const int fault : {SIGSEGV, SIGBUS, SIGILL, SIGFPE, SIGTRAP, SIGABRT}) sigdelset(&all, fault);
+  ::sigprocmask(SIG_SETMASK, &all, nullptr);
+  return ::signalfd(-1, &all, SFD_CLOEXEC | SFD_NONBLOCK);
+}
+
+// Signals that came before the restored processes were there are for them.
+void forward(int socket, int signals, bool hand_on) {
+  signalfd_siginfo info{};
+  while (::read(signals, &info, sizeof info) == sizeof info) {
+    const int signal = static_cast<int>(info.ssi_signo);
+    // Slurm sends these to tasks for its own purposes around a stop.
+    if (hand_on && signal != SIGCHLD) send_packet(socket, Packet(kSignal).set_number("signal", signal));
+  }
+}
+
+bool lend_streams(int socket) {
+  Packet packet(kStreams);
+  const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  for (int fd = 0; fd < 3; fd++) packet.fds.push_back(::fcntl(fd, F_GETFD) >= 0 ? fd : null);
+  if (!send_packet(socket, packet)) return false;
+  // The restored processes own them now: their closing stdout must be seen by who reads it. stderr stays for lines
+  // that icpstepd wants said.
+  ::dup2(null, STDIN_FILENO);
+  ::dup2(null, STDOUT_FILENO);
+  return true;
+}
+
+int serve(int socket, int signals) {
+  bool hand_on = false;
+  while (true) {
+    pollfd entries[] = {{socket, POLLIN, 0}, {signals, POLLIN, 0}};
+    if (::poll(entries, 2, -1) < 0) continue;
+    if ((entries[1].revents & POLLIN) != 0) forward(socket, signals, hand_on);
+    if (entries[0].revents == 0) continue;
+    Packet packet;
+    const Received got = receive_packet(socket, packet, 0);
+    if (got == Received::kNothing) continue;
+    if (got != Received::kPacket) {
+      put_line("slurm-icp: icpstepd has ended, and with it the restored processes");
+      return 1;
+    }
+    packet.close_fds();
+    if (packet.type == kSay) put_line(packet.get("text"));
+    if (packet.type == kRestored) hand_on = packet.number("forward").value_or(0) != 0;
+    if (packet.type == kExit) end_like(static_cast<int>(packet.number("status").value_or(0x100)));
+    if (packet.type == kFail) {
+      if (const std::string text = packet.get("text"); !text.empty()) put_line("slurm-icp: " + text);
+      return 1;
+    }
+  }
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  if (argc != 2) {
+    put_line("icp-proxy is started by slurmstepd, see spank_icp(8)");
+    return 2;
+  }
+  const int socket = std::atoi(argv[1]);
+  ::fcntl(socket, F_SETFD, FD_CLOEXEC);
+  const int signals = catch_signals();
+  if (!lend_streams(socket)) {
+    put_line("slurm-icp: cannot restart: icpstepd has ended");
+    return 1;
+  }
+  return serve(socket, signals);
+}

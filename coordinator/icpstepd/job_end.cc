@@ -1,0 +1,75 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpstepd/job_end.h"
+
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstdio>
+#include <ctime>
+#include <filesystem>
+#include <vector>
+
+#include "coordinator/icpstepd/cgroups.h"
+#include "engine/base/error.h"
+#include "engine/sysv/ledger.h"
+
+namespace icp {
+namespace {
+
+constexpr time_t kYoung = 60;  // seconds: a ledger this new may belong to a job whose first step is just starting
+
+// Into the log, and to slurmd's (the epilog's stderr).
+void report(const std::string& line, bool warning = false) {
+  if (warning) {
+    spdlog::warn("{}", line);
+  } else {
+    spdlog::info("{}", line);
+  }
+  std::fprintf(stderr, "icpstepd: %s\n", line.c_str());
+}
+
+void clean_ledger(const Config& config, const std::string& node, uint32_t job, const LedgerRuns& runs) {
+  for (const LedgerCleanup& result : JobLedger::cleanup(config.run_dir, node, job, runs)) {
+    for (const IpcObject& object : result.removed) report(fmt::format("job {}: removed {}", job, describe(object)));
+    for (const std::string& problem : result.problems) report(fmt::format("job {}: {}", job, problem), true);
+  }
+}
+
+}  // namespace
+
+void end_job(const Config& config, const std::string& node, uint32_t job, uid_t uid, uint32_t restarts) {
+  LedgerRuns runs;
+  if (job_has_slurmstepd(job)) {
+    // The job runs again already, here: this epilog is that of an earlier run.
+    runs.below = restarts;
+    report(fmt::format("job {}: late epilog, the job runs again", job));
+  } else {
+    if (const size_t killed = kill_job_processes(node, uid, job); killed > 0) {
+      report(fmt::format("job {}: killed {} process{} left behind", job, killed, killed == 1 ? "" : "es"));
+    }
+    runs.below = restarts + 1;
+    for (const char* name : {"run", "steps"}) {
+      ::unlink(fmt::format("{}/{}/job_{}.{}", config.run_dir, node, job, name).c_str());
+    }
+  }
+  if (config.ipc != IpcPolicy::kOff) clean_ledger(config, node, job, runs);
+}
+
+void clean_stale(const Config& config) {
+  if (config.ipc == IpcPolicy::kOff) return;
+  std::error_code ignored;
+  for (const auto& entry : std::filesystem::directory_iterator(config.run_dir, ignored)) {
+    const std::string node = entry.path().filename();
+    if (!entry.is_directory(ignored)) continue;
+    for (const LedgerEntry& ledger : JobLedger::find_stale(config.run_dir, node)) {
+      const bool young = ledger.facts && std::time(nullptr) - ledger.facts->since < kYoung;
+      if (ledger.in_use || young || job_has_slurmstepd(ledger.job)) continue;
+      report(fmt::format("job {}: nothing of it runs on {} any more", ledger.job, node));
+      clean_ledger(config, node, ledger.job, {.only = ledger.restart, .except = {}, .below = {}});
+    }
+  }
+}
+
+}  // namespace icp

@@ -1,0 +1,38 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// A step's restart: the restored capsule and the proxies that stand in for its tasks.
+#pragma once
+
+#include <array>
+#include <functional>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/config.h"
+#include "coordinator/icpstepd/image_choice.h"
+#include "coordinator/protocol/packet.h"
+#include "engine/session.h"
+
+namespace icp {
+
+// What a proxy lent: the streams of its task.
+struct ProxyStreams {
+  pid_t pid = 0;
+  std::array<UniqueFd, 3> fds;
+};
+
+struct RestartResult {
+  RestoredCapsule capsule;
+  std::string line;  // for the user: step, version, when it was taken, processes, bytes
+};
+
+// Restores the first of the plan's versions that is whole. The processes join the cgroups of the lowest rank's proxy.
+// Throws Error with nothing left behind: task counts differ, image damaged, ...
+RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& facts, const Config& config,
+                           const std::map<int, ProxyStreams>& proxies);
+
+// Sends a signal to the tree of processes below (and with) a task.
+void signal_tree(pid_t root, int signal);
+
+}  // namespace icp

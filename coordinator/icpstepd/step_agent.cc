@@ -1,0 +1,369 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpstepd/step_agent.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+
+#include "coordinator/duration.h"
+#include "coordinator/icpstepd/cgroups.h"
+#include "engine/base/error.h"
+
+namespace icp {
+
+using protocol::Packet;
+using protocol::Received;
+namespace asio = boost::asio;
+
+StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks)
+    : facts_(std::move(facts)),
+      config_(std::move(config)),
+      problem_(std::move(problem)),
+      control_(io_, control.release()),
+      ready_(io_, tasks.release()),
+      timer_(io_),
+      signals_(io_, SIGTERM, SIGINT, SIGHUP),
+      notices_([this](const std::string& line) { tell_user(line); }),
+      versions_(facts_, config_, notices_) {
+  std::string why;
+  if (!facts_.interval.empty()) interval_ = parse_duration(facts_.interval, why).value_or(interval_);
+  if (interval_.count() > 0) interval_ = std::max(interval_, config_.min_interval);
+  if (facts_.total_tasks != facts_.local_tasks && problem_.empty()) {
+    problem_ = "the step has tasks on several nodes, and those are checkpointed only with a coordinator (icpctld)";
+  }
+}
+
+StepAgent::~StepAgent() = default;
+
+void StepAgent::run() {
+  watch(control_, [this] { on_control(); });
+  watch(ready_, [this] { on_ready(); });
+  signals_.async_wait([this](boost::system::error_code error, int) {
+    if (!error) finish(false);
+  });
+  io_.run();
+}
+
+std::string StepAgent::step() const { return fmt::format("{}.{}", facts_.job, protocol::step_name(facts_.step)); }
+
+// Calls `ready` each time the socket can be read (or has ended). The socket may be destroyed meanwhile.
+void StepAgent::watch(Socket& socket, std::function<void()> ready) {
+  socket.async_wait(Socket::wait_read, [ready = std::move(ready)](boost::system::error_code error) {
+    if (!error) ready();
+  });
+}
+
+StepAgent::Task* StepAgent::find(int64_t rank) {
+  const auto found = rank < 0 || rank > INT32_MAX ? tasks_.end() : tasks_.find(static_cast<int>(rank));
+  return found == tasks_.end() ? nullptr : &found->second;
+}
+
+// ---- slurmstepd -------------------------------------------------------------------------------
+
+void StepAgent::on_control() {
+  Packet packet;
+  while (true) {
+    const Received got = protocol::receive_packet(control_.native_handle(), packet, 0);
+    if (got == Received::kNothing) break;
+    if (got == Received::kClosed) return finish(false);
+    if (got == Received::kBroken) continue;
+    packet.close_fds();
+    if (packet.type == protocol::kGoodbye) return finish(true);
+    const auto rank = packet.number("rank");
+    if (packet.type == protocol::kTask && rank) {
+      Task& task = tasks_[static_cast<int>(*rank)];
+      task.rank = static_cast<int>(*rank);
+      task.pid = static_cast<pid_t>(packet.number("pid").value_or(0));
+    } else if (packet.type == protocol::kTaskExit && rank) {
+      Task* const task = find(*rank);
+      if (task == nullptr) continue;
+      task->status = static_cast<int>(packet.number("status").value_or(-1));
+      task->state = Task::kEnded;
+      task->socket.reset();
+      begin_versions_when_all_run();
+    }
+  }
+  watch(control_, [this] { on_control(); });
+}
+
+void StepAgent::finish(bool goodbye) {
+  // Ended by themselves with status 0, all of them: a later requeue of the job must not restart this step.
+  const bool all_well = !tasks_.empty() && tasks_.size() == facts_.local_tasks &&
+                        std::all_of(tasks_.begin(), tasks_.end(), [](const auto& entry) {
+                          return entry.second.status == std::optional<int>(0);
+                        });
+  if (goodbye && all_well && !image_.empty() && !facts_.interval.empty()) {
+    mark_completed(image_, identity_of(facts_));
+  }
+  spdlog::info("end of the step{}", goodbye ? "" : ": slurmstepd is gone");
+  versions_.stop();
+  if (capsule_) capsule_->kill();
+  io_.stop();
+}
+
+// ---- tasks before their exec -------------------------------------------------------------------
+
+void StepAgent::on_ready() {
+  Packet packet;
+  while (true) {
+    const Received got = protocol::receive_packet(ready_.native_handle(), packet, 0);
+    if (got == Received::kNothing) break;
+    if (got == Received::kClosed) return;  // slurmstepd and all tasks have closed it
+    if (got != Received::kPacket) continue;
+    // slurmstepd named the task before it let it run: that message is there.
+    Task* task = find(packet.number("rank").value_or(-1));
+    if (task == nullptr) {
+      Packet named;
+      while (task == nullptr && protocol::receive_packet(control_.native_handle(), named, 1000) == Received::kPacket) {
+        const int rank = static_cast<int>(named.number("rank").value_or(-1));
+        if (named.type != protocol::kTask || rank < 0) continue;
+        tasks_[rank].rank = rank;
+        tasks_[rank].pid = static_cast<pid_t>(named.number("pid").value_or(0));
+        task = find(packet.number("rank").value_or(-1));
+      }
+    }
+    if (task == nullptr || packet.fds.size() != 1 || packet.type != protocol::kReady || task->state != Task::kForked ||
+        packet.number("pid") != std::optional<int64_t>(task->pid)) {
+      spdlog::error("a process that is not a task of the step announced itself");
+      packet.close_fds();
+      continue;
+    }
+    task->socket = std::make_unique<Socket>(io_, packet.fds[0]);
+    if (!plan_) decide(packet.get("cwd"));
+    answer(*task);
+  }
+  watch(ready_, [this] { on_ready(); });
+}
+
+void StepAgent::decide(const std::string& cwd) {
+  image_ = own_image_path(facts_, config_, cwd);
+  plan_ = StartPlan{};
+  if (!problem_.empty()) {
+    if (!facts_.restart_dir.empty() && facts_.restart_dir != "none") plan_->kind = StartPlan::kFail;
+    plan_->text = problem_;
+    if (plan_->kind == StartPlan::kFresh) plan_->text = "no checkpoints of this step: " + problem_;
+    return;
+  }
+  if (facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever) return;
+  plan_ = plan_start(facts_, image_, cwd, facts_.restarts);
+  if (plan_->kind == StartPlan::kRestart) {
+    spdlog::info("restart from {}", plan_->image);
+    unmark_completed(image_, identity_of(facts_));
+  }
+}
+
+void StepAgent::answer(Task& task) {
+  try {
+    task.streams = stream_ids(task.pid);
+  } catch (const Error& error) {
+    spdlog::warn("task {}: {}", task.rank, error.what());
+  }
+  Packet packet;
+  if (plan_->kind == StartPlan::kFail) {
+    fail_task(task, "cannot restart: " + plan_->text);
+    return;
+  }
+  if (plan_->kind == StartPlan::kRestart) {
+    packet = Packet(protocol::kRestart);
+    std::string self(4096, '\0');
+    const ssize_t length = ::readlink("/proc/self/exe", self.data(), self.size());
+    self.resize(length > 0 ? static_cast<size_t>(length) : 0);
+    packet.set("proxy", self.substr(0, self.rfind('/') + 1) + "icp-proxy");
+    task.state = Task::kProxy;
+  } else {
+    packet = Packet(protocol::kRun);
+    const bool first = task.rank == tasks_.begin()->first;
+    if (first && !plan_->text.empty()) tell_user("slurm-icp: step " + step() + ": " + plan_->text);
+    task.state = Task::kStarting;
+  }
+  protocol::send_packet(task.socket->native_handle(), packet);
+  watch(*task.socket, [this, &task] { on_task_socket(task); });
+}
+
+void StepAgent::fail_task(Task& task, const std::string& text) {
+  spdlog::error("{}", text);
+  const bool first = task.rank == tasks_.begin()->first;  // one line is enough
+  protocol::send_packet(task.socket->native_handle(),
+                        Packet(protocol::kFail).set("text", first ? "step " + step() + ": " + text : ""));
+  task.state = Task::kEnded;
+  task.socket.reset();
+}
+
+void StepAgent::on_task_socket(Task& task) {
+  if (!task.socket) return;
+  Packet packet;
+  const Received got = protocol::receive_packet(task.socket->native_handle(), packet, 0);
+  if (got == Received::kNothing) return watch(*task.socket, [this, &task] { on_task_socket(task); });
+  if (task.state == Task::kProxy && got == Received::kPacket) {
+    on_proxy(task, packet);
+    if (task.socket) watch(*task.socket, [this, &task] { on_task_socket(task); });
+    return;
+  }
+  packet.close_fds();
+  task.socket.reset();
+  if (task.state == Task::kProxy) return on_proxy_gone(task);
+  // Closed at exec: the task runs its own program (or has ended, which slurmstepd will say).
+  if (task.state == Task::kStarting) task.state = Task::kRunning;
+  begin_versions_when_all_run();
+}
+
+// ---- versions ----------------------------------------------------------------------------------
+
+std::vector<TaskStreams> StepAgent::task_streams() const {
+  std::vector<TaskStreams> all;
+  for (const auto& [rank, task] : tasks_) all.push_back({rank, task.streams});
+  return all;
+}
+
+void StepAgent::begin_versions_when_all_run() {
+  const bool wanted = interval_.count() > 0 && plan_ && plan_->kind == StartPlan::kFresh && problem_.empty() &&
+                      !(facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever);
+  if (!wanted || versions_.begun() || tasks_.size() != facts_.local_tasks) return;
+  std::vector<TaskRoot> roots;
+  for (const auto& [rank, task] : tasks_) {
+    if (task.state == Task::kForked || task.state == Task::kStarting) return;
+    if (task.state == Task::kRunning) roots.push_back({task.pid, rank});
+  }
+  if (roots.empty()) return;
+  try {
+    prepare_image_path(image_, identity_of(facts_), facts_.restarts > 0);
+    unmark_completed(image_, identity_of(facts_));
+    versions_.begin(Session(versions_.session_config(image_, task_streams()), roots));
+    start_timer();
+  } catch (const Error& error) {
+    spdlog::error("{}", error.what());
+    problem_ = error.what();
+    notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {}{}{} (the job runs on)", step(), error.what(),
+                                  error.remedy().empty() ? "" : "; ", error.remedy()));
+  }
+}
+
+void StepAgent::start_timer() {
+  timer_.expires_after(interval_);
+  timer_.async_wait([this](boost::system::error_code error) {
+    if (!error) on_timer();
+  });
+}
+
+void StepAgent::on_timer() {
+  const auto due = timer_.expiry();
+  versions_.take();
+  if (!versions_.begun()) return;
+  // From when this one was due; intervals that it overran are left out.
+  const auto now = std::chrono::steady_clock::now();
+  auto next = due + interval_;
+  while (next <= now) next += interval_;
+  timer_.expires_at(next);
+  timer_.async_wait([this](boost::system::error_code error) {
+    if (!error) on_timer();
+  });
+}
+
+void StepAgent::tell_user(const std::string& line) {
+  for (auto& [rank, task] : tasks_) {
+    if (task.state == Task::kProxy && task.socket) {
+      if (protocol::send_packet(task.socket->native_handle(), Packet(protocol::kSay).set("text", line))) return;
+    } else if (task.state != Task::kEnded && task.pid > 0 && write_to_task(task.pid, task.streams[2], line)) {
+      return;
+    }
+  }
+  spdlog::info("not told to the user: {}", line);
+}
+
+// ---- restart -----------------------------------------------------------------------------------
+
+void StepAgent::on_proxy(Task& task, Packet& packet) {
+  if (packet.type == protocol::kStreams && packet.fds.size() == 3 && !task.lent_all && !capsule_) {
+    for (size_t i = 0; i < 3; i++) task.lent.fds[i].reset(packet.fds[i]);
+    packet.fds.clear();
+    task.lent.pid = task.pid;
+    task.lent_all = true;
+    restore_when_all_lent();
+    return;
+  }
+  packet.close_fds();
+  const auto signal = packet.number("signal");
+  if (packet.type != protocol::kSignal || !signal || *signal < 1 || *signal >= NSIG || !capsule_) return;
+  for (const TaskRoot& root : capsule_->roots()) {
+    if (root.rank == task.rank) signal_tree(root.pid, static_cast<int>(*signal));
+  }
+}
+
+void StepAgent::restore_when_all_lent() {
+  if (tasks_.size() != facts_.local_tasks) return;
+  std::map<int, ProxyStreams> proxies;
+  for (const auto& [rank, task] : tasks_) {
+    if (!task.lent_all) return;
+  }
+  for (auto& [rank, task] : tasks_) proxies[rank] = std::move(task.lent);
+  try {
+    after_restore(restore_step(*plan_, facts_, config_, proxies));
+  } catch (const Error& error) {
+    for (auto& [rank, task] : tasks_) {
+      if (task.socket) fail_task(task, std::string("cannot restart: ") + error.what());
+    }
+  }
+}
+
+void StepAgent::after_restore(RestartResult result) {
+  capsule_.emplace(std::move(result.capsule));
+  const bool forward = !signalled_by_cgroup(tasks_.begin()->second.pid);
+  for (auto& [rank, task] : tasks_) {
+    if (task.socket) {
+      protocol::send_packet(task.socket->native_handle(), Packet(protocol::kRestored).set_number("forward", forward));
+    } else {
+      on_proxy_gone(task);  // killed meanwhile
+    }
+  }
+  tell_user(result.line);
+  capsule_events_ = std::make_unique<Socket>(io_, ::fcntl(capsule_->event_fd(), F_DUPFD_CLOEXEC, 3));
+  watch(*capsule_events_, [this] { on_capsule(); });
+  if (interval_.count() == 0) return;
+  try {
+    const bool same_image = plan_->image == image_;
+    prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0);
+    SessionConfig config = versions_.session_config(image_, task_streams());
+    config.whole_ipc_namespace = true;  // the capsule's own
+    versions_.begin(same_image ? capsule_->continue_session(std::move(config))
+                               : Session(std::move(config), capsule_->roots()));
+    start_timer();
+  } catch (const Error& error) {
+    notices_.complain(fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));
+  }
+}
+
+void StepAgent::on_capsule() {
+  for (const TaskExit& ended : capsule_->take_exits()) {
+    if (Task* const task = find(ended.rank); task != nullptr) end_task(*task, ended.status);
+  }
+  watch(*capsule_events_, [this] { on_capsule(); });
+}
+
+void StepAgent::end_task(Task& task, int status) {
+  spdlog::debug("restored task {} ended with wait status 0x{:x}", task.rank, static_cast<unsigned>(status));
+  if (!task.socket) return;
+  protocol::send_packet(task.socket->native_handle(), Packet(protocol::kExit).set_number("status", status));
+  task.socket.reset();  // the proxy ends; slurmstepd says so
+}
+
+// A proxy that goes without being told was killed: so is its task, and with the last one all that is left.
+void StepAgent::on_proxy_gone(Task& task) {
+  if (!capsule_) {
+    task.lent_all = false;
+    return;
+  }
+  bool any_left = false;
+  for (const auto& [rank, other] : tasks_) any_left = any_left || other.socket;
+  if (!any_left) {
+    capsule_->kill();
+    return;
+  }
+  for (const TaskRoot& root : capsule_->roots()) {
+    if (root.rank == task.rank) ::kill(root.pid, SIGKILL);
+  }
+}
+
+}  // namespace icp

@@ -1,0 +1,91 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// icpstepd for one step on one node, from slurmstepd's hello to its goodbye.
+//
+//   fresh    tasks announce themselves, are told to run, exec; then a version each interval
+//   restart  tasks announce themselves, become proxies, lend their streams; the capsule is restored; exit statuses
+//            and signals pass through the proxies; then versions as above
+//
+// Everything in one thread: ptrace belongs to a thread. A version is a synchronous call, during which messages wait.
+#pragma once
+
+#include <array>
+#include <boost/asio.hpp>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+
+#include "coordinator/config.h"
+#include "coordinator/icpstepd/image_choice.h"
+#include "coordinator/icpstepd/notices.h"
+#include "coordinator/icpstepd/restart.h"
+#include "coordinator/icpstepd/versions.h"
+#include "coordinator/protocol/packet.h"
+#include "engine/base/unique_fd.h"
+
+namespace icp {
+
+class StepAgent {
+ public:
+  // `control` and `tasks` are the sockets of slurmstepd. `problem`: why this step gets no checkpoints (a wrong
+  // configuration); the tasks are told so.
+  StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks);
+  ~StepAgent();
+  // Until slurmstepd says goodbye or is gone.
+  void run();
+
+ private:
+  using Socket = boost::asio::posix::stream_descriptor;
+  struct Task {
+    enum State { kForked, kStarting, kRunning, kProxy, kEnded };
+    State state = kForked;
+    int rank = 0;
+    pid_t pid = 0;             // as slurmstepd says
+    std::array<StreamId, 3> streams;
+    std::unique_ptr<Socket> socket;
+    ProxyStreams lent;
+    bool lent_all = false;
+    std::optional<int> status;  // as slurmstepd says, when it has ended
+  };
+
+  void watch(Socket& socket, std::function<void()> ready);
+  void on_control();
+  void on_ready();
+  void on_task_socket(Task& task);
+  void on_proxy(Task& task, protocol::Packet& packet);
+  void on_proxy_gone(Task& task);
+  void on_capsule();
+  void on_timer();
+
+  void answer(Task& task);
+  void decide(const std::string& cwd);
+  void fail_task(Task& task, const std::string& text);
+  void begin_versions_when_all_run();
+  void restore_when_all_lent();
+  void after_restore(RestartResult result);
+  void start_timer();
+  void end_task(Task& task, int status);
+  void finish(bool goodbye);
+  Task* find(int64_t rank);
+  std::vector<TaskStreams> task_streams() const;
+  std::string step() const;
+  void tell_user(const std::string& line);
+
+  protocol::StepFacts facts_;
+  Config config_;
+  std::string problem_;
+  boost::asio::io_context io_{1};
+  Socket control_, ready_;
+  boost::asio::steady_timer timer_;
+  boost::asio::signal_set signals_;
+  std::map<int, Task> tasks_;  // by rank
+  Notices notices_;
+  Versions versions_;
+  std::optional<StartPlan> plan_;
+  std::string image_;          // the step's own
+  std::optional<RestoredCapsule> capsule_;
+  std::unique_ptr<Socket> capsule_events_;
+  std::chrono::milliseconds interval_{0};
+};
+
+}  // namespace icp

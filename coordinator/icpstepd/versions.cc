@@ -1,0 +1,104 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpstepd/versions.h"
+
+#include <spdlog/spdlog.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+constexpr int kPassingTries = 3;  // a condition that should pass is worth a line only when it did not
+
+// A step's standard stream is replaced by the new step's at a restart. /dev/null and its like are not: they are the
+// same everywhere, and a program may have opened them by itself for something else.
+bool is_outer(const StreamId& stream) {
+  constexpr unsigned kMemoryDevices = 1;
+  return stream.mode != 0 && !(S_ISCHR(stream.mode) && gnu_dev_major(stream.rdev) == kMemoryDevices);
+}
+
+}  // namespace
+
+std::string counted_bytes(uint64_t processes, uint64_t bytes) {
+  static constexpr const char* kUnits[] = {"bytes", "KiB", "MiB", "GiB", "TiB"};
+  double value = static_cast<double>(bytes);
+  size_t unit = 0;
+  while (value >= 1024 && unit < 4) value /= 1024, unit++;
+  return fmt::format("{} process{}, {:.{}f} {}", processes, processes == 1 ? "" : "es", value, unit == 0 ? 0 : 1,
+                     kUnits[unit]);
+}
+
+SessionConfig Versions::session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const {
+  SessionConfig session;
+  session.image_path = image;
+  session.identity = {facts_.uid, facts_.gid, facts_.groups};
+  session.node = facts_.node;
+  session.job.set_job_id(facts_.job);
+  session.job.set_step_id(static_cast<uint32_t>(facts_.step));
+  session.job.set_restart_count(facts_.restarts);
+  session.job.set_uid(facts_.uid);
+  session.job.set_gid(facts_.gid);
+  session.job.set_node(facts_.node);
+  session.tracker = config_.tracker;
+  session.staging_limit = config_.staging_limit;
+  session.whole_ipc_namespace = facts_.private_ipc;
+  for (const TaskStreams& task : tasks) {
+    for (int fd = 0; fd < 3; fd++) {
+      const StreamId& stream = task.streams[static_cast<size_t>(fd)];
+      if (is_outer(stream)) session.outer.push_back({task.rank, fd, stream.dev, stream.ino, true});
+    }
+  }
+  return session;
+}
+
+void Versions::begin(Session session) { session_ = std::make_unique<Session>(std::move(session)); }
+
+// A batch script that runs srun cannot be checkpointed meanwhile, and its steps are what counts: restarting a script
+// after its first step would make Slurm number the next ones from 0 again.
+bool Versions::script_has_steps() const {
+  if (facts_.step != protocol::kBatchStep) return false;
+  const std::string mark = fmt::format("{}/{}/job_{}.steps", config_.run_dir, facts_.node, facts_.job);
+  return ::access(mark.c_str(), F_OK) == 0;
+}
+
+void Versions::take() {
+  if (!session_) return;
+  if (script_has_steps()) {
+    spdlog::info("the batch script runs steps: they are checkpointed, it is not");
+    session_.reset();
+    return;
+  }
+  try {
+    if (!session_->alive()) return;
+    const CheckpointResult result = session_->checkpoint();
+    passing_failures_ = 0;
+    notices_.all_is_well();
+    const auto& stats = result.stats;
+    spdlog::info("version {}{}: {}, {} pages, stopped {:.1f} ms, {:.3f} s in all, {}", result.version,
+                 stats.full() ? " (full)" : "", counted_bytes(stats.processes(), stats.bytes_written()),
+                 stats.pages_written(), static_cast<double>(stats.stop_ns()) / 1e6,
+                 static_cast<double>(stats.total_ns()) / 1e9, stats.tracker());
+    if (facts_.verbose) {
+      notices_.say(fmt::format("slurm-icp: step {}.{}: version {}: {}, stopped for {:.1f} ms", facts_.job,
+                               protocol::step_name(facts_.step), result.version,
+                               counted_bytes(stats.processes(), stats.bytes_written()),
+                               static_cast<double>(stats.stop_ns()) / 1e6));
+    }
+  } catch (const Error& error) {
+    spdlog::warn("no version: {}{}{}", error.what(), error.remedy().empty() ? "" : "; ", error.remedy());
+    const bool passing = error.kind() == ErrorKind::kBusy || error.kind() == ErrorKind::kGone;
+    if (passing && ++passing_failures_ < kPassingTries) return;
+    if (script_has_steps()) return;  // the script began its first step just now
+    notices_.complain(fmt::format("slurm-icp: step {}.{}: no checkpoint could be taken: {}{}{} (the job runs on; tried "
+                                  "again at every interval)",
+                                  facts_.job, protocol::step_name(facts_.step), error.what(),
+                                  error.remedy().empty() ? "" : "; ", error.remedy()));
+  }
+}
+
+}  // namespace icp

@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The versions of one step on this node: what libicp's session is told, and what is said about its results.
+#pragma once
+
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "coordinator/config.h"
+#include "coordinator/icpstepd/notices.h"
+#include "coordinator/protocol/packet.h"
+#include "engine/session.h"
+
+namespace icp {
+
+struct TaskStreams {
+  int rank = 0;
+  std::array<StreamId, 3> streams;
+};
+
+// One thread: the one that calls take() must have called begin() (ptrace).
+class Versions {
+ public:
+  Versions(const protocol::StepFacts& facts, const Config& config, Notices& notices)
+      : facts_(facts), config_(config), notices_(notices) {}
+
+  // What a session of this step is told, with its image at `image`.
+  SessionConfig session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const;
+  void begin(Session session);
+  bool begun() const { return session_ != nullptr; }
+  // One version now. A failure is told to the user (once) and logged; the processes run on.
+  void take();
+  void stop() { session_.reset(); }
+
+ private:
+  bool script_has_steps() const;
+
+  const protocol::StepFacts& facts_;
+  const Config& config_;
+  Notices& notices_;
+  std::unique_ptr<Session> session_;
+  int passing_failures_ = 0;
+};
+
+// "4 processes, 1.2 GiB"
+std::string counted_bytes(uint64_t processes, uint64_t bytes);
+
+}  // namespace icp

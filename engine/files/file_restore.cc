@@ -1,0 +1,142 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <fcntl.h>
+#include <sys/resource.h>
+#include <unistd.h>
+
+#include <exception>
+#include <set>
+
+#include "engine/base/error.h"
+#include "engine/files/file_kind.h"
+#include "engine/files/file_lock.h"
+#include "engine/files/file_owner.h"
+#include "engine/files/file_table.h"
+
+namespace icp {
+namespace {
+
+constexpr int kMostFd = 1 << 30;  // beyond any fs.nr_open
+
+// Flags that opening could not give: a pipe, socket or anonymous file is made with none.
+void set_flags(const pb::OpenFile& file, int fd) {
+  uint32_t mask = O_NONBLOCK;
+  switch (file.kind_case()) {
+    case pb::OpenFile::kPipe: mask |= O_DIRECT | O_APPEND; break;
+    case pb::OpenFile::kEventfd:
+    case pb::OpenFile::kTimerfd:
+    case pb::OpenFile::kSignalfd:
+    case pb::OpenFile::kUnixSocket: break;
+    default: return;
+  }
+  if (::fcntl(fd, F_SETFL, file.flags() & mask) != 0) throw_errno("cannot set the flags of {}", image_file_name(file));
+}
+
+void raise_descriptor_limit() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0 || limit.rlim_cur == limit.rlim_max) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);  // if it fails, many files will fail to open by name
+}
+
+}  // namespace
+
+struct FileRestore::Impl {
+  Impl(const pb::Capsule& image, FileRestoreOptions opts)
+      : capsule(image), options(std::move(opts)), context(options) {}
+
+  void index_files();
+  void check_descriptors() const;
+
+  const pb::Capsule& capsule;
+  const FileRestoreOptions options;
+  RestoreContext context;
+  std::map<uint32_t, const pb::OpenFile*> files;
+  std::set<uint32_t> owned;  // files whose owner is set
+};
+
+void FileRestore::Impl::index_files() {
+  files.clear();
+  for (const pb::OpenFile& file : capsule.files()) {
+    if (file.id() == 0) throw_bad_file(file, "it has no number");
+    file_kind(file);
+    if (!files.emplace(file.id(), &file).second) throw_bad_file(file, "two open files have its number");
+  }
+}
+
+void FileRestore::Impl::check_descriptors() const {
+  for (const pb::Process& process : capsule.processes()) {
+    std::set<int> seen;
+    for (const pb::FileDescriptor& descriptor : process.fds()) {
+      const char* wrong = nullptr;
+      if (descriptor.fd() < 0 || descriptor.fd() >= kMostFd) wrong = "is out of range";
+      else if (!files.count(descriptor.file())) wrong = "refers to no file";
+      else if (!seen.insert(descriptor.fd()).second) wrong = "is there twice";
+      if (wrong) {
+        throw_error(ErrorKind::kImage, "cannot restore process {}: descriptor {} {}", process.pid(), descriptor.fd(),
+                    wrong);
+      }
+    }
+  }
+}
+
+FileRestore::FileRestore(const pb::Capsule& capsule, FileRestoreOptions options)
+    : impl_(std::make_unique<Impl>(capsule, std::move(options))) {}
+
+FileRestore::~FileRestore() = default;
+
+void FileRestore::create() {
+  impl_->index_files();
+  impl_->check_descriptors();
+  raise_descriptor_limit();
+  std::map<const FileKind*, std::vector<const pb::OpenFile*>> by_kind;
+  for (const pb::OpenFile& file : impl_->capsule.files()) by_kind[&file_kind(file)].push_back(&file);
+  for (const FileKind* kind : file_kinds()) {
+    if (by_kind.count(kind)) kind->create(impl_->context, by_kind[kind]);
+  }
+  for (const FileKind* kind : file_kinds()) {
+    if (by_kind.count(kind)) kind->connect(impl_->context, by_kind[kind]);
+  }
+  for (const auto& [id, file] : impl_->files) {
+    const int fd = impl_->context.get(id);
+    if (fd < 0 || file->has_outer()) continue;
+    set_flags(*file, fd);
+    restore_locks(*file, fd);
+  }
+}
+
+int FileRestore::local_fd(uint32_t id) const {
+  const int fd = impl_->context.get(id);
+  if (fd < 0 && !impl_->context.is_pidfd(id)) throw_error(ErrorKind::kImage, "the image has no open file {}", id);
+  return fd;
+}
+
+void FileRestore::finish_process(RemoteProcess& remote, const pb::Process& process) {
+  FinishContext context{remote, process, impl_->files};
+  for (const bool pidfds : {true, false}) {  // epoll sets may watch pidfds
+    for (const pb::FileDescriptor& descriptor : process.fds()) {
+      const auto file = impl_->files.find(descriptor.file());
+      if (file == impl_->files.end()) throw_error(ErrorKind::kImage, "the image has no open file {}", descriptor.file());
+      if (file->second->has_pidfd() == pidfds) file_kind(*file->second).finish(context, descriptor, *file->second);
+    }
+  }
+  for (const pb::FileDescriptor& descriptor : process.fds()) {
+    const pb::OpenFile& file = *impl_->files.at(descriptor.file());
+    if (file.has_outer() || !impl_->owned.insert(file.id()).second) continue;
+    restore_owner(remote, file, descriptor.fd(), impl_->context.get(file.id()));
+  }
+  restore_posix_locks(remote, process, impl_->files);
+}
+
+void FileRestore::apply_side_effects() {
+  std::exception_ptr first;
+  for (const auto& action : std::exchange(impl_->context.side_effects, {})) {
+    try {
+      action();
+    } catch (...) {
+      if (!first) first = std::current_exception();
+    }
+  }
+  if (first) std::rethrow_exception(first);
+}
+
+}  // namespace icp

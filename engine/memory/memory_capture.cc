@@ -1,0 +1,290 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/memory/memory_capture.h"
+
+#include <spdlog/spdlog.h>
+
+#include <fcntl.h>
+
+#include <map>
+#include <set>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/memory/mm_layout.h"
+#include "engine/memory/object_table.h"
+#include "engine/memory/private_memory.h"
+#include "engine/memory/staging.h"
+
+namespace icp {
+namespace {
+
+constexpr uint64_t kSmallRest = 8 << 20;      // bytes left to copy that another round would not make cheaper
+constexpr size_t kKeepStaging = 64 << 20;     // bytes of touched staging memory kept between versions
+
+// True when one of the process's descriptors writes memory past the page tables (open(2), O_DIRECT).
+bool has_direct_io(pid_t pid) {
+  for (const int fd : list_proc_numbers(pid, "fdinfo")) {
+    try {
+      const std::string text = read_proc(pid, fmt::format("fdinfo/{}", fd));
+      const size_t flags = text.find("flags:");
+      if (flags != std::string::npos && (std::stoul(text.substr(flags + 6), nullptr, 8) & O_DIRECT) != 0) return true;
+    } catch (const Error&) {
+      continue;  // closed meanwhile
+    }
+  }
+  return false;
+}
+
+std::vector<MemoryMapping> classify_all(pid_t pid, const std::vector<RawMapping>& raws) {
+  MappingClassifier classifier(pid);
+  std::vector<MemoryMapping> mappings;
+  for (const RawMapping& raw : raws) {
+    auto mapping = classifier.classify(raw);
+    if (!mapping) continue;
+    if (!mapping->problem.empty()) {
+      throw Error(ErrorKind::kRefused,
+                  fmt::format("process {}, address {:x}-{:x}: {}", pid, raw.maps.start, raw.maps.end, mapping->problem),
+                  0, mapping->remedy);
+    }
+    mappings.push_back(std::move(*mapping));
+  }
+  return mappings;
+}
+
+void add_mapping(pid_t pid, const MemoryMapping& mapping, uint32_t object, pb::AddressSpace& memory) {
+  pb::Mapping& out = *memory.add_mappings();
+  mapping.to_proto(out);
+  out.set_object(object);
+  const uint64_t bytes = mapping.maps.end - mapping.maps.start;
+  if (mapping.kind == pb::Mapping::VDSO) {
+    memory.set_vdso_start(mapping.maps.start);
+    memory.set_vdso_size(bytes);
+  } else if (mapping.kind == pb::Mapping::VVAR) {
+    if (memory.vvar_size() == 0) memory.set_vvar_start(mapping.maps.start);
+    memory.set_vvar_size(mapping.maps.end - memory.vvar_start());
+  }
+  if ((mapping.flags & kVmGuard) != 0) {
+    for (const auto& [start, end] : guard_ranges(pid, mapping.maps.start, mapping.maps.end)) {
+      pb::Guard& guard = *out.add_guards();
+      guard.set_start(start);
+      guard.set_end(end);
+    }
+  }
+}
+
+}  // namespace
+
+struct MemoryCapture::Impl {
+  explicit Impl(MemoryOptions given) : options(std::move(given)), arena(options.staging_limit) {}
+
+  MemoryOptions options;
+  StagingArena arena;
+  std::map<pid_t, std::unique_ptr<PrivateMemory>> spaces;
+  ObjectTable objects;
+  VersionWriter* version = nullptr;
+  std::set<std::string> names;   // stores of the version under way
+  std::set<pid_t> in_version;    // processes of the version, once collected
+  bool precopied = false;
+
+  PrivateMemory* find(const ProcessRef& process) {
+    const auto it = spaces.find(process.pid);
+    if (it == spaces.end() || it->second->process().start_time != process.start_time) return nullptr;
+    return it->second->tracker().alive() ? it->second.get() : nullptr;
+  }
+  void track(StoppedProcess& process) {
+    spaces[process.ref.pid] =
+        std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote));
+  }
+  // Gives a process its store of this version. A pid may be used twice in one version (exec, or an exit between the
+  // pre-copy and the stop): the later one gets another name.
+  void begin(PrivateMemory& space) {
+    if (space.begun()) return;
+    const std::string base = fmt::format("task_mm_{}", space.process().vpid);
+    std::string name = base;
+    for (int i = 2; !names.insert(name).second; ++i) name = fmt::format("{}_{}", base, i);
+    space.begin(*version, name);
+  }
+  uint64_t precopy_round(std::vector<PrivateMemory*>& running);
+  void collect_process(StoppedProcess& process, pb::Process& state);
+};
+
+MemoryCapture::MemoryCapture(MemoryOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
+MemoryCapture::~MemoryCapture() = default;
+MemoryCapture::MemoryCapture(MemoryCapture&&) noexcept = default;
+
+bool MemoryCapture::needs_tracker(const ProcessRef& process) const {
+  return !process.zombie && impl_->find(process) == nullptr;
+}
+
+void MemoryCapture::track(StoppedProcess& process) {
+  if (process.remote) impl_->track(process);
+}
+
+void MemoryCapture::begin(VersionWriter& version) {
+  impl_->version = &version;
+  impl_->names.clear();
+  impl_->in_version.clear();
+  impl_->precopied = false;
+  impl_->arena.reset(kKeepStaging);
+  impl_->objects.begin(version);
+}
+
+// One round over all running processes: arm everything, then copy. Returns the bytes found written.
+uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running) {
+  uint64_t written = 0;
+  objects.start_pass();
+  const auto each = [&](auto&& work) {
+    std::erase_if(running, [&](PrivateMemory* space) {
+      try {
+        work(*space);
+        return false;
+      } catch (const Error& error) {
+        if (error.kind() == ErrorKind::kGone || !space->tracker().alive()) return true;  // ended, or another program
+        throw;
+      }
+    });
+  };
+  each([&](PrivateMemory& space) {
+    begin(space);
+    written += space.precopy_collect();
+    for (const MemoryMapping& mapping : space.running_mappings()) {
+      if (!mapping.object) continue;
+      try {
+        objects.note_mapping(mapping, space.tracker(), space.process().pid);
+      } catch (const Error&) {
+        continue;  // unmapped at this moment; the stop will tell
+      }
+    }
+  });
+  written += objects.precopy_collect();
+  if (options.quiesce) options.quiesce();
+  each([](PrivateMemory& space) { space.precopy_copy(); });
+  objects.precopy_copy();
+  return written;
+}
+
+void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
+  std::vector<PrivateMemory*> running;
+  for (const ProcessRef& process : processes) {
+    PrivateMemory* space = process.zombie ? nullptr : impl_->find(process);
+    if (space == nullptr || !space->tracker().atomic_rearm()) continue;
+    try {
+      if (!has_direct_io(process.pid)) running.push_back(space);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone) throw;
+    }
+  }
+  uint64_t before = ~0ull;
+  for (unsigned round = 0; round < impl_->options.precopy_rounds && !running.empty(); ++round) {
+    const uint64_t written = impl_->precopy_round(running);
+    impl_->precopied = true;
+    // What this round found is about what the next would find.
+    impl_->arena.prepare(std::min(written, impl_->options.staging_limit));
+    if (round > 0 && (written <= kSmallRest || written > before - before / 4)) break;
+    before = written;
+  }
+  impl_->objects.start_pass();
+}
+
+void MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& state) {
+  PrivateMemory* space = find(process.ref);
+  if (space == nullptr) {
+    track(process);
+    space = spaces.at(process.ref.pid).get();
+  }
+  begin(*space);
+  in_version.insert(process.ref.pid);
+  const pid_t pid = process.ref.pid;
+  const bool direct = precopied && has_direct_io(pid);
+  const std::vector<MemoryMapping> mappings = classify_all(pid, space->mapping_cache().update(pid));
+  const size_t before = arena.used();
+  space->collect(mappings, arena, direct);
+
+  pb::AddressSpace& memory = *state.mutable_memory();
+  capture_mm_layout(*process.remote, memory);
+  memory.set_index(space->store());
+  for (const MemoryMapping& mapping : mappings) {
+    const uint32_t object = mapping.object ? objects.note_mapping(mapping, space->tracker(), pid) : 0;
+    add_mapping(pid, mapping, object, memory);
+  }
+  // Should it have been killed, its page table was empty and nothing above is true.
+  if (!space->tracker().alive()) throw_error(ErrorKind::kGone, "process {} was killed during the checkpoint", pid);
+  spdlog::debug("memory of process {}: {} mappings, {} bytes copied at the stop", pid, mappings.size(),
+                arena.used() - before);
+}
+
+void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
+                            pb::Capsule& capsule) {
+  bool direct = false;
+  for (size_t i = 0; i < processes.size(); ++i) {
+    if (!processes[i].remote) continue;
+    impl_->collect_process(processes[i], *states[i]);
+    direct = direct || has_direct_io(processes[i].ref.pid);
+  }
+  impl_->objects.collect(impl_->arena, direct, capsule);
+  if (impl_->arena.used() >= impl_->options.staging_limit) {
+    spdlog::warn("more than {} bytes were written since the last version: some were written out during the stop",
+                 impl_->options.staging_limit);
+  }
+}
+
+uint32_t MemoryCapture::object_of_file(int local_fd, const std::string& target) {
+  return impl_->objects.note_file(local_fd, target);
+}
+
+MemoryStats MemoryCapture::write() {
+  std::erase_if(impl_->spaces, [&](const auto& entry) { return impl_->in_version.count(entry.first) == 0; });
+  MemoryStats stats;
+  stats.full = true;
+  const auto add = [&](const auto& store) {
+    stats.pages_written += store.written_pages();
+    stats.pages_total += store.total_pages();
+    stats.full = stats.full && store.full();
+  };
+  for (auto& [pid, space] : impl_->spaces) {
+    if (stats.tracker.empty()) stats.tracker = space->tracker().name();
+    space->write();
+    add(*space);
+  }
+  impl_->objects.write();
+  for (const auto& [key, object] : impl_->objects.objects()) add(*object);
+  impl_->arena.reset(kKeepStaging);
+  impl_->version = nullptr;
+  return stats;
+}
+
+void MemoryCapture::abandon() {
+  for (auto& [pid, space] : impl_->spaces) space->forget();
+  impl_->objects.abandon();
+  impl_->arena.reset(kKeepStaging);
+  impl_->version = nullptr;
+}
+
+void MemoryCapture::adopt(const VersionReader& version, const pb::Capsule& capsule,
+                          std::vector<StoppedProcess>& processes) {
+  std::map<uint32_t, const pb::Process*> by_pid;
+  for (const pb::Process& process : capsule.processes()) by_pid[process.pid()] = &process;
+  uint32_t highest = 0;
+  for (const pb::MemoryObject& object : capsule.objects()) highest = std::max(highest, object.id());
+
+  for (StoppedProcess& process : processes) {
+    const auto state = by_pid.find(static_cast<uint32_t>(process.ref.vpid));
+    if (!process.remote || state == by_pid.end()) continue;
+    const pb::AddressSpace& saved = state->second->memory();
+    impl_->track(process);
+    PrivateMemory& space = *impl_->spaces.at(process.ref.pid);
+    const pid_t pid = process.ref.pid;
+    const std::vector<MemoryMapping> mappings = classify_all(pid, space.mapping_cache().refresh(pid));
+    space.adopt(saved.index(), PageStoreReader(version, saved.index()).take_index(), mappings);
+    for (const MemoryMapping& mapping : mappings) {
+      if (!mapping.object) continue;
+      for (const pb::Mapping& old : saved.mappings()) {
+        if (old.object() == 0 || old.start() > mapping.maps.start || old.end() <= mapping.maps.start) continue;
+        impl_->objects.adopt(version, old.object(), mapping, space.tracker(), pid);
+      }
+    }
+  }
+  impl_->objects.finish_adopt(highest);
+}
+
+}  // namespace icp

@@ -1,0 +1,248 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/memory/shared_object.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+#include <xxhash.h>
+
+#include <cerrno>
+#include <cstring>
+
+#include "engine/base/error.h"
+#include "engine/trace/remote_addr.h"
+
+namespace icp {
+namespace {
+
+constexpr uint64_t kMaxObject = 1ull << 47;  // bytes; more cannot be mapped, nor described by an index
+
+bool all_zero(const std::byte* page) {
+  uint64_t first = 0;
+  std::memcpy(&first, page, sizeof first);
+  return first == 0 && std::memcmp(page, page + sizeof first, kPageSize - sizeof first) == 0;
+}
+
+}  // namespace
+
+bool SysvStamp::same_as(const SysvStamp& other) const {
+  return attached == other.attached && attach_time == other.attach_time && detach_time == other.detach_time &&
+         create_time == other.create_time && last_pid == other.last_pid && mtime_ns == other.mtime_ns &&
+         ctime_ns == other.ctime_ns;
+}
+
+SharedObject::SharedObject(uint32_t id, const ObjectKey& key)
+    : id_(id), key_(key), store_(fmt::format("object_{}", id)), index_(std::make_unique<PageIndex>()) {}
+
+void SharedObject::set_source(UniqueFd fd, const std::string& target) {
+  if (::fstat(fd.get(), &status_) != 0) throw_errno("cannot look at {}", target);
+  if (static_cast<uint64_t>(status_.st_size) > kMaxObject) {
+    throw_error(ErrorKind::kRefused, "{} is too large to be saved ({} bytes)", target, status_.st_size);
+  }
+  source_ = std::move(fd);
+  target_ = target.ends_with(" (deleted)") ? target.substr(0, target.size() - 10) : target;
+}
+
+void SharedObject::add_window(Range window) { windows_.push_back(window); }
+
+void SharedObject::end_round() {
+  source_.reset();
+  windows_.clear();
+}
+
+void SharedObject::begin(VersionWriter& version) {
+  full_ = index_->pages() == 0;
+  writer_ = std::make_unique<PageStoreWriter>(version, store_, *index_);
+}
+
+void SharedObject::forget() {
+  writer_.reset();
+  index_ = std::make_unique<PageIndex>();
+  hashes_.clear();
+  staged_.clear();
+  erased_.clear();
+  stamp.reset();
+  known_ = false;
+  full_ = true;
+}
+
+SharedObject::Hash SharedObject::hash_page(const std::byte* page) {
+  if (all_zero(page)) return {};
+  const XXH128_hash_t hash = XXH3_128bits(page, kPageSize);
+  return {hash.low64 | 1, hash.high64};  // never the mark of a page of zeros
+}
+
+// Bytes beyond the end of the object read as zeros.
+void SharedObject::read_chunk(uint64_t chunk, std::span<std::byte> to) const {
+  size_t done = 0;
+  while (done < to.size()) {
+    const ssize_t got = ::pread(source_.get(), to.data() + done, to.size() - done, static_cast<off_t>(chunk + done));
+    if (got < 0 && errno == EINTR) continue;
+    if (got < 0) throw_errno("cannot read {}", target_);
+    if (got == 0) break;
+    done += static_cast<size_t>(got);
+  }
+  std::fill(to.begin() + static_cast<ptrdiff_t>(done), to.end(), std::byte{0});
+}
+
+void SharedObject::erase(Range range) {
+  if (no_writing_) return;
+  erased_.push_back(range);
+}
+
+void SharedObject::emit(uint64_t offset, std::span<const std::byte> bytes, StagingArena* arena) {
+  if (no_writing_) return;
+  std::byte* room = arena == nullptr ? nullptr : arena->allocate(bytes.size());
+  if (room == nullptr) {
+    writer_->put(offset, bytes, true);
+    return;
+  }
+  std::memcpy(room, bytes.data(), bytes.size());
+  staged_.push_back({offset, {room, bytes.size()}});
+}
+
+// Compares one chunk; with `ranges`, only the pages in them.
+void SharedObject::update_chunk(uint64_t chunk, const std::vector<Range>* ranges, StagingArena* arena) {
+  const uint64_t size = page_up(static_cast<uint64_t>(status_.st_size));
+  const Range whole{chunk, std::min(chunk + kChunk, size)};
+  if (whole.start >= whole.end) return;
+  buffer_.resize(kChunk);
+  auto& hashes = hashes_[chunk];
+  if (!hashes) hashes = std::make_unique<ChunkHashes>();
+  const auto look = [&](Range part) {
+    read_chunk(part.start, {buffer_.data(), part.bytes()});
+    uint64_t run = part.start;  // start of the run of changed pages that ends here
+    const auto flush = [&](uint64_t end) {
+      if (run < end) emit(run, {buffer_.data() + (run - part.start), end - run}, arena);
+      run = end + kPageSize;
+    };
+    for (uint64_t at = part.start; at < part.end; at += kPageSize) {
+      const Hash now = hash_page(buffer_.data() + (at - part.start));
+      Hash& old = (*hashes)[(at - chunk) / kPageSize];
+      const bool same = known_ && now == old;
+      old = now;
+      if (same || now == Hash{}) {
+        if (!same) erase({at, at + kPageSize});
+        flush(at);
+      }
+    }
+    flush(part.end);
+  };
+  if (ranges == nullptr) {
+    look(whole);
+    for (uint64_t at = whole.end; at < chunk + kChunk; at += kPageSize) {  // cut off since
+      Hash& old = (*hashes)[(at - chunk) / kPageSize];
+      if (old != Hash{}) erase({at, at + kPageSize});
+      old = {};
+    }
+    return;
+  }
+  split_by(whole, *ranges, [&](Range part, bool inside) {
+    if (inside) look(part);
+  });
+}
+
+void SharedObject::update(const std::vector<Range>& ranges, StagingArena* arena) {
+  uint64_t done = 0;
+  for (const Range& range : ranges) {
+    for (uint64_t chunk = range.start / kChunk * kChunk; chunk < range.end; chunk += kChunk) {
+      if (chunk < done) continue;
+      update_chunk(chunk, &ranges, arena);
+      done = chunk + kChunk;
+    }
+  }
+}
+
+void SharedObject::update_all(StagingArena* arena) {
+  const auto size = static_cast<uint64_t>(status_.st_size);
+  const bool windowed = key_.kind == pb::MemoryObject::MAPPED_FILE;
+  if (windowed) normalise(windows_);
+  uint64_t visited = 0;  // all chunks below have been looked at or hold no data
+  const auto skip_to = [&](uint64_t chunk) {
+    const auto from = hashes_.lower_bound(visited), to = hashes_.lower_bound(chunk);
+    for (auto it = from; it != to; ++it) erase({it->first, it->first + kChunk});
+    hashes_.erase(from, to);
+  };
+  if (!known_) erase({0, kMaxObject});
+  for (uint64_t at = 0; at < size;) {
+    const off_t data = ::lseek(source_.get(), static_cast<off_t>(at), SEEK_DATA);
+    if (data < 0 && errno == ENXIO) break;
+    if (data < 0) throw_errno("cannot look for data in {}", target_);
+    uint64_t chunk = static_cast<uint64_t>(data) / kChunk * kChunk;
+    if (windowed) {
+      const auto window = std::partition_point(windows_.begin(), windows_.end(),
+                                               [&](const Range& r) { return r.end <= chunk; });
+      if (window == windows_.end()) break;
+      if (window->start / kChunk * kChunk > chunk) {
+        at = window->start / kChunk * kChunk;
+        continue;
+      }
+    }
+    skip_to(chunk);
+    update_chunk(chunk, windowed ? &windows_ : nullptr, arena);
+    at = visited = chunk + kChunk;
+  }
+  skip_to(kMaxObject);
+  known_ = true;
+}
+
+void SharedObject::write() {
+  // A page erased here may have been written again by a later look, which then put or staged it: put what is staged
+  // last, and leave alone what has a hash.
+  for (const Range& range : erased_) {
+    for (uint64_t chunk = range.start / kChunk * kChunk; chunk < range.end;) {
+      const auto it = hashes_.lower_bound(chunk);
+      const uint64_t next = it == hashes_.end() ? range.end : std::min(range.end, it->first);
+      if (chunk < next) writer_->erase(std::max(chunk, range.start), next);
+      if (it == hashes_.end() || it->first >= range.end) break;
+      for (uint64_t at = std::max(it->first, range.start); at < std::min(it->first + kChunk, range.end);
+           at += kPageSize) {
+        if ((*it->second)[(at - it->first) / kPageSize] == Hash{}) writer_->erase(at, at + kPageSize);
+      }
+      chunk = it->first + kChunk;
+    }
+  }
+  erased_.clear();
+  for (const Staged& staged : staged_) writer_->put(staged.offset, staged.bytes, true);
+  staged_.clear();
+  writer_->finish();
+  written_ = writer_->records();
+  writer_.reset();
+}
+
+void SharedObject::adopt(PageIndex index) {
+  index_ = std::make_unique<PageIndex>(std::move(index));
+  known_ = false;
+  no_writing_ = true;
+  update_all(nullptr);
+  no_writing_ = false;
+}
+
+void SharedObject::fill(pb::MemoryObject& out) const {
+  out.set_id(id_);
+  out.set_kind(key_.kind);
+  out.set_size(static_cast<uint64_t>(status_.st_size));
+  out.set_mode(status_.st_mode & 07777);
+  out.set_uid(status_.st_uid);
+  out.set_gid(status_.st_gid);
+  out.set_index(store_);
+  out.set_dev(status_.st_dev);
+  out.set_ino(status_.st_ino);
+  switch (key_.kind) {
+    case pb::MemoryObject::SYSV:
+      out.set_shmid(static_cast<int32_t>(key_.ino));
+      break;
+    case pb::MemoryObject::MEMFD: {
+      out.set_path(target_.starts_with("/memfd:") ? target_.substr(7) : target_);
+      const int seals = ::fcntl(source_.get(), F_GET_SEALS);
+      out.set_seals(seals < 0 ? 0 : static_cast<uint32_t>(seals));
+      break;
+    }
+    case pb::MemoryObject::ANON_SHARED:
+      break;
+    default:
+      out.set_path(target_);
+  }
+}
+
+}  // namespace icp

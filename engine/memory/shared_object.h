@@ -1,0 +1,109 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Memory with a life of its own (System V segments, memfds, shared anonymous memory, shared files) over the versions
+// of a session.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <string>
+#include <vector>
+
+#include "engine/base/unique_fd.h"
+#include "engine/image/image_dir.h"
+#include "engine/image/page_store.h"
+#include "engine/memory/mapping_list.h"
+#include "engine/memory/page_ranges.h"
+#include "engine/memory/staging.h"
+
+namespace icp {
+
+// Everything about a System V segment that changes when somebody attaches, detaches, punches holes or writes through a
+// descriptor. Two equal stamps, the first of which was `settled`, mean that only the attaches there are can have
+// written in between.
+struct SysvStamp {
+  uint64_t attached = 0;
+  int64_t attach_time = 0, detach_time = 0, create_time = 0;  // unix seconds
+  int last_pid = 0;
+  int64_t mtime_ns = 0, ctime_ns = 0;  // of the segment's inode: hole punching changes it
+  bool settled = false;                // all times lie so far back that another event would show
+  bool same_as(const SysvStamp& other) const;
+};
+
+// One object. Its content is compared page by page, by hash, with what was last saved, so a page is stored only when it
+// differs; which pages need to be looked at at all is the caller's knowledge. Offsets are bytes into the object.
+class SharedObject {
+ public:
+  SharedObject(uint32_t id, const ObjectKey& key);
+
+  uint32_t id() const { return id_; }
+  const ObjectKey& key() const { return key_; }
+  const std::string& store() const { return store_; }
+
+  // A round: where the content can be read, and which parts of the object are of interest (all of it unless set).
+  void set_source(UniqueFd fd, const std::string& target);
+  bool has_source() const { return static_cast<bool>(source_); }
+  void add_window(Range window);
+  void end_round();
+  const struct stat& status() const { return status_; }
+  // Link target of the source without " (deleted)".
+  const std::string& target() const { return target_; }
+
+  void begin(VersionWriter& version);
+  bool begun() const { return writer_ != nullptr; }
+  void forget();
+  // True when every page's hash is known.
+  bool content_known() const { return known_; }
+
+  // Looks at everything. Changed pages go straight into the store, or into the arena as far as it has room.
+  void update_all(StagingArena* arena);
+  // Looks at these ranges only.
+  void update(const std::vector<Range>& ranges, StagingArena* arena);
+  void write();
+  // Goes on from a restored version, whose content it has at this moment.
+  void adopt(PageIndex index);
+
+  std::optional<SysvStamp> stamp;  // System V: when the trackers were last armed
+  uint64_t written_pages() const { return writer_ ? writer_->records() : written_; }
+  uint64_t total_pages() const { return index_->pages(); }
+  bool full() const { return full_; }
+  void fill(pb::MemoryObject& out) const;
+
+ private:
+  static constexpr uint64_t kChunk = 1 << 20;  // bytes
+  static constexpr size_t kChunkPages = kChunk / 4096;
+  struct Hash {
+    uint64_t low = 0, high = 0;  // XXH3-128; 0 0: the page holds zeros
+    friend bool operator==(const Hash&, const Hash&) = default;
+  };
+  using ChunkHashes = std::array<Hash, kChunkPages>;
+  struct Staged {
+    uint64_t offset;
+    std::span<const std::byte> bytes;
+  };
+
+  void update_chunk(uint64_t chunk, const std::vector<Range>* ranges, StagingArena* arena);
+  void emit(uint64_t offset, std::span<const std::byte> bytes, StagingArena* arena);
+  void erase(Range range);
+  void read_chunk(uint64_t chunk, std::span<std::byte> to) const;
+  static Hash hash_page(const std::byte* page);
+
+  uint32_t id_;
+  ObjectKey key_;
+  std::string store_, target_;
+  UniqueFd source_;
+  struct stat status_{};
+  std::vector<Range> windows_;
+  std::unique_ptr<PageIndex> index_;
+  std::unique_ptr<PageStoreWriter> writer_;
+  bool known_ = false, full_ = true, no_writing_ = false;
+  uint64_t written_ = 0;
+  std::map<uint64_t, std::unique_ptr<ChunkHashes>> hashes_;  // by offset of the chunk; absent: all zeros
+  std::vector<Staged> staged_;
+  std::vector<Range> erased_;
+  std::vector<std::byte> buffer_;
+};
+
+}  // namespace icp

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/process/process_check.h"
+
+#include <elf.h>
+#include <fcntl.h>
+#include <linux/kcmp.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <array>
+#include <map>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/base/unique_fd.h"
+#include "engine/process/attributes.h"
+#include "engine/process/credentials.h"
+#include "engine/restore/tree_plan.h"
+
+namespace icp {
+namespace {
+
+void check_namespaces(const ProcessRef& process, const ProcessRef& first, Findings& findings) {
+  for (const char* name : {"mnt", "net", "uts", "ipc", "pid", "cgroup"}) {
+    const std::string link = fmt::format("ns/{}", name);
+    if (read_proc_link(process.pid, link) != read_proc_link(first.pid, link))
+      findings.push_back({process.pid, process.comm, "", fmt::format("is in another {} namespace than process {}", name,
+                                                                     first.pid),
+                          "run the job without containers of its own inside"});
+  }
+  if (read_proc_link(process.pid, "ns/user") != read_proc_link(::getpid(), "ns/user"))
+    findings.push_back({process.pid, process.comm, "", "is in a user namespace of its own",
+                        "run the job without unprivileged containers"});
+  if (read_proc_link(process.pid, "ns/pid") != read_proc_link(process.pid, "ns/pid_for_children"))
+    findings.push_back({process.pid, process.comm, "", "makes its children in another pid namespace",
+                        "run the job without containers of its own inside"});
+  if (process.vpid == 1)
+    findings.push_back({process.pid, process.comm, "", "is the init of its pid namespace",
+                        "name its children instead (--pid)"});
+}
+
+void check_program(const ProcessRef& process, Findings& findings) {
+  const UniqueFd exe(::open(fmt::format("/proc/{}/exe", process.pid).c_str(), O_RDONLY | O_CLOEXEC));
+  std::array<unsigned char, EI_NIDENT> header{};
+  if (!exe || ::pread(exe.get(), header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) return;
+  if (header[EI_CLASS] != ELFCLASS64)
+    findings.push_back({process.pid, process.comm, "", "is a 32-bit program", "use a 64-bit build of it"});
+}
+
+void check_threads(const ProcessRef& process, Findings& findings) {
+  const ProcStat leader = ProcStat::parse(read_proc(process.pid, fmt::format("task/{}/stat", process.pid)));
+  if (leader.state == 'Z' && list_proc_numbers(process.pid, "task").size() > 1)
+    findings.push_back({process.pid, process.comm, "", "its main thread has ended while others run",
+                        "let main() wait for its threads"});
+}
+
+// vfork() and posix_spawn() share the memory until the child has called exec: a passing moment.
+void check_shared_memory_maps(const ProcessRef& process, const std::map<pid_t, ProcessRef>& all, Findings& findings) {
+  const auto parent = all.find(ProcStat::read(process.pid).ppid);
+  if (parent == all.end() || parent->second.zombie) return;
+  for (const auto& [kind, what] : {std::pair{KCMP_VM, "memory"}, {KCMP_FILES, "descriptor table"}, {KCMP_FS, "working directory"}}) {
+    if (::syscall(SYS_kcmp, process.pid, parent->first, kind, 0, 0) != 0) continue;
+    findings.push_back({process.pid, process.comm, "",
+                        fmt::format("shares its {} with process {} (a vfork under way?)", what, parent->first),
+                        "try again in a moment", true});
+    return;
+  }
+}
+
+}  // namespace
+
+void check_processes(const std::vector<ProcessRef>& processes, Findings& findings) {
+  std::map<pid_t, ProcessRef> all;
+  for (const ProcessRef& process : processes) all[process.pid] = process;
+  const ProcessRef* first = nullptr;
+  for (const ProcessRef& process : processes) {
+    if (process.zombie) continue;
+    try {
+      if (first == nullptr) first = &process;
+      check_credentials(process, findings);
+      check_attributes(process, findings);
+      check_namespaces(process, *first, findings);
+      check_program(process, findings);
+      check_threads(process, findings);
+      check_shared_memory_maps(process, all, findings);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone) throw;
+    }
+  }
+  try {
+    pb::Capsule capsule;
+    describe_tree(processes, capsule);
+    plan_tree(capsule);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kGone) return;
+    const ProcessRef& root = processes.front();
+    findings.push_back({root.pid, root.comm, "process tree", error.what(), "try again in a moment",
+                        error.kind() == ErrorKind::kImage});
+  }
+}
+
+void describe_tree(const std::vector<ProcessRef>& processes, pb::Capsule& capsule) {
+  std::map<pid_t, pid_t> vpid_of;
+  for (const ProcessRef& process : processes) vpid_of[process.pid] = process.vpid;
+  for (const ProcessRef& process : processes) {
+    const ProcStat stat = ProcStat::read(process.pid);
+    const ProcStatus status = ProcStatus::read(process.pid);
+    const auto parent = vpid_of.find(stat.ppid);
+    const auto innermost = [](const std::vector<pid_t>& ids, pid_t fallback) {
+      return static_cast<uint32_t>(ids.empty() ? fallback : ids.back());
+    };
+    pb::Process& state = *capsule.add_processes();
+    state.set_pid(static_cast<uint32_t>(process.vpid));
+    state.set_ppid(parent == vpid_of.end() ? 1 : static_cast<uint32_t>(parent->second));
+    // A zombie has no NS lines left: its numbers in the agent's namespace are the capsule's unless that is another one.
+    state.set_pgid(innermost(status.ns_pgid, stat.pgrp));
+    state.set_sid(innermost(status.ns_sid, stat.session));
+    state.set_comm(stat.comm);
+    state.set_exit_signal(stat.exit_signal);
+    if (process.zombie) {
+      state.set_state(pb::Process::ZOMBIE);
+      state.set_exit_status(stat.exit_code);
+    }
+  }
+}
+
+}  // namespace icp

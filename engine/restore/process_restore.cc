@@ -1,0 +1,114 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/restore/process_restore.h"
+
+#include <signal.h>
+#include <sys/syscall.h>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/process/attributes.h"
+#include "engine/process/credentials.h"
+#include "engine/process/limits.h"
+#include "engine/process/scheduling.h"
+#include "engine/process/signals.h"
+#include "engine/process/thread.h"
+#include "engine/process/timers.h"
+
+namespace icp {
+namespace {
+
+constexpr int kMostThreads = 1 << 16;
+
+}  // namespace
+
+ProcessRestore::ProcessRestore(const RestoreShared& shared, const pb::Process& state)
+    : shared_(shared), state_(state) {
+  if (state.threads_size() < 1 || state.threads_size() > kMostThreads || state.threads(0).tid() != state.pid())
+    throw_error(ErrorKind::kImage, "process {} has {} threads, or not its own number first", state.pid(),
+                state.threads_size());
+  Seed& seed = shared.builder.seed(state.pid());
+  // Reserved: remote calls keep a pointer to the leader.
+  stopped_.threads.reserve(static_cast<size_t>(state.threads_size()));
+  stopped_.threads.push_back(std::move(*seed.leader));
+  stopped_.remote = std::make_unique<RemoteProcess>(seed.remote->on_thread(stopped_.threads[0]));
+  stopped_.ref = {seed.pid, static_cast<pid_t>(state.pid()), ProcStat::read(seed.pid).start_time_ticks, state.comm(),
+                  false};
+  stopped_.vtids.push_back(static_cast<pid_t>(state.pid()));
+}
+
+void ProcessRestore::build() {
+  widen_descriptor_limit(remote(), state_);
+  const uint64_t carrier = static_cast<uint64_t>(shared_.builder.process_socket());
+  remote().call("dup3", SYS_dup3, {carrier, static_cast<uint64_t>(shared_.socket_number), 0});
+  for (uint64_t fd = 0; fd <= carrier; ++fd) remote().syscall(SYS_close, {fd});
+  trampoline_ = shared_.memory.restore_process(remote(), state_);
+  install_descriptors();
+  restore_signal_actions(remote(), state_);
+  restore_attributes(remote(), state_);
+  make_threads();
+  for (int i = 0; i < state_.threads_size(); ++i) {
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads[static_cast<size_t>(i)]);
+    restore_thread(in_thread, state_.threads(i));
+    restore_scheduling(stopped_.threads[static_cast<size_t>(i)].tid(), state_.threads(i));
+  }
+  restore_sem_undo(remote(), state_, shared_.sysv);
+}
+
+void ProcessRestore::install_descriptors() {
+  for (const pb::FileDescriptor& fd : state_.fds()) {
+    if (fd.fd() < 0 || fd.fd() >= shared_.socket_number)
+      throw_error(ErrorKind::kImage, "process {} has a descriptor {}", state_.pid(), fd.fd());
+    remote().reset_scratch();
+    remote().send_fd_to(shared_.builder.agent_socket(), shared_.socket_number, shared_.files.local_fd(fd.file()),
+                        fd.fd(), fd.cloexec());
+  }
+  shared_.files.finish_process(remote(), state_);
+  remote().call("close", SYS_close, {static_cast<uint64_t>(shared_.socket_number)});
+}
+
+void ProcessRestore::make_threads() {
+  for (int i = 1; i < state_.threads_size(); ++i) {
+    stopped_.threads.push_back(std::move(*shared_.builder.make_thread(remote(), state_.threads(i).tid())));
+    stopped_.vtids.push_back(static_cast<pid_t>(state_.threads(i).tid()));
+  }
+}
+
+void ProcessRestore::drop_rights() {
+  restore_limits(remote(), state_);
+  for (size_t i = 0; i < stopped_.threads.size(); ++i) {
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
+    restore_credentials(in_thread, state_, shared_.identity);
+  }
+  restore_user_attributes(remote(), state_);
+}
+
+void ProcessRestore::finish() {
+  restore_timers(remote(), state_);
+  restore_process_signals(remote(), state_);
+  for (size_t i = 0; i < stopped_.threads.size(); ++i) {
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
+    restore_thread_signals(in_thread, state_, state_.threads(static_cast<int>(i)));
+  }
+  MemoryRestore::remove_trampoline(remote(), trampoline_);
+}
+
+void ProcessRestore::set_registers() {
+  for (size_t i = 0; i < stopped_.threads.size(); ++i) {
+    stopped_.threads[i].restop();
+    restore_registers(stopped_.threads[i], state_.threads(static_cast<int>(i)));
+  }
+}
+
+void ProcessRestore::run() noexcept {
+  if (state_.state() == pb::Process::STOPPED) ::kill(stopped_.ref.pid, SIGSTOP);
+  stopped_.remote.reset();
+  for (Tracee& thread : stopped_.threads) {
+    try {
+      thread.detach();
+    } catch (const Error&) {
+      // Killed this very moment: init reports its end.
+    }
+  }
+}
+
+}  // namespace icp

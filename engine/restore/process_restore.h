@@ -1,0 +1,57 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// One process of a capsule, from a seed to the moment before it runs.
+#pragma once
+
+#include <memory>
+#include <vector>
+
+#include "engine/base/identity.h"
+#include "engine/files/file_table.h"
+#include "engine/image/image.pb.h"
+#include "engine/memory/memory_restore.h"
+#include "engine/process/stopped_tree.h"
+#include "engine/restore/tree_builder.h"
+#include "engine/sysv/sysv_ipc.h"
+
+namespace icp {
+
+// What all processes of a restore share. Outlives the ProcessRestore objects.
+struct RestoreShared {
+  TreeBuilder& builder;
+  MemoryRestore& memory;
+  FileRestore& files;
+  const RestoredSysv& sysv;
+  const Identity& identity;
+  int socket_number;  // where the descriptor-carrying socket lies in every process: above all saved descriptors
+};
+
+// The steps are separate because some need all processes to have reached them. Until run() nothing of the process has
+// executed; if this object is destroyed before, its owner kills the capsule.
+class ProcessRestore {
+ public:
+  ProcessRestore(const RestoreShared& shared, const pb::Process& state);
+
+  // Memory, descriptors, threads, attributes, limits; root's rights still.
+  void build();
+  // The process as a stopped one, for trackers.
+  StoppedProcess& stopped() { return stopped_; }
+  // Gives root's rights up and sets what needs the user's.
+  void drop_rights();
+  // Pending signals and timers; our trampoline goes. No call can be made in the process afterwards.
+  void finish();
+  // Registers and masks, then lets all threads go.
+  void set_registers();
+  void run() noexcept;
+
+ private:
+  void install_descriptors();
+  void make_threads();
+  RemoteProcess& remote() { return *stopped_.remote; }
+
+  const RestoreShared& shared_;
+  const pb::Process& state_;
+  StoppedProcess stopped_;
+  MemoryRestore::Trampoline trampoline_;
+};
+
+}  // namespace icp

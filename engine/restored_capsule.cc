@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstdio>
+#include <filesystem>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/files/file_table.h"
+#include "engine/memory/host_facts.h"
+#include "engine/memory/memory_restore.h"
+#include "engine/restore/process_restore.h"
+#include "engine/restore/tree_builder.h"
+#include "engine/session.h"
+#include "engine/session_impl.h"
+#include "engine/sysv/sysv_ipc.h"
+
+namespace icp {
+namespace {
+
+constexpr int kFirstSocketNumber = 16;  // lowest place of the socket that carries descriptors into processes
+
+std::string find_init(const std::string& given) {
+  if (!given.empty()) return given;
+  std::error_code error;
+  const std::filesystem::path beside =
+      std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / "icp-init";
+  if (!error && std::filesystem::exists(beside, error)) return beside;
+  return "/usr/libexec/slurm-icp/icp-init";
+}
+
+void check_host(const pb::Manifest& manifest) {
+  const pb::HostFacts here = this_host();
+  const pb::HostFacts& there = manifest.host();
+  if (there.machine() != here.machine() || there.page_size() != here.page_size())
+    throw_error(ErrorKind::kImage, "the image was taken on a {} host with pages of {} bytes, this is a {} one with {}",
+                there.machine(), there.page_size(), here.machine(), here.page_size());
+  if (const uint64_t missing = there.xfeatures() & ~here.xfeatures(); missing != 0)
+    throw Error(ErrorKind::kImage,
+                fmt::format("the image was taken on a processor with register sets that this one lacks (xfeatures {:#x})",
+                            missing),
+                0, "restart on a node with the same kind of processor");
+}
+
+int socket_number(const pb::Capsule& capsule) {
+  int highest = kFirstSocketNumber;
+  for (const pb::Process& process : capsule.processes())
+    for (const pb::FileDescriptor& fd : process.fds()) highest = std::max(highest, fd.fd());
+  if (highest > 1 << 20) throw_error(ErrorKind::kImage, "a descriptor is numbered {}", highest);
+  return highest + 1;
+}
+
+// Streams for every task of the image; /dev/null where the caller has none.
+std::map<int, std::array<int, 3>> complete_streams(const RestoreOptions& options, const pb::Capsule& capsule, int null_fd) {
+  std::map<int, std::array<int, 3>> streams = options.streams;
+  for (const pb::TaskStdio& stdio : capsule.stdio()) streams.try_emplace(stdio.rank(), std::array{null_fd, null_fd, null_fd});
+  return streams;
+}
+
+}  // namespace
+
+struct RestoredCapsule::Impl {
+  pb::Manifest manifest;
+  pid_t init_pid = 0;
+  uint64_t init_start = 0;
+  bool detached = false;
+  UniqueFd channel;
+  std::string unread;                 // an incomplete report of init
+  std::map<uint32_t, int> rank_of;    // by pid in the capsule
+  std::vector<TaskRoot> roots;
+  std::vector<OuterStreamId> outer;
+  std::unique_ptr<MemoryCapture> memory;
+
+  void finish_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, TreeBuilder& builder);
+  void note_tasks(const pb::Capsule& capsule, std::vector<std::unique_ptr<ProcessRestore>>& processes);
+  void note_streams(const std::map<int, std::array<int, 3>>& streams);
+  void build(const RestoreOptions& options, const VersionReader& version, const pb::Capsule& capsule);
+  ~Impl();
+};
+
+RestoredCapsule::Impl::~Impl() {
+  if (init_pid == 0 || detached) return;
+  ::kill(init_pid, SIGKILL);
+  int status = 0;
+  while (::waitpid(init_pid, &status, 0) < 0 && errno == EINTR) {
+  }
+}
+
+void RestoredCapsule::Impl::note_tasks(const pb::Capsule& capsule,
+                                       std::vector<std::unique_ptr<ProcessRestore>>& processes) {
+  for (const pb::Task& task : capsule.tasks()) {
+    rank_of[task.pid()] = task.rank();
+    for (const auto& process : processes)
+      if (static_cast<uint32_t>(process->stopped().ref.vpid) == task.pid())
+        roots.push_back({process->stopped().ref.pid, task.rank()});
+  }
+}
+
+void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>& streams) {
+  for (const auto& [rank, fds] : streams) {
+    for (int fd = 0; fd <= 2; ++fd) {
+      struct stat status{};
+      if (::fstat(fds[static_cast<size_t>(fd)], &status) == 0 && !(S_ISCHR(status.st_mode) && status.st_rdev == makedev(1, 3)))
+        outer.push_back({rank, fd, status.st_dev, status.st_ino, true});
+    }
+  }
+}
+
+void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionReader& version,
+                                  const pb::Capsule& capsule) {
+  const std::vector<TreeStep> steps = plan_tree(capsule);
+  TreeBuilder builder(find_init(options.init_path), options.join);
+  const UniqueFd ipc = builder.ipc_namespace();
+  const UniqueFd root = builder.root();
+  const UniqueFd null_fd(::open("/dev/null", O_RDWR | O_CLOEXEC));
+  const std::map<int, std::array<int, 3>> streams = complete_streams(options, capsule, null_fd.get());
+  const IpcNamespaceScope scope(ipc.get());
+  const RestoredSysv sysv = restore_sysv(capsule, options.identity.uid, options.identity.gid);
+  const int carrier = socket_number(capsule);
+  MemoryRestore memory_restore(version, capsule,
+                               {.identity = options.identity,
+                                .root_fd = root.get(),
+                                .agent_socket = builder.agent_socket(),
+                                .process_socket = carrier,
+                                .sysv = &sysv});
+  memory_restore.check();
+  memory_restore.create_objects();
+  FileRestore files(capsule, {.identity = options.identity,
+                              .root_fd = root.get(),
+                              .grown = options.grown,
+                              .outer = streams,
+                              .open_object = [&](uint32_t object, uint32_t flags) {
+                                return memory_restore.open_object(object, flags);
+                              }});
+  files.create();
+
+  builder.build(capsule, steps);
+  for (const pb::Process& process : capsule.processes())
+    if (process.state() == pb::Process::ZOMBIE) builder.end_as_zombie(process.pid(), process.exit_status());
+  builder.end_helpers(steps);
+
+  const RestoreShared shared{builder, memory_restore, files, sysv, options.identity, carrier};
+  std::vector<std::unique_ptr<ProcessRestore>> processes;
+  for (const pb::Process& process : capsule.processes()) {
+    if (process.state() == pb::Process::ZOMBIE) continue;
+    processes.push_back(std::make_unique<ProcessRestore>(shared, process));
+    processes.back()->build();
+  }
+  finish_sysv(capsule, sysv);
+  if (options.track) {
+    std::vector<StoppedProcess> stopped;
+    for (auto& process : processes) stopped.push_back(std::move(process->stopped()));
+    memory = std::make_unique<MemoryCapture>(
+        MemoryOptions{.tracker = options.tracker, .staging_limit = 1ull << 30, .precopy_rounds = 3, .root = {}});
+    memory->adopt(version, capsule, stopped);
+    for (size_t i = 0; i < processes.size(); ++i) processes[i]->stopped() = std::move(stopped[i]);
+  }
+  for (auto& process : processes) process->drop_rights();
+  for (auto& process : processes) process->finish();
+  for (auto& process : processes) process->set_registers();
+  note_tasks(capsule, processes);
+  note_streams(streams);
+  // From here on the outside changes; what could fail has been tried.
+  files.apply_side_effects();
+  memory_restore.apply_side_effects();
+  finish_all(processes, builder);
+}
+
+void RestoredCapsule::Impl::finish_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, TreeBuilder& builder) {
+  init_pid = builder.init_pid();
+  init_start = ProcStat::read(init_pid).start_time_ticks;
+  channel = builder.release();
+  for (auto& process : processes) process->run();
+}
+
+RestoredCapsule RestoredCapsule::restore(const RestoreOptions& options) {
+  const ImageDir image = ImageDir::open(options.image_path, options.identity, options.node);
+  const uint32_t number = options.version != 0 ? options.version : image.latest().value_or(0);
+  if (number == 0) throw_error(ErrorKind::kImage, "{} holds no committed version", options.image_path);
+  const VersionReader version = image.open_version(number);
+  const pb::Capsule capsule = version.read_state();
+  check_host(version.manifest());
+  auto impl = std::make_unique<Impl>();
+  impl->manifest = version.manifest();
+  impl->build(options, version, capsule);
+  return RestoredCapsule(std::move(impl));
+}
+
+RestoredCapsule::RestoredCapsule(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+RestoredCapsule::RestoredCapsule(RestoredCapsule&&) noexcept = default;
+RestoredCapsule::~RestoredCapsule() = default;
+
+uint32_t RestoredCapsule::version() const { return impl_->manifest.version(); }
+const pb::Manifest& RestoredCapsule::manifest() const { return impl_->manifest; }
+pid_t RestoredCapsule::init_pid() const { return impl_->init_pid; }
+std::vector<TaskRoot> RestoredCapsule::roots() const { return impl_->roots; }
+int RestoredCapsule::event_fd() const { return impl_->channel.get(); }
+
+std::vector<TaskExit> RestoredCapsule::take_exits() {
+  char buffer[4096];
+  ssize_t got = 0;
+  while ((got = ::recv(impl_->channel.get(), buffer, sizeof buffer, MSG_DONTWAIT)) > 0)
+    impl_->unread.append(buffer, static_cast<size_t>(got));
+  std::vector<TaskExit> exits;
+  for (size_t end = 0; (end = impl_->unread.find('\n')) != std::string::npos;) {
+    unsigned pid = 0;
+    int status = 0;
+    const std::string line = impl_->unread.substr(0, end);
+    impl_->unread.erase(0, end + 1);
+    if (std::sscanf(line.c_str(), "X %u %d", &pid, &status) != 2) continue;
+    const auto rank = impl_->rank_of.find(pid);
+    if (rank != impl_->rank_of.end()) exits.push_back({rank->second, status});
+  }
+  return exits;
+}
+
+void RestoredCapsule::kill() {
+  if (impl_->init_pid != 0) ::kill(impl_->init_pid, SIGKILL);
+}
+
+void RestoredCapsule::detach() {
+  // Init dies with the agent's thread unless told otherwise, which only it can do for itself.
+  InterruptedCalls calls;
+  StoppedProcess init = stop_process({impl_->init_pid, 1, impl_->init_start, "icp-init", false}, calls);
+  init.remote->call("prctl(PR_SET_PDEATHSIG)", SYS_prctl, {PR_SET_PDEATHSIG, 0});
+  resume_process(init);
+  impl_->detached = true;
+}
+
+void RestoredCapsule::signal_all(int signal) {
+  for (const pid_t child : read_children(impl_->init_pid))
+    for (const ProcessRef& process : find_processes({child})) ::kill(process.pid, signal);
+}
+
+Session RestoredCapsule::continue_session(SessionConfig config) {
+  if (!impl_->memory) throw_error(ErrorKind::kUsage, "the restored tree is not tracked");
+  if (config.outer.empty()) config.outer = impl_->outer;
+  if (!config.more_processes)
+    config.more_processes = [init = impl_->init_pid] { return read_children(init); };
+  config.whole_ipc_namespace = true;
+  auto session = std::make_unique<Session::Impl>(std::move(config), impl_->roots);
+  session->memory = std::move(*impl_->memory);
+  session->last_version = version();
+  impl_->memory.reset();
+  return Session(std::move(session));
+}
+
+}  // namespace icp

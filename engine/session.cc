@@ -1,0 +1,287 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/session.h"
+
+#include <fcntl.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/sysmacros.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <set>
+#include <thread>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/memory/host_facts.h"
+#include "engine/memory/memory_capture.h"
+#include "engine/process/process_check.h"
+#include "engine/process/process_state.h"
+#include "engine/process/stopped_tree.h"
+#include "engine/session_impl.h"
+#include "engine/sysv/sysv_ipc.h"
+
+namespace icp {
+namespace {
+
+constexpr uint32_t kImageFormat = 1;
+constexpr int kPassingTries = 20;  // a vfork or an ending process is over within a few milliseconds
+constexpr auto kPassingWait = std::chrono::milliseconds(10);
+constexpr size_t kFindingsInText = 5;
+
+uint64_t now_ns(clockid_t clock) {
+  timespec time{};
+  ::clock_gettime(clock, &time);
+  return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(time.tv_nsec);
+}
+
+[[noreturn]] void throw_refused(const Findings& findings) {
+  const bool passing =
+      std::all_of(findings.begin(), findings.end(), [](const Finding& finding) { return finding.passing; });
+  std::string text;
+  for (size_t i = 0; i < std::min(findings.size(), kFindingsInText); ++i)
+    text += (i == 0 ? "" : " | ") + to_sentence(findings[i]);
+  if (findings.size() > kFindingsInText) text += fmt::format(" | and {} more", findings.size() - kFindingsInText);
+  throw Error(passing ? ErrorKind::kBusy : ErrorKind::kRefused, text);
+}
+
+Findings check_now(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer) {
+  Findings findings;
+  if (processes.empty()) return findings;
+  check_processes(processes, findings);
+  check_memory(processes, findings);
+  check_files(processes, outer, findings);
+  return findings;
+}
+
+UniqueFd open_ipc_namespace(pid_t pid) {
+  UniqueFd fd(::open(fmt::format("/proc/{}/ns/ipc", pid).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) throw_errno("cannot open the IPC namespace of process {}", pid);
+  return fd;
+}
+
+}  // namespace
+
+Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_roots)
+    : config(std::move(session_config)),
+      roots(std::move(session_roots)),
+      memory({.tracker = config.tracker, .staging_limit = config.staging_limit, .precopy_rounds = 3, .root = {}}) {
+  start_seconds = ::time(nullptr);
+  for (const TaskRoot& root : roots) {
+    const ProcStat stat = ProcStat::read(root.pid);
+    root_start_times.push_back(stat.start_time_ticks);
+  }
+}
+
+std::vector<ProcessRef> Session::Impl::processes() const {
+  std::vector<pid_t> pids;
+  for (size_t i = 0; i < roots.size(); ++i) {
+    try {
+      if (ProcStat::read(roots[i].pid).start_time_ticks == root_start_times[i]) pids.push_back(roots[i].pid);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone) throw;
+    }
+  }
+  if (config.more_processes) {
+    // Those below a root are found below it; the order keeps parents before children.
+    for (const pid_t pid : config.more_processes()) pids.push_back(pid);
+  }
+  return find_processes(pids);
+}
+
+SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) const {
+  SysvScope scope;
+  scope.whole_namespace = config.whole_ipc_namespace;
+  scope.uid = config.identity.uid;
+  scope.since = start_seconds;
+  for (const StoppedProcess& process : stopped) {
+    scope.pids.insert(process.ref.pid);
+    scope.pids.insert(process.ref.vpid);
+    if (process.ref.zombie) continue;
+    for (const MapsEntry& entry : MapsEntry::read(process.ref.pid))
+      if (entry.path.starts_with("/SYSV")) scope.attached_ids.insert(static_cast<int>(entry.ino));
+  }
+  return scope;
+}
+
+void Session::Impl::prepare(VersionWriter& writer) {
+  memory.begin(writer);
+  const std::vector<ProcessRef> running = processes();
+  for (const ProcessRef& ref : running) {
+    if (ref.zombie || !memory.needs_tracker(ref)) continue;
+    try {
+      StoppedProcess process = stop_process(ref, calls);
+      try {
+        memory.track(process);
+      } catch (...) {
+        resume_process(process);
+        throw;
+      }
+      resume_process(process);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone) throw;
+    }
+  }
+  memory.precopy(running);
+}
+
+void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
+  std::vector<StoppedProcess>& stopped = tree.processes();
+  std::vector<ProcessRef> refs;
+  for (const StoppedProcess& process : stopped) refs.push_back(process.ref);
+  describe_tree(refs, capsule);
+  std::vector<pb::Process*> states;
+  for (pb::Process& state : *capsule.mutable_processes()) states.push_back(&state);
+  const auto first = std::find_if(stopped.begin(), stopped.end(), [](const auto& process) { return !process.ref.zombie; });
+  if (first == stopped.end()) throw_error(ErrorKind::kGone, "all processes have ended");
+
+  for (StoppedProcess& process : stopped)
+    if (!process.ref.zombie && memory.needs_tracker(process.ref)) memory.track(process);
+  const UniqueFd ipc = open_ipc_namespace(first->ref.pid);
+  const IpcNamespaceScope scope(ipc.get());
+  capture_sysv(select_objects(sysv_scope(stopped)), *capsule.mutable_sysv());
+  capture_files(stopped, states, config.outer,
+                [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule);
+  memory.collect(stopped, states, capsule);
+  for (size_t i = 0; i < stopped.size(); ++i)
+    if (!stopped[i].ref.zombie) capture_process_state(stopped[i], *states[i]);
+  capture_undo(stopped, states, capsule);
+  for (const TaskRoot& root : roots) {
+    for (const ProcessRef& ref : refs) {
+      if (ref.pid != root.pid) continue;
+      pb::Task& task = *capsule.add_tasks();
+      task.set_pid(static_cast<uint32_t>(ref.vpid));
+      task.set_rank(root.rank);
+    }
+  }
+  for (const OuterStreamId& stream : config.outer) {
+    pb::TaskStdio& stdio = *capsule.add_stdio();
+    stdio.set_rank(stream.rank);
+    stdio.set_fd(stream.fd);
+    stdio.set_dev(stream.dev);
+    stdio.set_ino(stream.ino);
+  }
+}
+
+void Session::Impl::capture_undo(std::vector<StoppedProcess>& stopped, const std::vector<pb::Process*>& states,
+                                 const pb::Capsule& capsule) {
+  if (capsule.sysv().semaphores_size() == 0) return;
+  constexpr size_t kScratchBytes = 64 << 10;
+  for (StoppedProcess& process : stopped)
+    if (process.remote) process.remote->map_scratch(kScratchBytes);
+  capture_sem_undo(stopped, states, capsule.sysv());
+  for (StoppedProcess& process : stopped)
+    if (process.remote) process.remote->unmap_scratch();
+}
+
+CheckpointResult Session::Impl::checkpoint(bool kill) {
+  const uint64_t begin = now_ns(CLOCK_MONOTONIC);
+  Findings findings = check_now(processes(), config.outer);
+  for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
+    if (std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; })) break;
+    std::this_thread::sleep_for(kPassingWait);
+    findings = check_now(processes(), config.outer);
+  }
+  if (!findings.empty()) throw_refused(findings);
+
+  const ImageDir image = ImageDir::create(config.image_path, config.identity, config.node);
+  VersionWriter writer = image.begin_version();
+  try {
+    return write_version(writer, begin, kill);
+  } catch (...) {
+    memory.abandon();
+    throw;
+  }
+}
+
+CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t begin, bool kill) {
+  prepare(writer);
+  pb::Capsule capsule;
+  pb::Manifest manifest;
+  std::vector<pid_t> pids;
+  for (const ProcessRef& ref : processes()) pids.push_back(ref.pid);
+  const uint64_t stop_begin = now_ns(CLOCK_MONOTONIC);
+  StoppedTree tree(pids, calls);
+  manifest.set_taken_unix_ns(now_ns(CLOCK_REALTIME));
+  manifest.set_taken_boot_ns(now_ns(CLOCK_MONOTONIC));
+  collect(tree, capsule);
+  if (!kill) tree.resume();
+  const uint64_t stop_end = now_ns(CLOCK_MONOTONIC);
+
+  const MemoryStats memory_stats = memory.write();
+  std::string state;
+  if (!capsule.SerializeToString(&state)) throw_error(ErrorKind::kSystem, "the state of the processes is too large");
+  writer.write_sealed("state.icp", state);
+
+  CheckpointResult result;
+  result.version = writer.version();
+  manifest.set_format(kImageFormat);
+  manifest.set_version(writer.version());
+  manifest.set_parent(memory_stats.full ? 0 : last_version);
+  *manifest.mutable_host() = this_host();
+  *manifest.mutable_job() = config.job;
+  manifest.set_icp_release(ICP_VERSION);
+  pb::VersionStats& stats = *manifest.mutable_stats();
+  stats.set_pages_written(memory_stats.pages_written);
+  stats.set_pages_total(memory_stats.pages_total);
+  stats.set_stop_ns(stop_end - stop_begin);
+  stats.set_processes(static_cast<uint32_t>(capsule.processes_size()));
+  uint32_t threads = 0;
+  for (const pb::Process& process : capsule.processes()) threads += static_cast<uint32_t>(process.threads_size());
+  stats.set_threads(threads);
+  stats.set_tracker(memory_stats.tracker);
+  stats.set_full(memory_stats.full);
+  stats.set_bytes_written(writer.bytes_written());
+  stats.set_total_ns(now_ns(CLOCK_MONOTONIC) - begin);
+  writer.commit(manifest);
+  last_version = result.version;
+  stats.set_total_ns(now_ns(CLOCK_MONOTONIC) - begin);
+  result.stats = stats;
+  if (kill) tree.kill();
+  return result;
+}
+
+Session::Session(SessionConfig config, std::vector<TaskRoot> roots)
+    : impl_(std::make_unique<Impl>(std::move(config), std::move(roots))) {}
+Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+Session::Session(Session&&) noexcept = default;
+Session::~Session() = default;
+
+Findings Session::check() const { return check_now(impl_->processes(), impl_->config.outer); }
+
+CheckpointResult Session::checkpoint(bool kill) { return impl_->checkpoint(kill); }
+
+bool Session::alive() const {
+  const std::vector<ProcessRef> all = impl_->processes();
+  return std::any_of(all.begin(), all.end(), [](const ProcessRef& ref) { return !ref.zombie; });
+}
+
+std::vector<TaskRoot> Session::roots() const { return impl_->roots; }
+
+void Session::kill() {
+  for (const ProcessRef& ref : impl_->processes())
+    if (!ref.zombie) ::kill(ref.pid, SIGKILL);
+}
+
+Findings check_tree(const std::vector<pid_t>& roots, const std::vector<OuterStreamId>& outer) {
+  for (const pid_t root : roots) ProcStat::read(root);  // a wrong pid is an error, not a clean answer
+  return check_now(find_processes(roots), outer);
+}
+
+std::vector<OuterStreamId> outer_streams_of(pid_t root, int rank, bool include_regular) {
+  std::vector<OuterStreamId> streams;
+  for (int fd = 0; fd <= 2; ++fd) {
+    struct stat status{};
+    if (::stat(fmt::format("/proc/{}/fd/{}", root, fd).c_str(), &status) != 0) continue;
+    const bool terminal = S_ISCHR(status.st_mode) && (::major(status.st_rdev) == 4 || ::major(status.st_rdev) == 5 ||
+                                                      (::major(status.st_rdev) >= 136 && ::major(status.st_rdev) <= 143));
+    const bool stream = S_ISFIFO(status.st_mode) || S_ISSOCK(status.st_mode) || terminal;
+    if (!stream && !(include_regular && S_ISREG(status.st_mode))) continue;
+    streams.push_back({rank, fd, status.st_dev, status.st_ino, include_regular});
+  }
+  return streams;
+}
+
+}  // namespace icp

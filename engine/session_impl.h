@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Inner part of Session, shared with RestoredCapsule, which starts one in the middle of an image.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "engine/memory/memory_capture.h"
+#include "engine/process/stopped_tree.h"
+#include "engine/session.h"
+#include "engine/sysv/sysv_ipc.h"
+
+namespace icp {
+
+struct Session::Impl {
+  Impl(SessionConfig session_config, std::vector<TaskRoot> session_roots);
+
+  std::vector<ProcessRef> processes() const;
+  CheckpointResult checkpoint(bool kill);
+
+  // Phases of a version.
+  void prepare(VersionWriter& writer);
+  void collect(StoppedTree& tree, pb::Capsule& capsule);
+  CheckpointResult write_version(VersionWriter& writer, uint64_t begin, bool kill);
+
+  SysvScope sysv_scope(const std::vector<StoppedProcess>& stopped) const;
+  void capture_undo(std::vector<StoppedProcess>& stopped, const std::vector<pb::Process*>& states,
+                    const pb::Capsule& capsule);
+
+  SessionConfig config;
+  std::vector<TaskRoot> roots;
+  std::vector<uint64_t> root_start_times;  // with the pids, the roots' identity
+  int64_t start_seconds = 0;               // System V objects made before are not the capsule's
+  InterruptedCalls calls;
+  MemoryCapture memory;
+  uint32_t last_version = 0;
+};
+
+}  // namespace icp

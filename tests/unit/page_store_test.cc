@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Page stores: what was put is what is read, over many versions, and after everything that can go wrong.
+#include "engine/image/page_store.h"
+
+#include <gtest/gtest.h>
+#include <sys/mount.h>
+#include <sys/resource.h>
+
+#include <csignal>
+#include <random>
+
+#include "tests/unit/image_test_support.h"
+
+namespace icp {
+namespace {
+
+using test::kPage;
+using test::page_of;
+using test::Reference;
+using test::store_equals;
+
+constexpr char kStore[] = "task_mm_100";
+constexpr uint64_t kBase = 0x7f0000000000;
+
+class PageStoreTest : public testing::Test {
+ protected:
+  test::TempDir temp_;
+  ImageDir image_ = ImageDir::create(temp_ / "1.0", test::own_identity(), "n0");
+  std::mt19937_64 random_{1};
+
+  // Puts `pages` pages of new content from `address` on, some of them zeros.
+  void put(PageStoreWriter& writer, Reference& reference, uint64_t address, uint64_t pages, bool zeros_absent) {
+    std::vector<std::byte> bytes;
+    for (uint64_t i = 0; i < pages; ++i) {
+      const uint64_t seed = random_() % 5 == 0 ? 0 : random_();
+      const auto page = page_of(seed);
+      bytes.insert(bytes.end(), page.begin(), page.end());
+      if (seed == 0 && zeros_absent) {
+        reference.erase(address + i * kPage);
+      } else {
+        reference[address + i * kPage] = seed;
+      }
+    }
+    writer.put(address, bytes, zeros_absent);
+  }
+};
+
+TEST_F(PageStoreTest, FiftyVersionsOfRandomRewriting) {
+  PageIndex index;
+  Reference reference;
+  std::map<uint32_t, Reference> history;
+  for (uint32_t number = 1; number <= 50; ++number) {
+    VersionWriter version = image_.begin_version();
+    {
+      PageStoreWriter writer(version, kStore, index);
+      for (uint64_t round = random_() % 8; round > 0; --round) {
+        const uint64_t address = kBase + random_() % 3000 * kPage;
+        // Sometimes large enough for writes that bypass the buffer; ranges overlap, so records are overwritten.
+        const uint64_t pages = 1 + random_() % (random_() % 4 == 0 ? 300 : 20);
+        if (random_() % 6 == 0) {
+          writer.erase(address, address + pages * kPage);
+          reference.erase(reference.lower_bound(address), reference.lower_bound(address + pages * kPage));
+        } else {
+          put(writer, reference, address, pages, random_() % 2 == 0);
+        }
+      }
+      writer.finish();
+    }
+    version.commit({});
+    history[number] = reference;
+    ASSERT_TRUE(store_equals(image_.open_version(number), kStore, reference)) << "version " << number;
+    if (number % 7 == 0) index = PageStoreReader(image_.open_version(number), kStore).take_index();
+  }
+  for (const auto& [number, expected] : history) {
+    ASSERT_TRUE(store_equals(image_.open_version(number), kStore, expected)) << "version " << number;
+  }
+}
+
+TEST_F(PageStoreTest, APageThatIsPutAgainInTheVersionIsOverwritten) {
+  PageIndex index;
+  Reference reference;
+  VersionWriter version = image_.begin_version();
+  PageStoreWriter writer(version, kStore, index);
+  put(writer, reference, kBase, 1000, false);
+  const uint64_t records = writer.records();
+  EXPECT_EQ(records, 1000u);
+  for (int round = 0; round < 50; ++round) put(writer, reference, kBase + random_() % 700 * kPage, 300, false);
+  EXPECT_EQ(writer.records(), records);
+  writer.finish();
+  version.commit({});
+  EXPECT_TRUE(store_equals(image_.open_version(1), kStore, reference));
+  EXPECT_TRUE(image_.verify(1).empty());
+}
+
+TEST_F(PageStoreTest, ZerosCostNothingOrCountAsAsked) {
+  PageIndex index;
+  VersionWriter version = image_.begin_version();
+  PageStoreWriter writer(version, kStore, index);
+  const std::vector<std::byte> zeros(64 * kPage);
+  writer.put(kBase, zeros, true);
+  EXPECT_EQ(writer.records(), 0u);
+  writer.put(kBase, zeros, false);
+  EXPECT_EQ(writer.records(), 64u);
+  writer.put(kBase, zeros, true);
+  EXPECT_EQ(index.pages(), 0u);
+  // A page whose first word alone is zero is not a page of zeros.
+  std::vector<std::byte> last(kPage);
+  last.back() = std::byte{1};
+  writer.put(kBase, last, true);
+  EXPECT_EQ(index.pages(), 1u);
+}
+
+TEST_F(PageStoreTest, NoPageNoPageFile) {
+  PageIndex index;
+  Reference reference;
+  for (int number = 1; number <= 2; ++number) {
+    VersionWriter version = image_.begin_version();
+    PageStoreWriter writer(version, kStore, index);
+    if (number == 1) put(writer, reference, kBase, 10, true);
+    writer.finish();
+    version.commit({});
+  }
+  EXPECT_FALSE(std::filesystem::exists(temp_ / "1.0/v000002/n0/task_mm_100.2.bin"));
+  EXPECT_EQ(std::filesystem::file_size(temp_ / "1.0/v000002/n0/task_mm_100.2.idx"), 80u);
+  EXPECT_TRUE(store_equals(image_.open_version(2), kStore, reference));
+}
+
+TEST_F(PageStoreTest, RefusesWhatMakesNoSense) {
+  PageIndex index;
+  VersionWriter version = image_.begin_version();
+  EXPECT_THROW(PageStoreWriter(version, "../x", index), Error);
+  EXPECT_THROW(PageStoreWriter(version, "", index), Error);
+  PageStoreWriter writer(version, kStore, index);
+  const std::vector<std::byte> page(kPage);
+  EXPECT_THROW(writer.put(1, page, true), Error);
+  EXPECT_THROW(writer.put(1ull << 48, page, true), Error);
+  EXPECT_THROW(writer.put(0, std::span(page).first(100), true), Error);
+  EXPECT_THROW(version.commit({}), Error) << "a file that was not finished";
+}
+
+TEST_F(PageStoreTest, AnAbandonedVersionLeavesTheLastOneWhole) {
+  PageIndex index;
+  Reference reference, other;
+  {
+    VersionWriter version = image_.begin_version();
+    PageStoreWriter writer(version, kStore, index);
+    put(writer, reference, kBase, 500, true);
+    writer.finish();
+    version.commit({});
+  }
+  {
+    VersionWriter version = image_.begin_version();
+    PageStoreWriter writer(version, kStore, index);
+    put(writer, other, kBase, 500, true);
+    writer.finish();
+  }
+  EXPECT_EQ(image_.latest(), 1u);
+  EXPECT_TRUE(store_equals(image_.open_version(1), kStore, reference));
+  EXPECT_TRUE(image_.verify(1).empty());
+  // The index now describes a version that does not exist.
+  VersionWriter version = image_.begin_version();
+  EXPECT_EQ(version.version(), 2u);
+  EXPECT_THROW(PageStoreWriter(version, kStore, index), Error);
+}
+
+TEST_F(PageStoreTest, AVersionThatWasRemovedIsNotBuiltUpon) {
+  PageIndex index;
+  Reference reference;
+  VersionWriter first = image_.begin_version();
+  {
+    PageStoreWriter writer(first, kStore, index);
+    put(writer, reference, kBase, 5, false);
+    writer.finish();
+    first.commit({});
+  }
+  VersionWriter second = image_.begin_version();
+  std::filesystem::remove_all(temp_ / "1.0/v000001");
+  PageStoreWriter writer(second, kStore, index);
+  EXPECT_THROW(writer.finish(), Error);
+}
+
+TEST_F(PageStoreTest, ReadsWithFewerDescriptorsThanFiles) {
+  PageIndex index;
+  Reference reference;
+  for (int number = 1; number <= 40; ++number) {
+    VersionWriter version = image_.begin_version();
+    PageStoreWriter writer(version, kStore, index);
+    for (uint64_t i = 0; i < 5; ++i) put(writer, reference, kBase + random_() % 64 * kPage, 1, false);
+    writer.finish();
+    version.commit({});
+  }
+  rlimit old{};
+  ASSERT_EQ(::getrlimit(RLIMIT_NOFILE, &old), 0);
+  const rlimit few{48, old.rlim_max};  // the reader takes a quarter
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
+  EXPECT_TRUE(store_equals(image_.open_version(40), kStore, reference));
+  ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &old), 0);
+}
+
+// Writing fails at every place it can: RLIMIT_FSIZE stands in for a full disk.
+TEST_F(PageStoreTest, AWriteThatFailsAnywhereLeavesTheLastVersionWhole) {
+  Reference reference;
+  {
+    PageIndex index;
+    VersionWriter version = image_.begin_version();
+    PageStoreWriter writer(version, kStore, index);
+    put(writer, reference, kBase, 400, true);
+    writer.finish();
+    version.commit({});
+  }
+  rlimit old{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  int failed = 0;
+  for (uint64_t limit = 0; limit < 2 << 20; limit += limit < 500 ? 20 : 100000) {
+    PageIndex index = PageStoreReader(image_.open_version(1), kStore).take_index();
+    const rlimit small{limit, old.rlim_max};
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+    try {
+      VersionWriter version = image_.begin_version();
+      PageStoreWriter writer(version, kStore, index);
+      Reference other;
+      put(writer, other, kBase, 400, true);
+      writer.finish();
+      version.write_sealed("state.icp", std::string(1000, 'x'));
+    } catch (const Error& error) {
+      ++failed;
+      EXPECT_EQ(error.error_number(), EFBIG);
+      EXPECT_NE(std::string(error.what()).find(temp_.path()), std::string::npos) << error.what();
+    }
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old), 0);
+    ASSERT_EQ(image_.latest(), 1u);
+  }
+  std::signal(SIGXFSZ, handler);
+  EXPECT_GT(failed, 30);
+  EXPECT_TRUE(store_equals(image_.open_version(1), kStore, reference));
+  EXPECT_EQ(std::distance(std::filesystem::directory_iterator(temp_ / "1.0"), {}), 1) << "leftovers";
+}
+
+TEST(PageStoreOnAFullDisk, SaysSoAndLeavesTheLastVersionWhole) {
+  test::TempDir temp;
+  if (::mount("none", temp.path().c_str(), "tmpfs", 0, "size=1m,mode=0700") != 0) {
+    GTEST_SKIP() << "a file system of its own cannot be mounted: " << errno_text(errno);
+  }
+  {
+    ImageDir image = ImageDir::create(temp / "1.0", test::own_identity(), "n0");
+    PageIndex index;
+    std::vector<std::byte> bytes;
+    for (uint64_t i = 1; i <= 64; ++i) {
+      const auto page = page_of(i);
+      bytes.insert(bytes.end(), page.begin(), page.end());
+    }
+    VersionWriter first = image.begin_version();
+    PageStoreWriter writer(first, kStore, index);
+    writer.put(kBase, bytes, true);
+    writer.finish();
+    first.write_sealed("state.icp", "");
+    first.commit({});
+    try {
+      VersionWriter second = image.begin_version();
+      PageStoreWriter large(second, kStore, index);
+      for (uint64_t i = 0; i < 100; ++i) large.put(kBase + (1 + i) * bytes.size(), bytes, true);
+      large.finish();
+      FAIL() << "a full disk was not noticed";
+    } catch (const Error& error) {
+      EXPECT_EQ(error.error_number(), ENOSPC);
+      EXPECT_NE(std::string(error.what()).find("No space left"), std::string::npos) << error.what();
+    }
+    EXPECT_EQ(image.latest(), 1u);
+    EXPECT_TRUE(image.verify(1).empty());
+    EXPECT_EQ(std::distance(std::filesystem::directory_iterator(temp / "1.0"), {}), 1) << "leftovers";
+  }
+  ::umount2(temp.path().c_str(), MNT_DETACH);
+}
+
+}  // namespace
+}  // namespace icp
