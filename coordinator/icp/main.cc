@@ -106,21 +106,23 @@ int carry_out(const Cli& cli) {
   }
 }
 
+// What could not be written is a failure: a full disk must not pass for an empty list.
+int flushed(int code) {
+  if (std::fflush(stdout) == 0 && std::cout.flush()) return code;
+  if (code == kExitOk) print_error("cannot write to standard output: " + errno_text(errno));
+  return code == kExitOk ? kExitFailed : code;
+}
+
 }  // namespace
 }  // namespace icp
 
 int main(int argc, char** argv) {
   icp::Cli cli;
   icp::set_up(cli);
-  if (const int code = icp::parse(cli, std::span(argv, static_cast<size_t>(argc))); code >= 0) return code;
+  if (const int code = icp::parse(cli, std::span(argv, static_cast<size_t>(argc))); code >= 0)
+    return icp::flushed(code);
   icp::set_up_logging(cli.verbosity);
   // A closed stderr must not end a checkpoint half-way, nor leave a program without one.
   std::signal(SIGPIPE, SIG_IGN);
-  const int code = icp::carry_out(cli);
-  // A listing that could not be written is a failure.
-  if (std::fflush(stdout) != 0 && code == icp::kExitOk) {
-    icp::print_error("cannot write to standard output: " + icp::errno_text(errno));
-    return icp::kExitFailed;
-  }
-  return code;
+  return icp::flushed(icp::carry_out(cli));
 }

@@ -183,7 +183,9 @@ void MemoryMapping::to_proto(pb::Mapping& out) const {
 std::optional<MemoryMapping> MappingClassifier::classify(const RawMapping& raw) {
   const std::string& path = raw.maps.path;
   if (path == "[vsyscall]" || path == "[uprobes]") return std::nullopt;
-  MemoryMapping mapping{.maps = raw.maps, .flags = raw.flags};
+  MemoryMapping mapping;
+  mapping.maps = raw.maps;
+  mapping.flags = raw.flags;
   const auto refuse = [&](std::string problem, std::string remedy) {
     mapping.problem = std::move(problem);
     mapping.remedy = std::move(remedy);

@@ -25,10 +25,11 @@ struct MemoryOptions {
   uint64_t staging_limit = 1ull << 30;  // bytes of page copies held in the agent during a stop; beyond it
                                         // pages are written while the processes are stopped (and logged)
   unsigned precopy_rounds = 3;
+  std::string root;                     // not used: files are looked at through /proc/PID/map_files
   // Makes every thread of the capsule pass through a stop. Called in each pre-copy round between arming and copying: a
   // kernel write that was under way when the pages were armed (O_DIRECT, process_vm_writev) has pinned them and goes
   // unseen, but no system call outlives a stop. Without it such writes can be missed in a pre-copy.
-  std::function<void()> quiesce;
+  std::function<void()> quiesce = {};
 };
 
 struct MemoryStats {
@@ -61,19 +62,20 @@ class MemoryCapture {
 
   void begin(VersionWriter& version);
   void precopy(const std::vector<ProcessRef>& processes);
-  // All processes are stopped; zombies have no memory. Fills states[i]->memory (mappings, mm layout, auxv, exe, vdso) and capsule.objects, ShmSegment.object of
-  // capsule.sysv (already filled by capture_sysv; the thread's IPC namespace is the capsule's), and stages all
-  // remaining written pages.
+  // All processes are stopped, with no scratch memory of ours mapped in them; zombies have no memory. Fills
+  // states[i]->memory (mappings, mm layout, auxv, exe, vdso), capsule.objects and ShmSegment.object of capsule.sysv
+  // (already filled by capture_sysv), and stages all remaining written pages. Throws kRefused for a mapping that cannot
+  // be checkpointed, kGone when a process was killed meanwhile: abandon() then.
   void collect(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states, pb::Capsule& capsule);
-  // Throws kRefused for a mapping that cannot be checkpointed, kGone when a process was killed meanwhile.
-  // Object id for an open memfd, /dev/shm file or deleted file (see ObjectResolver in file_table.h). Call before
-  // collect() of the same round.
+  // Object id for an open memfd, /dev/shm file or deleted file (see ObjectResolver in file_table.h). Call after
+  // precopy() and before collect() of the same round.
   uint32_t object_of_file(int local_fd, const std::string& target);
   MemoryStats write();
+  // Also after write(), when the version was not committed in the end.
   void abandon();
 
   // A restored capsule goes on incrementally from the version it came from: takes over the stores' indexes.
-  // `pids`: vpid of each process is its store's number; the processes are stopped, fully restored.
+  // The processes are stopped, fully restored, with no scratch memory mapped in them.
   void adopt(const VersionReader& version, const pb::Capsule& capsule, std::vector<StoppedProcess>& processes);
 
  private:

@@ -15,7 +15,7 @@ namespace icp {
 namespace {
 
 std::string identity(const MapsEntry& entry) {
-  return fmt::format("{:x}-{:x} {}{}{}{} {:x} {}:{} {}", entry.start, entry.end, entry.read, entry.write, entry.exec,
+  return fmt::format("{:x}-{:x} {}{}{}{} {:x} {}:{} {}", entry.start, entry.end, entry.readable, entry.writable, entry.executable,
                      entry.shared, entry.offset, entry.dev_major, entry.dev_minor, entry.ino);
 }
 

@@ -2,6 +2,7 @@
 // Page stores: what was put is what is read, over many versions, and after everything that can go wrong.
 #include "engine/image/page_store.h"
 
+#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 #include <sys/mount.h>
 #include <sys/resource.h>
@@ -87,9 +88,10 @@ TEST_F(PageStoreTest, APageThatIsPutAgainInTheVersionIsOverwritten) {
   for (int round = 0; round < 50; ++round) put(writer, reference, kBase + random_() % 700 * kPage, 300, false);
   EXPECT_EQ(writer.records(), records);
   writer.finish();
+  version.write_sealed("state.icp", "");
   version.commit({});
   EXPECT_TRUE(store_equals(image_.open_version(1), kStore, reference));
-  EXPECT_TRUE(image_.verify(1).empty());
+  EXPECT_THAT(image_.verify(1), testing::IsEmpty());
 }
 
 TEST_F(PageStoreTest, ZerosCostNothingOrCountAsAsked) {
@@ -135,6 +137,7 @@ TEST_F(PageStoreTest, RefusesWhatMakesNoSense) {
   EXPECT_THROW(writer.put(1, page, true), Error);
   EXPECT_THROW(writer.put(1ull << 48, page, true), Error);
   EXPECT_THROW(writer.put(0, std::span(page).first(100), true), Error);
+  writer.put(0, page, false);
   EXPECT_THROW(version.commit({}), Error) << "a file that was not finished";
 }
 
@@ -146,6 +149,7 @@ TEST_F(PageStoreTest, AnAbandonedVersionLeavesTheLastOneWhole) {
     PageStoreWriter writer(version, kStore, index);
     put(writer, reference, kBase, 500, true);
     writer.finish();
+    version.write_sealed("state.icp", "");
     version.commit({});
   }
   {
@@ -156,7 +160,7 @@ TEST_F(PageStoreTest, AnAbandonedVersionLeavesTheLastOneWhole) {
   }
   EXPECT_EQ(image_.latest(), 1u);
   EXPECT_TRUE(store_equals(image_.open_version(1), kStore, reference));
-  EXPECT_TRUE(image_.verify(1).empty());
+  EXPECT_THAT(image_.verify(1), testing::IsEmpty());
   // The index now describes a version that does not exist.
   VersionWriter version = image_.begin_version();
   EXPECT_EQ(version.version(), 2u);
@@ -267,7 +271,7 @@ TEST(PageStoreOnAFullDisk, SaysSoAndLeavesTheLastVersionWhole) {
       EXPECT_NE(std::string(error.what()).find("No space left"), std::string::npos) << error.what();
     }
     EXPECT_EQ(image.latest(), 1u);
-    EXPECT_TRUE(image.verify(1).empty());
+    EXPECT_THAT(image.verify(1), testing::IsEmpty());
     EXPECT_EQ(std::distance(std::filesystem::directory_iterator(temp / "1.0"), {}), 1) << "leftovers";
   }
   ::umount2(temp.path().c_str(), MNT_DETACH);

@@ -1,0 +1,147 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Open files there and back, in real processes.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/eventfd.h>
+#include <sys/signalfd.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/timerfd.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <string>
+
+#include "tests/engine/roundtrip.h"
+
+namespace icp::test {
+namespace {
+
+class FilesRoundtrip : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    ASSERT_EQ(::chown(directory_.path().c_str(), 65534, 65534), 0);
+  }
+  TempDir directory_;
+};
+
+TEST_F(FilesRoundtrip, RegularFileOffsetAppendAndCutBack) {
+  const std::string path = directory_.path() + "/log";
+  EXPECT_EQ(roundtrip(
+                [&path](Gate& gate) {
+                  const int log = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+                  CHECK_OR_DIE(::write(log, "before", 6) == 6);
+                  const int reader = ::open(path.c_str(), O_RDONLY | O_CLOEXEC);
+                  CHECK_OR_DIE(::lseek(reader, 3, SEEK_SET) == 3);
+                  const int shared = ::dup(reader);
+                  gate.ready();
+                  gate.go();
+                  CHECK_OR_DIE(::lseek(shared, 0, SEEK_CUR) == 3);
+                  CHECK_OR_DIE(::lseek(reader, 1, SEEK_CUR) == 4 && ::lseek(shared, 0, SEEK_CUR) == 4);
+                  CHECK_OR_DIE(::fcntl(reader, F_GETFD) == FD_CLOEXEC && ::fcntl(shared, F_GETFD) == 0);
+                  CHECK_OR_DIE((::fcntl(log, F_GETFL) & (O_APPEND | O_ACCMODE)) == (O_APPEND | O_WRONLY));
+                  CHECK_OR_DIE(::write(log, "after", 5) == 5);
+                  struct stat status;
+                  CHECK_OR_DIE(::stat(path.c_str(), &status) == 0 && status.st_size == 11);
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
+TEST_F(FilesRoundtrip, PipesWithDataBetweenProcesses) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  int ends[2], back[2];
+                  CHECK_OR_DIE(::pipe(ends) == 0 && ::pipe(back) == 0);
+                  CHECK_OR_DIE(::write(back[1], "in flight", 9) == 9);
+                  const pid_t child = ::fork();
+                  if (child == 0) {
+                    char text[16];
+                    CHECK_OR_DIE(::read(ends[0], text, sizeof text) == 5 && std::memcmp(text, "hello", 5) == 0);
+                    ::_exit(0);
+                  }
+                  gate.ready_and_go();
+                  char text[16];
+                  CHECK_OR_DIE(::read(back[0], text, sizeof text) == 9 && std::memcmp(text, "in flight", 9) == 0);
+                  CHECK_OR_DIE(::write(ends[1], "hello", 5) == 5);
+                  int status = 0;
+                  CHECK_OR_DIE(::waitpid(child, &status, 0) == child && status == 0);
+                  return 0;
+                },
+                {.generations = 3, .versions = 2}),
+            0);
+}
+
+TEST_F(FilesRoundtrip, EventsTimersSignalsEpoll) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  const int event = ::eventfd(3, EFD_NONBLOCK);
+                  const int timer = ::timerfd_create(CLOCK_MONOTONIC, TFD_NONBLOCK);
+                  const itimerspec time{{0, 0}, {50, 0}};
+                  CHECK_OR_DIE(::timerfd_settime(timer, 0, &time, nullptr) == 0);
+                  sigset_t set;
+                  sigemptyset(&set);
+                  sigaddset(&set, SIGUSR1);
+                  sigprocmask(SIG_BLOCK, &set, nullptr);
+                  const int signals = ::signalfd(-1, &set, SFD_NONBLOCK);
+                  CHECK_OR_DIE(::raise(SIGUSR1) == 0);
+                  const int epoll = ::epoll_create1(0);
+                  epoll_event item{.events = EPOLLIN, .data = {.u64 = 0x1234567890ull}};
+                  CHECK_OR_DIE(::epoll_ctl(epoll, EPOLL_CTL_ADD, event, &item) == 0);
+                  gate.ready_and_go();
+                  uint64_t value = 0;
+                  CHECK_OR_DIE(::epoll_wait(epoll, &item, 1, 1000) == 1 && item.data.u64 == 0x1234567890ull);
+                  CHECK_OR_DIE(::read(event, &value, 8) == 8 && value == 3);
+                  CHECK_OR_DIE(::epoll_wait(epoll, &item, 1, 0) == 0);
+                  CHECK_OR_DIE(::epoll_ctl(epoll, EPOLL_CTL_DEL, event, nullptr) == 0);
+                  itimerspec rest;
+                  CHECK_OR_DIE(::timerfd_gettime(timer, &rest) == 0 && rest.it_value.tv_sec > 30);
+                  signalfd_siginfo info;
+                  CHECK_OR_DIE(::read(signals, &info, sizeof info) == sizeof info && info.ssi_signo == SIGUSR1);
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
+TEST_F(FilesRoundtrip, UnixSocketPairWithDataInFlight) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  int pair[2];
+                  CHECK_OR_DIE(::socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0);
+                  CHECK_OR_DIE(::send(pair[0], "one", 3, 0) == 3 && ::send(pair[0], "three", 5, 0) == 5);
+                  gate.ready_and_go();
+                  char text[16];
+                  CHECK_OR_DIE(::recv(pair[1], text, sizeof text, 0) == 3 && ::recv(pair[1], text, sizeof text, 0) == 5);
+                  CHECK_OR_DIE(::send(pair[1], "back", 4, 0) == 4 && ::recv(pair[0], text, sizeof text, 0) == 4);
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
+TEST_F(FilesRoundtrip, TcpListenerIsRefusedByName) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
+                  sockaddr_in address{};
+                  address.sin_family = AF_INET;
+                  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+                  CHECK_OR_DIE(::bind(socket, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
+                  CHECK_OR_DIE(::listen(socket, 1) == 0);
+                  gate.ready_and_go();
+                  return 0;
+                },
+                {.expect_refused = true}),
+            0);
+}
+
+}  // namespace
+}  // namespace icp::test

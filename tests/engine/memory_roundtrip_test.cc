@@ -1,0 +1,241 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Memory of every kind, there and back.
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "tests/engine/roundtrip.h"
+
+namespace icp::test {
+namespace {
+
+constexpr size_t kMiB = 1 << 20;
+
+class MemoryRoundtrip : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  }
+};
+
+char* map(size_t bytes, int prot, int flags, int fd = -1, off_t offset = 0) {
+  void* at = ::mmap(nullptr, bytes, prot, flags, fd, offset);
+  CHECK_OR_DIE(at != MAP_FAILED);
+  return static_cast<char*>(at);
+}
+
+void fill(char* at, size_t bytes, unsigned seed) {
+  for (size_t i = 0; i < bytes; ++i) at[i] = static_cast<char>((i * 2654435761u + seed) >> 7);
+}
+
+void expect_filled(const char* at, size_t bytes, unsigned seed) {
+  for (size_t i = 0; i < bytes; ++i) CHECK_OR_DIE(at[i] == static_cast<char>((i * 2654435761u + seed) >> 7));
+}
+
+TEST_F(MemoryRoundtrip, AnonymousWithHolesAndProtections) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  char* data = map(64 * kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+                  fill(data + kMiB, kMiB, 1);
+                  fill(data + 40 * kMiB, 3 * kMiB, 2);
+                  CHECK_OR_DIE(::mprotect(data + 40 * kMiB, kMiB, PROT_READ) == 0);
+                  CHECK_OR_DIE(::mprotect(data + 41 * kMiB, kMiB, PROT_NONE) == 0);
+                  gate.ready();
+                  gate.go();
+                  expect_filled(data + kMiB, kMiB, 1);
+                  CHECK_OR_DIE(::mprotect(data + 41 * kMiB, kMiB, PROT_READ) == 0);
+                  expect_filled(data + 40 * kMiB, 3 * kMiB, 2);
+                  for (size_t i = 0; i < kMiB; ++i) CHECK_OR_DIE(data[10 * kMiB + i] == 0);
+                  return 0;
+                },
+                {.generations = 2, .versions = 2}),
+            0);
+}
+
+TEST_F(MemoryRoundtrip, TerabytesOfReserveCostNothing) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              char* reserve = map(4ull << 40, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE);
+              CHECK_OR_DIE(::mprotect(reserve + (1ull << 40), kMiB, PROT_READ | PROT_WRITE) == 0);
+              fill(reserve + (1ull << 40), kMiB, 3);
+              gate.ready_and_go();
+              expect_filled(reserve + (1ull << 40), kMiB, 3);
+              CHECK_OR_DIE(::mprotect(reserve, 4ull << 40, PROT_NONE) == 0);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(MemoryRoundtrip, SharedBetweenRelatives) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  char* shared = map(2 * kMiB, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+                  fill(shared, 2 * kMiB, 4);
+                  const pid_t child = ::fork();
+                  if (child == 0) {
+                    while (shared[0] != 'g') ::usleep(1000);
+                    shared[1] = 'c';
+                    ::_exit(0);
+                  }
+                  gate.ready_and_go();
+                  expect_filled(shared + 2, 2 * kMiB - 2, 4);
+                  shared[0] = 'g';
+                  int status = 0;
+                  CHECK_OR_DIE(::waitpid(child, &status, 0) == child && status == 0);
+                  CHECK_OR_DIE(shared[1] == 'c');
+                  return 0;
+                },
+                {.generations = 3, .versions = 2}),
+            0);
+}
+
+TEST_F(MemoryRoundtrip, FilesPrivateAndShared) {
+  const TempDir directory;
+  const std::string path = directory.path() + "/data";
+  ASSERT_EQ(::chown(directory.path().c_str(), 65534, 65534), 0);
+  EXPECT_EQ(roundtrip(
+                [&path](Gate& gate) {
+                  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT, 0600);
+                  std::vector<char> content(4 * kMiB);
+                  fill(content.data(), content.size(), 5);
+                  CHECK_OR_DIE(::write(fd, content.data(), content.size()) == static_cast<ssize_t>(content.size()));
+                  char* shared = map(kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, fd, kMiB);
+                  char* copy = map(2 * kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, 2 * kMiB);
+                  const char* read_only = map(kMiB, PROT_READ, MAP_SHARED, fd, 0);
+                  ::close(fd);
+                  std::memset(copy + 4096, 'p', 4096);
+                  shared[10] = 's';
+                  gate.ready_and_go();
+                  CHECK_OR_DIE(shared[10] == 's' && copy[5000] == 'p');
+                  CHECK_OR_DIE(std::memcmp(copy, content.data() + 2 * kMiB, 4096) == 0);
+                  CHECK_OR_DIE(std::memcmp(copy + 8192, content.data() + 2 * kMiB + 8192, kMiB) == 0);
+                  CHECK_OR_DIE(std::memcmp(read_only, content.data(), kMiB) == 0);
+                  shared[11] = 't';
+                  const int again = ::open(path.c_str(), O_RDONLY);
+                  char byte = 0;
+                  CHECK_OR_DIE(::pread(again, &byte, 1, kMiB + 11) == 1 && byte == 't');
+                  return 0;
+                },
+                {.generations = 2, .versions = 2}),
+            0);
+}
+
+TEST_F(MemoryRoundtrip, MemfdAndDeletedFile) {
+  const TempDir directory;
+  ASSERT_EQ(::chown(directory.path().c_str(), 65534, 65534), 0);
+  EXPECT_EQ(roundtrip(
+                [&directory](Gate& gate) {
+                  const int memfd = ::memfd_create("scratch", MFD_CLOEXEC);
+                  CHECK_OR_DIE(::ftruncate(memfd, kMiB) == 0);
+                  char* in_memfd = map(kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, memfd);
+                  fill(in_memfd, kMiB, 6);
+                  const std::string path = directory.path() + "/gone";
+                  const int gone = ::open(path.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600);
+                  CHECK_OR_DIE(::ftruncate(gone, kMiB) == 0);
+                  char* in_gone = map(kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, gone);
+                  fill(in_gone, kMiB, 7);
+                  CHECK_OR_DIE(::unlink(path.c_str()) == 0);
+                  gate.ready_and_go();
+                  expect_filled(in_memfd, kMiB, 6);
+                  expect_filled(in_gone, kMiB, 7);
+                  in_memfd[5] = 'x';
+                  in_gone[5] = 'y';
+                  char byte = 0;
+                  CHECK_OR_DIE(::pread(memfd, &byte, 1, 5) == 1 && byte == 'x');
+                  CHECK_OR_DIE(::pread(gone, &byte, 1, 5) == 1 && byte == 'y');
+                  return 0;
+                },
+                {.generations = 3, .versions = 2}),
+            0);
+}
+
+TEST_F(MemoryRoundtrip, WriteThroughDescriptorIsNotLost) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  const int memfd = ::memfd_create("written", MFD_CLOEXEC);
+                  CHECK_OR_DIE(::ftruncate(memfd, kMiB) == 0);
+                  char* mapped = map(kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, memfd);
+                  fill(mapped, kMiB, 8);
+                  gate.ready();
+                  // Between two versions, through the file only.
+                  ::usleep(30'000);
+                  CHECK_OR_DIE(::pwrite(memfd, "through", 7, 4096) == 7);
+                  gate.go();
+                  CHECK_OR_DIE(std::memcmp(mapped + 4096, "through", 7) == 0);
+                  return 0;
+                },
+                {.versions = 4, .pause_ms = 25}),
+            0);
+}
+
+TEST_F(MemoryRoundtrip, HeapStackAndBrk) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  char* heap = static_cast<char*>(::sbrk(3 * kMiB));
+                  fill(heap, 3 * kMiB, 9);
+                  char on_stack[200'000];
+                  fill(on_stack, sizeof on_stack, 10);
+                  gate.ready_and_go();
+                  expect_filled(heap, 3 * kMiB, 9);
+                  expect_filled(on_stack, sizeof on_stack, 10);
+                  char* more = static_cast<char*>(::sbrk(kMiB));
+                  CHECK_OR_DIE(more == heap + 3 * kMiB);
+                  fill(more, kMiB, 11);
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
+TEST_F(MemoryRoundtrip, DiscardedPagesReadZero) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  char* data = map(4 * kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+                  fill(data, 4 * kMiB, 12);
+                  gate.ready();
+                  ::usleep(30'000);  // between versions
+                  CHECK_OR_DIE(::madvise(data + kMiB, kMiB, MADV_DONTNEED) == 0);
+                  char* moved = static_cast<char*>(::mremap(data + 2 * kMiB, kMiB, 2 * kMiB, MREMAP_MAYMOVE));
+                  CHECK_OR_DIE(moved != MAP_FAILED);
+                  gate.go();
+                  expect_filled(data, kMiB, 12);
+                  for (size_t i = kMiB; i < 2 * kMiB; ++i) CHECK_OR_DIE(data[i] == 0);
+                  for (size_t i = 0; i < kMiB; ++i)
+                    CHECK_OR_DIE(moved[i] == static_cast<char>(((i + 2 * kMiB) * 2654435761u + 12) >> 7));
+                  return 0;
+                },
+                {.versions = 4, .pause_ms = 25}),
+            0);
+}
+
+TEST_F(MemoryRoundtrip, LockedAdvisedGrowsdown) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              char* data = map(2 * kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+              CHECK_OR_DIE(::mlock(data, 4096) == 0);
+              CHECK_OR_DIE(::madvise(data + kMiB, kMiB, MADV_DONTFORK) == 0);
+              char* stack = map(64 << 10, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_GROWSDOWN);
+              fill(data, 2 * kMiB, 13);
+              fill(stack, 64 << 10, 14);
+              gate.ready_and_go();
+              expect_filled(data, 2 * kMiB, 13);
+              expect_filled(stack, 64 << 10, 14);
+              if (::fork() == 0) {
+                static_cast<volatile char*>(data)[0];
+                static_cast<void>(static_cast<volatile char*>(data)[kMiB]);  // not there in a child
+                ::_exit(0);
+              }
+              int status = 0;
+              CHECK_OR_DIE(::wait(&status) > 0 && WIFSIGNALED(status) && WTERMSIG(status) == SIGSEGV);
+              return 0;
+            }),
+            0);
+}
+
+}  // namespace
+}  // namespace icp::test

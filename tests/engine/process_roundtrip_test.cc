@@ -1,0 +1,442 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Processes, threads, signals and timers, there and back.
+#include <gtest/gtest.h>
+#include <immintrin.h>
+#include <linux/futex.h>
+#include <poll.h>
+#include <pthread.h>
+#include <sched.h>
+#include <semaphore.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#include <array>
+#include <atomic>
+#include <cmath>
+#include <cstring>
+#include <thread>
+#include <vector>
+
+#include "tests/engine/roundtrip.h"
+
+namespace icp::test {
+namespace {
+
+bool is_root() { return ::geteuid() == 0; }
+
+class ProcessRoundtrip : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (!is_root()) GTEST_SKIP() << "needs root";
+  }
+};
+
+TEST_F(ProcessRoundtrip, PidAndLocalsSurvive) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              const pid_t pid = ::getpid();
+              volatile int local = 42;
+              gate.ready_and_go();
+              CHECK_OR_DIE(::getpid() == pid);
+              CHECK_OR_DIE(::syscall(SYS_gettid) == pid);
+              CHECK_OR_DIE(local == 42);
+              return 7;
+            }),
+            7 << 8);
+}
+
+TEST_F(ProcessRoundtrip, TenGenerations) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  std::vector<int> data(100'000);
+                  for (size_t i = 0; i < data.size(); ++i) data[i] = static_cast<int>(i);
+                  gate.ready_and_go();
+                  for (size_t i = 0; i < data.size(); ++i) CHECK_OR_DIE(data[i] == static_cast<int>(i));
+                  return 0;
+                },
+                {.generations = 10}),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, SeveralVersionsBeforeTheKill) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  static std::array<char, 1 << 20> data;
+                  data.fill(5);
+                  gate.ready();
+                  gate.go();
+                  for (const char byte : data) CHECK_OR_DIE(byte == 5);
+                  return 0;
+                },
+                {.versions = 5}),
+            0);
+}
+
+thread_local int tls_value = 0;
+
+TEST_F(ProcessRoundtrip, ThreadsWithTheirLocals) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              std::atomic<int> ready = 0, done = 0;
+              std::atomic<bool> restored = false;
+              std::vector<std::thread> threads;
+              for (int i = 0; i < 8; ++i) {
+                threads.emplace_back([&, i] {
+                  tls_value = i;
+                  const long tid = ::syscall(SYS_gettid);
+                  ++ready;
+                  while (!restored) ::usleep(1000);
+                  CHECK_OR_DIE(tls_value == i);
+                  CHECK_OR_DIE(::syscall(SYS_gettid) == tid);
+                  ++done;
+                });
+              }
+              while (ready < 8) ::usleep(100);
+              gate.ready_and_go();
+              restored = true;
+              for (auto& thread : threads) thread.join();  // set_tid_address: the kernel wakes the joiner
+              CHECK_OR_DIE(done == 8);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, FloatingPointAndVectorRegisters) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              const double before = std::sqrt(2.0);
+              volatile double spinning = before;
+              __m256 vector = _mm256_set1_ps(1.5F);
+              gate.ready();
+              // Without a call in between the compiler keeps these in registers.
+              asm volatile("vmovaps %0, %%ymm7" : : "x"(vector) : "xmm7");
+              char byte;
+              ssize_t got;
+              asm volatile("syscall" : "=a"(got) : "0"(SYS_read), "D"(0), "S"(&byte), "d"(1) : "rcx", "r11", "memory");
+              __m256 after;
+              asm volatile("vmovaps %%ymm7, %0" : "=x"(after));
+              CHECK_OR_DIE(got == 1);
+              alignas(32) float values[8];
+              _mm256_store_ps(values, after);
+              for (const float value : values) CHECK_OR_DIE(value == 1.5F);
+              CHECK_OR_DIE(spinning == before);
+              return 0;
+            }),
+            0);
+}
+
+volatile sig_atomic_t handled = 0, handled_value = 0;
+void count(int, siginfo_t* info, void*) {
+  handled = handled + 1;
+  handled_value = info->si_value.sival_int;
+}
+
+void install(int number, int flags = 0) {
+  struct sigaction action {};
+  action.sa_sigaction = count;
+  action.sa_flags = SA_SIGINFO | flags;
+  CHECK_OR_DIE(::sigaction(number, &action, nullptr) == 0);
+}
+
+TEST_F(ProcessRoundtrip, PendingRealTimeSignalsInOrderWithValues) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              sigset_t set;
+              sigemptyset(&set);
+              sigaddset(&set, SIGRTMIN + 1);
+              sigaddset(&set, SIGUSR1);
+              sigprocmask(SIG_BLOCK, &set, nullptr);
+              install(SIGUSR2);
+              for (int i = 10; i < 13; ++i) CHECK_OR_DIE(::sigqueue(::getpid(), SIGRTMIN + 1, {.sival_int = i}) == 0);
+              CHECK_OR_DIE(::syscall(SYS_tgkill, ::getpid(), ::getpid(), SIGUSR1) == 0);
+              gate.ready_and_go();
+              for (int i = 10; i < 13; ++i) {
+                siginfo_t info;
+                sigset_t rt;
+                sigemptyset(&rt);
+                sigaddset(&rt, SIGRTMIN + 1);
+                const timespec none{};
+                CHECK_OR_DIE(::sigtimedwait(&rt, &info, &none) == SIGRTMIN + 1);
+                CHECK_OR_DIE(info.si_value.sival_int == i);
+                CHECK_OR_DIE(info.si_pid == ::getpid());
+              }
+              sigset_t pending;
+              CHECK_OR_DIE(::sigpending(&pending) == 0 && sigismember(&pending, SIGUSR1) == 1);
+              CHECK_OR_DIE(::raise(SIGUSR2) == 0 && handled == 1);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, AlternateStackAndMask) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              static char stack[65536];
+              const stack_t alternate{.ss_sp = stack, .ss_flags = 0, .ss_size = sizeof stack};
+              CHECK_OR_DIE(::sigaltstack(&alternate, nullptr) == 0);
+              install(SIGUSR1, SA_ONSTACK);
+              sigset_t set, now;
+              sigemptyset(&set);
+              sigaddset(&set, SIGWINCH);
+              sigprocmask(SIG_BLOCK, &set, nullptr);
+              gate.ready_and_go();
+              stack_t after;
+              CHECK_OR_DIE(::sigaltstack(nullptr, &after) == 0 && after.ss_sp == stack && after.ss_size == sizeof stack);
+              sigprocmask(SIG_SETMASK, nullptr, &now);
+              CHECK_OR_DIE(sigismember(&now, SIGWINCH) == 1 && sigismember(&now, SIGUSR1) == 0);
+              CHECK_OR_DIE(::raise(SIGUSR1) == 0 && handled == 1);
+              return 0;
+            }),
+            0);
+}
+
+double seconds_since(const timespec& start) {
+  timespec now;
+  ::clock_gettime(CLOCK_MONOTONIC, &now);
+  return static_cast<double>(now.tv_sec - start.tv_sec) + static_cast<double>(now.tv_nsec - start.tv_nsec) / 1e9;
+}
+
+// Each call is interrupted by the stop and must go on as if nothing had been; the restored one ends by itself.
+void expect_call_survives(const std::function<bool()>& call) {
+  EXPECT_EQ(roundtrip(
+                [&call](Gate& gate) {
+                  gate.ready();
+                  CHECK_OR_DIE(call());
+                  gate.go();
+                  return 0;
+                },
+                {.generations = 2, .versions = 3, .pause_ms = 60}),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, InterruptedNanosleep) {
+  expect_call_survives([] {
+    timespec start;
+    ::clock_gettime(CLOCK_MONOTONIC, &start);
+    const timespec time{0, 700'000'000};
+    return ::nanosleep(&time, nullptr) == 0 && seconds_since(start) >= 0.69;
+  });
+}
+
+TEST_F(ProcessRoundtrip, InterruptedSleepKeepsItsRest) {
+  expect_call_survives([] {
+    timespec start;
+    ::clock_gettime(CLOCK_MONOTONIC, &start);
+    timespec time{0, 900'000'000};
+    // As glibc's sleep(): the rest is written over the time asked for.
+    const int result = static_cast<int>(::syscall(SYS_nanosleep, &time, &time));
+    return result == 0 && seconds_since(start) >= 0.89 && seconds_since(start) < 3;
+  });
+}
+
+TEST_F(ProcessRoundtrip, InterruptedPoll) {
+  expect_call_survives([] { return ::poll(nullptr, 0, 500) == 0; });
+}
+
+TEST_F(ProcessRoundtrip, InterruptedEpollWait) {
+  expect_call_survives([] {
+    const int epoll = ::epoll_create1(0);
+    epoll_event event;
+    const bool timed_out = ::epoll_wait(epoll, &event, 1, 500) == 0;
+    ::close(epoll);
+    return timed_out;
+  });
+}
+
+TEST_F(ProcessRoundtrip, InterruptedFutexWait) {
+  expect_call_survives([] {
+    uint32_t word = 1;
+    const timespec time{0, 500'000'000};
+    return ::syscall(SYS_futex, &word, FUTEX_WAIT, 1, &time, nullptr, 0) == -1 && errno == ETIMEDOUT;
+  });
+}
+
+TEST_F(ProcessRoundtrip, InterruptedSigtimedwait) {
+  expect_call_survives([] {
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    const timespec time{0, 400'000'000};
+    return ::sigtimedwait(&set, nullptr, &time) == -1 && errno == EAGAIN;
+  });
+}
+
+TEST_F(ProcessRoundtrip, InterruptedWait4) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              const pid_t child = ::fork();
+              if (child == 0) {
+                gate.go();
+                ::_exit(5);
+              }
+              gate.ready();
+              int status = 0;
+              CHECK_OR_DIE(::waitpid(child, &status, 0) == child);
+              CHECK_OR_DIE(WIFEXITED(status) && WEXITSTATUS(status) == 5);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, IntervalTimerGoesOn) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              install(SIGALRM, SA_RESTART);
+              const itimerval timer{{0, 0}, {1, 0}};
+              CHECK_OR_DIE(::setitimer(ITIMER_REAL, &timer, nullptr) == 0);
+              gate.ready_and_go();
+              for (int i = 0; i < 300 && handled == 0; ++i) ::usleep(10'000);
+              CHECK_OR_DIE(handled == 1);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, PosixTimerKeepsIdAndRest) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              install(SIGUSR1, SA_RESTART);
+              timer_t first, second;
+              sigevent event{};
+              event.sigev_notify = SIGEV_SIGNAL;
+              event.sigev_signo = SIGUSR1;
+              event.sigev_value.sival_int = 77;
+              CHECK_OR_DIE(::timer_create(CLOCK_MONOTONIC, &event, &first) == 0);
+              CHECK_OR_DIE(::timer_create(CLOCK_MONOTONIC, &event, &second) == 0);
+              CHECK_OR_DIE(::timer_delete(first) == 0);  // the second's id is not the first free one
+              const itimerspec time{{0, 0}, {100, 0}};
+              CHECK_OR_DIE(::timer_settime(second, 0, &time, nullptr) == 0);
+              gate.ready_and_go();
+              itimerspec rest;
+              CHECK_OR_DIE(::timer_gettime(second, &rest) == 0);
+              CHECK_OR_DIE(rest.it_value.tv_sec >= 90 && rest.it_value.tv_sec <= 100);
+              const itimerspec soon{{0, 0}, {0, 1'000'000}};
+              CHECK_OR_DIE(::timer_settime(second, 0, &soon, nullptr) == 0);
+              for (int i = 0; i < 300 && handled == 0; ++i) ::usleep(10'000);
+              CHECK_OR_DIE(handled == 1 && handled_value == 77);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, LimitsUmaskNiceNameDirectory) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              CHECK_OR_DIE(::chdir("/usr/share") == 0);
+              ::umask(027);
+              CHECK_OR_DIE(::nice(5) == 5);
+              CHECK_OR_DIE(::prctl(PR_SET_NAME, "renamed") == 0);
+              CHECK_OR_DIE(::prctl(PR_SET_PDEATHSIG, SIGUSR2) == 0);
+              const rlimit limit{64 << 20, 128 << 20};
+              CHECK_OR_DIE(::setrlimit(RLIMIT_CORE, &limit) == 0);
+              gate.ready_and_go();
+              char text[256];
+              CHECK_OR_DIE(::getcwd(text, sizeof text) != nullptr && std::strcmp(text, "/usr/share") == 0);
+              CHECK_OR_DIE(::umask(0) == 027);
+              CHECK_OR_DIE(::getpriority(PRIO_PROCESS, 0) == 5);
+              CHECK_OR_DIE(::prctl(PR_GET_NAME, text) == 0 && std::strcmp(text, "renamed") == 0);
+              int signal = 0;
+              CHECK_OR_DIE(::prctl(PR_GET_PDEATHSIG, &signal) == 0 && signal == SIGUSR2);
+              rlimit now;
+              CHECK_OR_DIE(::getrlimit(RLIMIT_CORE, &now) == 0 && now.rlim_cur == limit.rlim_cur && now.rlim_max == limit.rlim_max);
+              CHECK_OR_DIE(::readlink("/proc/self/exe", text, sizeof text) > 0 && std::strstr(text, "_test") != nullptr);
+              CHECK_OR_DIE(::getuid() == 65534 && ::geteuid() == 65534 && ::getgid() == 65534);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, ChildrenZombiesAndExitStatus) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              const pid_t exited = ::fork();
+              if (exited == 0) ::_exit(3);
+              const pid_t killed = ::fork();
+              if (killed == 0) {
+                ::raise(SIGTERM);
+                ::_exit(1);
+              }
+              siginfo_t info;
+              CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(exited), &info, WEXITED | WNOWAIT) == 0);
+              CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(killed), &info, WEXITED | WNOWAIT) == 0);
+              gate.ready_and_go();
+              int status = 0;
+              CHECK_OR_DIE(::waitpid(exited, &status, 0) == exited && WIFEXITED(status) && WEXITSTATUS(status) == 3);
+              CHECK_OR_DIE(::waitpid(killed, &status, 0) == killed && WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, StoppedChildStaysStopped) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              const pid_t child = ::fork();
+              if (child == 0) {
+                ::raise(SIGSTOP);
+                ::_exit(4);
+              }
+              int status = 0;
+              CHECK_OR_DIE(::waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
+              gate.ready_and_go();
+              ::usleep(50'000);
+              CHECK_OR_DIE(::waitpid(child, &status, WNOHANG) == 0);
+              CHECK_OR_DIE(::kill(child, SIGCONT) == 0);
+              CHECK_OR_DIE(::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 4);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, SessionsAndGroupsOfLivingAndDeadLeaders) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              // A session whose leader has ended, with a group whose leader has ended, orphaned to our subreaper-less init.
+              int ids[2];
+              CHECK_OR_DIE(::pipe(ids) == 0);
+              const pid_t leader = ::fork();
+              if (leader == 0) {
+                ::setsid();
+                if (::fork() == 0) {
+                  if (const pid_t grandchild = ::fork(); grandchild == 0) {
+                    ::setpgid(0, 0);
+                    const pid_t member = ::fork();
+                    if (member == 0) {
+                      const pid_t numbers[3] = {::getpid(), ::getsid(0), ::getpgid(0)};
+                      CHECK_OR_DIE(::write(ids[1], numbers, sizeof numbers) == sizeof numbers);
+                      for (;;) ::pause();
+                    }
+                    ::_exit(0);
+                  }
+                }
+                ::usleep(20'000);
+                ::_exit(0);
+              }
+              ::waitpid(leader, nullptr, 0);
+              pid_t numbers[3];
+              CHECK_OR_DIE(::read(ids[0], numbers, sizeof numbers) == sizeof numbers);
+              const pid_t child = ::fork();
+              if (child == 0) {
+                ::setpgid(0, 0);
+                for (;;) ::pause();
+              }
+              ::usleep(20'000);
+              const pid_t session = ::getsid(0), group = ::getpgid(0);
+              gate.ready_and_go();
+              CHECK_OR_DIE(::getsid(0) == session && ::getpgid(0) == group);
+              CHECK_OR_DIE(::getpgid(child) == child && ::getsid(child) == session);
+              CHECK_OR_DIE(::kill(child, SIGKILL) == 0);
+              return 0;
+            }),
+            0);
+}
+
+TEST_F(ProcessRoundtrip, TracedOrSandboxedProcessesAreRefused) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  CHECK_OR_DIE(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
+                  CHECK_OR_DIE(::syscall(SYS_prctl, PR_SET_SECCOMP, 1) == 0);  // strict: read, write, exit only
+                  gate.ready_and_go();
+                  return 0;
+                },
+                {.expect_refused = true}),
+            0);
+}
+
+}  // namespace
+}  // namespace icp::test

@@ -1,0 +1,171 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "tests/engine/roundtrip.h"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <filesystem>
+
+#include "engine/base/error.h"
+#include "engine/base/unique_fd.h"
+
+namespace icp::test {
+namespace {
+
+constexpr int kTimeoutMs = 20'000;
+constexpr uid_t kNobody = 65534;
+
+struct Pipe {
+  UniqueFd read, write;
+  Pipe() {
+    int ends[2];
+    if (::pipe2(ends, O_CLOEXEC) != 0) throw_errno("pipe");
+    read.reset(ends[0]);
+    write.reset(ends[1]);
+  }
+};
+
+bool readable(int fd) {
+  pollfd wait{fd, POLLIN, 0};
+  return ::poll(&wait, 1, kTimeoutMs) == 1;
+}
+
+// stdin: go; stdout: ready; stderr: the test's own.
+pid_t start(const Body& body, Pipe& ready, Pipe& go) {
+  const pid_t pid = ::fork();
+  if (pid != 0) return pid;
+  ::dup2(go.read.get(), 0);
+  ::dup2(ready.write.get(), 1);
+  for (int fd = 3; fd < 1024; ++fd) ::close(fd);
+  ::setsid();
+  if (::setgid(kNobody) != 0 || ::setuid(kNobody) != 0) ::_exit(98);
+  Gate gate(1, 0);
+  ::_exit(body(gate));
+}
+
+Identity nobody() { return {kNobody, kNobody, {}}; }
+
+int wait_for_exit(RestoredCapsule& capsule) {
+  for (;;) {
+    if (!readable(capsule.event_fd())) {
+      ADD_FAILURE() << "the restored process did not end";
+      return -1;
+    }
+    for (const TaskExit& exit : capsule.take_exits())
+      if (exit.rank == 0) return exit.status;
+    pollfd state{capsule.event_fd(), POLLIN, 0};
+    ::poll(&state, 1, 0);
+    if ((state.revents & POLLHUP) != 0 && capsule.take_exits().empty()) {
+      ADD_FAILURE() << "the capsule ended without a report";
+      return -1;
+    }
+  }
+}
+
+class Roundtrip {
+ public:
+  Roundtrip(const Body& body, const RoundtripOptions& options) : options_(options) {
+    if (::chown(directory_.path().c_str(), kNobody, kNobody) != 0) throw_errno("chown");
+    config_.image_path = directory_.path() + "/image";
+    config_.identity = nobody();
+    config_.node = "here";
+    pid_ = start(body, ready_, go_);
+    char byte;
+    if (!readable(ready_.read.get()) || ::read(ready_.read.get(), &byte, 1) != 1)
+      throw_error(ErrorKind::kSystem, "the process under test did not get ready");
+    config_.outer = outer_streams_of(pid_, 0);
+    struct stat status{};  // the test's standard error may be a file or a terminal
+    if (::stat(fmt::format("/proc/{}/fd/2", pid_).c_str(), &status) == 0)
+      config_.outer.push_back({0, 2, status.st_dev, status.st_ino, true});
+  }
+
+  ~Roundtrip() {
+    if (pid_ > 0) {
+      ::kill(pid_, SIGKILL);
+      ::waitpid(pid_, nullptr, 0);
+    }
+  }
+
+  int run() {
+    {
+      Session session(config_, {{pid_, 0}});
+      take(session, options_.versions);
+      EXPECT_FALSE(session.alive());
+    }
+    ::waitpid(pid_, nullptr, 0);
+    pid_ = 0;
+    for (int generation = 1; generation < options_.generations; ++generation) {
+      RestoredCapsule capsule = RestoredCapsule::restore(restore_options());
+      SessionConfig config = config_;
+      config.outer.clear();
+      Session session = capsule.continue_session(config);
+      take(session, 1);
+    }
+    RestoredCapsule capsule = RestoredCapsule::restore(restore_options());
+    if (::write(go_.write.get(), "g", 1) != 1) throw_errno("write");
+    return wait_for_exit(capsule);
+  }
+
+ private:
+  void take(Session& session, int versions) {
+    for (int i = 0; i < versions; ++i) {
+      ::usleep(options_.pause_ms * 1000);
+      const CheckpointResult result = session.checkpoint(i + 1 == versions);
+      EXPECT_EQ(result.version, ++version_);
+    }
+  }
+
+  RestoreOptions restore_options() {
+    RestoreOptions options;
+    options.image_path = config_.image_path;
+    options.identity = nobody();
+    options.init_path = ICP_INIT_PATH;
+    options.streams[0] = {go_.read.get(), ready_.write.get(), 2};
+    return options;
+  }
+
+  RoundtripOptions options_;
+  TempDir directory_;
+  Pipe ready_, go_;
+  SessionConfig config_;
+  pid_t pid_ = 0;
+  uint32_t version_ = 0;
+};
+
+}  // namespace
+
+void Gate::ready() { CHECK_OR_DIE(::write(ready_fd_, "r", 1) == 1); }
+
+void Gate::go() {
+  char byte;
+  CHECK_OR_DIE(::read(go_fd_, &byte, 1) == 1);
+}
+
+int roundtrip(const Body& body, const RoundtripOptions& options) {
+  try {
+    Roundtrip roundtrip(body, options);
+    return roundtrip.run();
+  } catch (const Error& error) {
+    if (options.expect_refused && error.kind() == ErrorKind::kRefused) return 0;
+    ADD_FAILURE() << error.what() << (error.remedy().empty() ? "" : "; ") << error.remedy();
+    return -1;
+  }
+}
+
+TempDir::TempDir() {
+  char path[] = "/var/tmp/icp-test-XXXXXX";
+  if (::mkdtemp(path) == nullptr) throw_errno("mkdtemp");
+  path_ = path;
+}
+
+TempDir::~TempDir() {
+  std::error_code error;
+  std::filesystem::remove_all(path_, error);
+}
+
+}  // namespace icp::test
