@@ -4,6 +4,8 @@
 #include <fcntl.h>
 #include <linux/magic.h>
 
+#include <fmt/format.h>
+
 #include "engine/files/image_path.h"
 
 namespace icp {

@@ -26,11 +26,14 @@ long kcmp(pid_t a, pid_t b, int type, unsigned long x = 0, unsigned long y = 0) 
   return ::syscall(SYS_kcmp, a, b, type, x, y);
 }
 
-// Ascending numeric entries; empty when the directory cannot be read.
-std::vector<int> numbers_in(int directory) {
+// Ascending numeric entries; empty when the directory cannot be read. To be called once: the duplicate shares
+// the reading position.
+std::vector<int> numbers_in(const UniqueFd& directory) {
   std::vector<int> numbers;
-  DIR* dir = ::fdopendir(::fcntl(directory, F_DUPFD_CLOEXEC, 0));
+  UniqueFd copy(::fcntl(directory.get(), F_DUPFD_CLOEXEC, 0));
+  DIR* dir = copy ? ::fdopendir(copy.get()) : nullptr;
   if (!dir) return numbers;
+  copy.release();
   while (const dirent* entry = ::readdir(dir)) {
     if (entry->d_name[0] >= '0' && entry->d_name[0] <= '9') numbers.push_back(std::atoi(entry->d_name));
   }
@@ -61,6 +64,7 @@ std::optional<std::string> read_small_file(int directory, const char* name) {
 struct FileScan::Table {
   pid_t tid = 0;           // the thread whose table this is: the leader, or a live one when it has ended
   UniqueFd fds, infos;     // /proc/PID/task/TID/fd and fdinfo
+  std::vector<int> numbers;
   UniqueFd pidfd;          // made when first needed
   UniqueFd root;           // root directory paths are relative to; none: the agent's
   bool root_known = false;
@@ -112,11 +116,14 @@ void FileScan::open_table(size_t process) {
     if (checking()) return;
     throw_error(ErrorKind::kGone, "process {} ({}) has ended", pid, processes_[process].comm);
   }
-  if (!numbers_in(table.fds.get()).empty()) return;
-  for (const int tid : numbers_in(open_directory(fmt::format("/proc/{}/task", pid)).get())) {
+  table.numbers = numbers_in(table.fds);
+  if (!table.numbers.empty()) return;
+  for (const int tid : numbers_in(open_directory(fmt::format("/proc/{}/task", pid)))) {
     UniqueFd fds = open_directory(fmt::format("/proc/{}/task/{}/fd", pid, tid));
     UniqueFd infos = open_directory(fmt::format("/proc/{}/task/{}/fdinfo", pid, tid));
-    if (!fds || !infos || numbers_in(fds.get()).empty()) continue;
+    std::vector<int> numbers = numbers_in(fds);
+    if (!infos || numbers.empty()) continue;
+    table.numbers = std::move(numbers);
     table.tid = tid;
     table.fds = std::move(fds);
     table.infos = std::move(infos);
@@ -127,7 +134,7 @@ void FileScan::open_table(size_t process) {
 void FileScan::read_table(size_t process, std::vector<Found>& found) {
   const Table& table = *tables_[process];
   if (!table.fds || !table.infos) return;
-  for (const int fd : numbers_in(table.fds.get())) {
+  for (const int fd : table.numbers) {
     Found one;
     if (read_descriptor(process, fd, one)) {
       found.push_back(std::move(one));
@@ -191,12 +198,12 @@ void FileScan::check_thread_tables(size_t process) {
   if (!tasks) return;
   struct stat status {};
   if (::fstat(tasks.get(), &status) == 0 && status.st_nlink == 3) return;  // ".", ".." and one thread
-  for (const int tid : numbers_in(tasks.get())) {
+  for (const int tid : numbers_in(tasks)) {
     if (tid == tables_[process]->tid || tid == pid) continue;
     const long order = kcmp(tables_[process]->tid, tid, KCMP_FILES);
     if (order <= 0) continue;  // the same one, or the thread has ended
     // A thread that is ending has no table any more, which differs too.
-    if (numbers_in(open_directory(fmt::format("/proc/{}/task/{}/fd", pid, tid)).get()).empty()) continue;
+    if (numbers_in(open_directory(fmt::format("/proc/{}/task/{}/fd", pid, tid))).empty()) continue;
     refuse_process(process, fmt::format("thread {}", tid), "a descriptor table of its own (unshare(CLONE_FILES))",
                    "let the threads share their descriptors", false);
   }
@@ -205,7 +212,7 @@ void FileScan::check_thread_tables(size_t process) {
 std::optional<OuterStreamId> FileScan::match_outer(const Found& found) const {
   std::optional<OuterStreamId> best;
   int best_score = -1;
-  const auto rank = found.use.process < ranks_.size() ? ranks_[found.use.process] : std::nullopt;
+  const int rank = found.use.process < ranks_.size() ? ranks_[found.use.process].value_or(-1) : -1;
   for (const OuterStreamId& stream : outer_) {
     if (stream.dev != found.stat.st_dev || stream.ino != found.stat.st_ino) continue;
     if (S_ISREG(found.stat.st_mode) && !stream.include_regular) continue;
@@ -214,7 +221,7 @@ std::optional<OuterStreamId> FileScan::match_outer(const Found& found) const {
     const int access = static_cast<int>(found.info.flags) & O_ACCMODE;
     const bool fits = access == O_RDWR || (access == O_RDONLY) == (stream.fd == 0);
     if (S_ISFIFO(found.stat.st_mode) && !fits) continue;  // the other end has the same inode
-    const int score = (rank && *rank == stream.rank ? 4 : 0) + (stream.fd == found.use.fd ? 2 : 0) + (fits ? 1 : 0);
+    const int score = (rank == stream.rank ? 4 : 0) + (stream.fd == found.use.fd ? 2 : 0) + (fits ? 1 : 0);
     if (score > best_score) best = stream, best_score = score;
   }
   return best;

@@ -19,6 +19,13 @@ constexpr uint64_t kChunkPages = 256;
 // A store with a lost disk block has a few bad pages, one with a lost file has millions.
 constexpr size_t kMaxProblemsPerStore = 10;
 
+// One damage, one sentence: a lost directory shows in every store and every run of pages. Returns how many were new.
+size_t add_problem(std::vector<std::string>& problems, const Error& error) {
+  if (std::find(problems.begin(), problems.end(), error.what()) != problems.end()) return 0;
+  problems.emplace_back(error.what());
+  return 1;
+}
+
 std::set<std::string> stores_of(const VersionReader& version, const pb::Capsule& capsule) {
   std::set<std::string> stores;
   for (const pb::Process& process : capsule.processes()) {
@@ -61,8 +68,7 @@ void verify_store(const VersionReader& version, const std::string& name, std::ve
       try {
         reader.read({location.version, location.record + at}, count, std::span(buffer).first(count * kPageBytes));
       } catch (const Error& error) {
-        problems.emplace_back(error.what());
-        ++found;
+        found += add_problem(problems, error);
       }
     }
   };
@@ -78,7 +84,7 @@ std::vector<std::string> ImageDir::verify(uint32_t number) const {
     try {
       what();
     } catch (const Error& error) {
-      problems.emplace_back(error.what());
+      add_problem(problems, error);
     }
   };
   std::optional<VersionReader> version;

@@ -213,6 +213,8 @@ void SharedObject::write() {
 void SharedObject::adopt(PageIndex index) {
   index_ = std::make_unique<PageIndex>(std::move(index));
   known_ = false;
+  // Files that exist outside get the saved content only when all else is done: what they hold now says nothing.
+  if (key_.kind == pb::MemoryObject::MAPPED_FILE || key_.kind == pb::MemoryObject::SHM_FILE) return;
   no_writing_ = true;
   update_all(nullptr);
   no_writing_ = false;

@@ -151,17 +151,21 @@ StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
   return process;
 }
 
+void settle_thread(StoppedProcess& process, size_t index) {
+  Tracee& thread = process.threads[index];
+  if (thread.made_calls()) thread.restop();
+  thread.forget_calls();
+  thread.set_regs(process.starts[index].live);
+  thread.set_signal_mask(process.starts[index].signal_mask);
+}
+
 void resume_process(StoppedProcess& process) noexcept {
   process.remote.reset();
   for (size_t i = 0; i < process.threads.size(); ++i) {
     Tracee& thread = process.threads[i];
     try {
       if (thread.tid() == 0) continue;
-      if (i < process.starts.size()) {
-        if (thread.made_calls()) thread.restop();
-        thread.set_regs(process.starts[i].live);
-        thread.set_signal_mask(process.starts[i].signal_mask);
-      }
+      if (i < process.starts.size()) settle_thread(process, i);
       thread.detach();
     } catch (const std::exception&) {
       // Killed while it was stopped: nothing to put back.

@@ -17,12 +17,14 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/trace/return_frame.h"
 
 namespace icp {
 namespace {
 
 constexpr std::array<unsigned char, 2> kSyscallInstruction{0x0f, 0x05};  // Intel SDM, SYSCALL
 constexpr size_t kStageAlignment = 16;
+constexpr size_t kFrameAlignment = 64;  // XRSTOR's
 
 // process_vm_readv/writev move at most INT_MAX rounded down to pages; far fewer are asked for here, so a short
 // count means that the next byte is not mapped (or not writable).
@@ -76,6 +78,7 @@ RemoteProcess RemoteProcess::on_thread(Tracee& other) const {
   RemoteProcess copy = *this;
   copy.thread_ = &other;
   copy.base_ = other.regs();
+  copy.call_stack_ = 0;  // its frame would be another thread's
   return copy;
 }
 
@@ -90,6 +93,10 @@ int64_t RemoteProcess::syscall(long number, std::initializer_list<uint64_t> argu
   std::copy_n(arguments.begin(), std::min(arguments.size(), value.size()), value.begin());
   user_regs_struct regs = base_;
   regs.rip = instruction_.value;
+  if (call_stack_ != 0) {
+    regs.rip = return_stub_.value;
+    regs.rsp = call_stack_;
+  }
   regs.rax = static_cast<uint64_t>(number);
   regs.orig_rax = ~0ull;  // not in a system call: keeps the kernel from restarting one
   regs.rdi = value[0];
@@ -136,17 +143,38 @@ void RemoteProcess::write(RemoteAddr to, std::span<const std::byte> from) {
 void RemoteProcess::set_scratch(RemoteAddr at, size_t bytes) {
   scratch_ = at;
   scratch_size_ = bytes;
-  scratch_used_ = 0;
+  scratch_used_ = scratch_floor_ = 0;
 }
 
 void RemoteProcess::map_scratch(size_t bytes) {
-  const int64_t at = call("mmap of scratch memory", SYS_mmap,
-                          {0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, ~0ull, 0});
+  constexpr uint64_t kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
+  int64_t at = syscall(SYS_mmap, {0, bytes, PROT_READ | PROT_WRITE | PROT_EXEC, kFlags, ~0ull, 0});
+  const bool executable = at > 0;
+  if (!executable)  // SELinux may forbid it
+    at = call("mmap of scratch memory", SYS_mmap, {0, bytes, PROT_READ | PROT_WRITE, kFlags, ~0ull, 0});
   set_scratch({static_cast<uint64_t>(at)}, bytes);
+  if (executable) {
+    return_stub_ = stage(std::as_bytes(std::span(kReturnStub)));
+    scratch_floor_ = scratch_used_;
+  }
+}
+
+void RemoteProcess::protect_calls(const user_regs_struct& regs, uint64_t signal_mask) {
+  if (return_stub_.value == 0) return;
+  const std::vector<std::byte> xstate = thread_->xstate();
+  const RemoteAddr anywhere = reserve(0);
+  const RemoteAddr frame{(anywhere.value + kFrameAlignment - 1) / kFrameAlignment * kFrameAlignment};
+  const std::vector<std::byte> bytes = make_return_frame(frame, regs, signal_mask, xstate);
+  reserve(frame - anywhere + bytes.size());
+  write(frame, bytes);
+  scratch_floor_ = scratch_used_;
+  call_stack_ = return_stack_pointer(frame);
 }
 
 void RemoteProcess::unmap_scratch() {
   if (scratch_size_ == 0) return;
+  call_stack_ = 0;
+  return_stub_ = {};
   call("munmap of scratch memory", SYS_munmap, {scratch_.value, scratch_size_});
   set_scratch({}, 0);
 }

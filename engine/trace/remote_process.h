@@ -59,6 +59,10 @@ class RemoteProcess {
   // Maps (unmaps) scratch memory of its own, anywhere.
   void map_scratch(size_t bytes);
   void unmap_scratch();
+  // From now on calls run in scratch memory, through code that takes the thread back to these registers should the agent
+  // die (return_frame.h). After map_scratch(), for the thread's registers and mask as it was stopped. Without effect where
+  // the process may not have executable scratch memory.
+  void protect_calls(const user_regs_struct& regs, uint64_t signal_mask);
   // Copies the bytes in (16-byte aligned) and returns where they lie. Throws when scratch is full.
   RemoteAddr stage(std::span<const std::byte> bytes);
   RemoteAddr stage_string(const std::string& text);
@@ -67,7 +71,7 @@ class RemoteProcess {
     return stage(std::as_bytes(std::span(&value, 1)));
   }
   RemoteAddr reserve(size_t bytes);  // uninitialised
-  void reset_scratch() { scratch_used_ = 0; }
+  void reset_scratch() { scratch_used_ = scratch_floor_; }
 
   // The thread or process that the last call made (clone3, fork), as the agent sees it; 0 when none.
   pid_t last_child() const { return last_child_; }
@@ -87,6 +91,9 @@ class RemoteProcess {
   user_regs_struct base_{};  // registers the calls are derived from
   RemoteAddr scratch_{};
   size_t scratch_size_ = 0, scratch_used_ = 0;
+  size_t scratch_floor_ = 0;   // what lies below belongs to protect_calls()
+  RemoteAddr return_stub_{};   // 0: calls are not protected
+  uint64_t call_stack_ = 0;    // stack pointer during protected calls
   pid_t last_child_ = 0;
 };
 

@@ -64,8 +64,9 @@ class Tracee {
 
   // Lets the thread go on.
   void detach();
-  // True once the thread has run since it was first stopped (remote calls).
+  // True while registers and stop are those of a remote call rather than the thread's own.
   bool made_calls() const { return made_calls_; }
+  void forget_calls() { made_calls_ = false; }
   // For a thread that has been sent SIGKILL: waits for its end and forgets it.
   void forget_ended() noexcept;
 

@@ -182,6 +182,7 @@ struct Damage {
   std::function<void(const Image&)> make;
   const char* message;  // a part of it
   ErrorKind kind = ErrorKind::kImage;
+  size_t files = 1;  // how many are wrong then: verify() names each once
 };
 
 void PrintTo(const Damage& damage, std::ostream* out) { *out << damage.name; }
@@ -204,7 +205,7 @@ TEST_P(DamagedImage, GivesOneClearError) {
     EXPECT_LT(text.size(), 400u);
   }
   const std::vector<std::string> problems = image.verify();
-  EXPECT_EQ(problems.size(), 1u) << testing::PrintToString(problems);
+  EXPECT_EQ(problems.size(), GetParam().files) << testing::PrintToString(problems);
   // A listing goes on working.
   EXPECT_NO_THROW(ImageDir::open(image.root(), test::own_identity(), "n0").versions());
 }
@@ -301,7 +302,7 @@ const Damage kPageFileDamages[] = {
     {"PageTableFlipped", [](const Image& i) { flip(i.bin(2), 4096 * 41 + 5); }, "checksum table is damaged"},
     {"PageTrailerFlipped", [](const Image& i) { flip(i.bin(2), -20); }, "trailer is damaged"},
     {"PagesSwappedBetweenStores", [](const Image& i) { swap_files(i.bin(1), i.bin(1, kSecond)); },
-     "another store or version"},
+     "another store or version", ErrorKind::kImage, 2},
     {"PagesSwappedBetweenVersions", [](const Image& i) { write_file(i.bin(1), read_file(i.bin(2))); },
      "another store or version"},
     {"PagesAreALink",
@@ -336,7 +337,7 @@ const Damage kIndexDamages[] = {
     {"IndexTableFlipped", [](const Image& i) { flip(i.idx(3), 34); }, "checksum of the table is wrong"},
     {"IndexTrailerFlipped", [](const Image& i) { flip(i.idx(3), -30); }, "trailer is damaged"},
     {"IndexSwappedBetweenStores", [](const Image& i) { swap_files(i.idx(3), i.idx(3, kSecond)); },
-     "another store or version"},
+     "another store or version", ErrorKind::kImage, 2},
     {"IndexOfAnotherVersion", [](const Image& i) { i.replace("task_mm_100.3.idx", read_file(i.idx(2))); },
      "another store or version"},
     {"IndexRootOutside", [](const Image& i) { put_index(i, HostileIndex().finish({3, 100, 1ull << 60}, 1, 4)); },
@@ -414,7 +415,7 @@ const Damage kIndexDamages[] = {
          m.add_needs(3);
        });
      },
-     "which the manifest does not name"},
+     "which the manifest does not name", ErrorKind::kImage, 2},
 };
 
 const Damage kPermissionDamages[] = {

@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/memory/object_restore.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <cstring>
+
+#include "engine/base/error.h"
+#include "engine/trace/remote_addr.h"
+
+namespace icp {
+namespace {
+
+constexpr uint64_t kMaxObject = 1ull << 46;   // bytes; more than can be mapped
+constexpr uint64_t kChunkPages = 256;         // 1 MiB, stays in the cache
+constexpr uint32_t kOpenFlags = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_SYNC | O_DSYNC;
+
+void write_all(int fd, const std::byte* from, size_t bytes, uint64_t offset, const std::string& what) {
+  while (bytes > 0) {
+    const ssize_t done = ::pwrite(fd, from, bytes, static_cast<off_t>(offset));
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) throw_errno("cannot write {}", what);
+    from += done;
+    offset += static_cast<uint64_t>(done);
+    bytes -= static_cast<size_t>(done);
+  }
+}
+
+std::string describe(const pb::MemoryObject& object) {
+  return object.path().empty() ? fmt::format("memory object {}", object.id()) : object.path();
+}
+
+// Calls `take(offset, bytes)` with the object's saved content, cut at its size. kImage for pages beyond it.
+void for_each_saved(const VersionReader& version, const pb::MemoryObject& object,
+                    const std::function<void(uint64_t, std::span<const std::byte>)>& take) {
+  PageStoreReader reader(version, object.index());
+  std::vector<std::byte> buffer(kChunkPages * kPageSize);
+  const uint64_t size = object.size();
+  reader.index().for_each_run_in_file_order(
+      0, 1ull << 48, [&](uint64_t offset, uint64_t pages, PageLocation location) {
+        if (offset + pages * kPageSize > page_up(size)) {
+          throw_error(ErrorKind::kImage, "damaged image: pages beyond the end of memory object {}", object.id());
+        }
+        while (pages > 0) {
+          const uint64_t count = std::min(pages, kChunkPages);
+          const std::span part(buffer.data(), count * kPageSize);
+          reader.read(location, count, part);
+          take(offset, part.first(std::min<uint64_t>(part.size(), size - offset)));
+          offset += part.size();
+          location.record += count;
+          pages -= count;
+        }
+      });
+}
+
+// Shared anonymous memory is a file without a name; one that looks exactly like what mmap(MAP_SHARED | MAP_ANONYMOUS)
+// makes can be had by such a mapping of our own, through its map_files link.
+UniqueFd anonymous_shared(uint64_t size) {
+  void* at = ::mmap(nullptr, page_up(size), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+  if (at == MAP_FAILED) throw_errno("cannot make {} bytes of shared memory", size);
+  const auto start = reinterpret_cast<uint64_t>(at);
+  UniqueFd fd(::open(fmt::format("/proc/self/map_files/{:x}-{:x}", start, start + page_up(size)).c_str(),
+                     O_RDWR | O_CLOEXEC));
+  ::munmap(at, page_up(size));
+  if (!fd) throw_errno("cannot open shared memory of {} bytes", size);
+  return fd;
+}
+
+}  // namespace
+
+ObjectRestore::ObjectRestore(const VersionReader& version, const pb::Capsule& capsule, RestoredFiles& files,
+                             const RestoredSysv* sysv)
+    : version_(version), capsule_(capsule), files_(files), sysv_(sysv) {
+  for (const pb::MemoryObject& object : capsule.objects()) {
+    if (object.id() == 0 || !by_id_.emplace(object.id(), &object).second) {
+      throw_error(ErrorKind::kImage, "damaged image: two memory objects are numbered {}", object.id());
+    }
+  }
+}
+
+ObjectRestore::~ObjectRestore() {
+  if (done_) return;
+  for (const auto& [id, made] : made_) {
+    if (made.new_file) files_.unlink(by_id_.at(id)->path());
+  }
+}
+
+const pb::MemoryObject& ObjectRestore::find(uint32_t id) const {
+  const auto found = by_id_.find(id);
+  if (found == by_id_.end()) throw_error(ErrorKind::kImage, "damaged image: there is no memory object {}", id);
+  return *found->second;
+}
+
+void ObjectRestore::check() const {
+  for (const auto& [id, object] : by_id_) {
+    if (object->size() == 0 && object->kind() != pb::MemoryObject::MEMFD &&
+        object->kind() != pb::MemoryObject::SHM_FILE && object->kind() != pb::MemoryObject::DELETED_FILE) {
+      throw_error(ErrorKind::kImage, "damaged image: memory object {} has no size", id);
+    }
+    if (object->size() > kMaxObject || object->mode() > 07777) {
+      throw_error(ErrorKind::kImage, "damaged image: impossible size or mode of memory object {}", id);
+    }
+    switch (object->kind()) {
+      case pb::MemoryObject::ANON_SHARED:
+      case pb::MemoryObject::MEMFD:
+        break;
+      case pb::MemoryObject::SYSV:
+        if (sysv_ != nullptr) new_shmid(*object);
+        break;
+      case pb::MemoryObject::SHM_FILE:
+        if (!object->path().starts_with("/dev/shm/") || object->path().find("/../") != std::string::npos) {
+          throw_error(ErrorKind::kImage, "damaged image: {} is not in /dev/shm", object->path());
+        }
+        break;
+      case pb::MemoryObject::DELETED_FILE:
+      case pb::MemoryObject::MAPPED_FILE:
+        if (!object->path().starts_with('/')) {
+          throw_error(ErrorKind::kImage, "damaged image: memory object {} has no path", id);
+        }
+        if (object->kind() == pb::MemoryObject::MAPPED_FILE) {
+          const UniqueFd fd = files_.open(object->path(), O_RDWR);
+          if (!fd) {
+            throw_errno("cannot open the file {}, which was mapped for writing", object->path());
+          }
+        }
+        break;
+      default:
+        throw_error(ErrorKind::kImage, "damaged image: memory object {} is of an unknown kind", id);
+    }
+  }
+}
+
+int ObjectRestore::new_shmid(const pb::MemoryObject& object) const {
+  if (sysv_ != nullptr) {
+    for (const auto& [old_id, new_id] : sysv_->shm_ids) {
+      if (old_id == object.shmid()) return new_id;
+    }
+  }
+  throw_error(ErrorKind::kImage, "damaged image: there is no System V segment {}", object.shmid());
+}
+
+void ObjectRestore::create() {
+  for (const auto& [id, object] : by_id_) create_one(*object);
+}
+
+void ObjectRestore::create_one(const pb::MemoryObject& object) {
+  Made& made = made_[object.id()];
+  switch (object.kind()) {
+    case pb::MemoryObject::SYSV:
+      fill_segment(object);
+      return;
+    case pb::MemoryObject::ANON_SHARED:
+      made.fd = anonymous_shared(object.size());
+      break;
+    case pb::MemoryObject::MEMFD:
+      made.fd.reset(::memfd_create(object.path().substr(0, 240).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
+      if (!made.fd) throw_errno("cannot make a memfd");
+      if (::fchmod(made.fd.get(), object.mode()) != 0) throw_errno("cannot set the mode of a memfd");
+      break;
+    default:
+      create_file(object, made);
+  }
+  if (!made.late) fill_file(object, made.fd.get());
+}
+
+void ObjectRestore::create_file(const pb::MemoryObject& object, Made& made) {
+  const unsigned mode = object.mode() & 0777;
+  if (object.kind() == pb::MemoryObject::DELETED_FILE) {
+    const std::string directory = object.path().substr(0, object.path().rfind('/') + 1);
+    made.fd = files_.open(directory, O_TMPFILE | O_RDWR, mode);
+    if (!made.fd) made.fd.reset(::memfd_create(object.path().substr(directory.size(), 240).c_str(), MFD_CLOEXEC));
+    if (!made.fd) throw_errno("cannot make the deleted file {} again", object.path());
+    return;
+  }
+  if (object.kind() == pb::MemoryObject::SHM_FILE) {
+    made.fd = files_.open(object.path(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
+    made.new_file = static_cast<bool>(made.fd);
+    if (made.fd) ::fchmod(made.fd.get(), mode);
+    if (made.fd) return;
+  }
+  made.late = true;
+  made.fd = files_.open(object.path(), O_RDWR);
+  if (!made.fd) throw_errno("cannot open {} for writing", object.path());
+  struct stat status{};
+  if (::fstat(made.fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
+    throw_error(ErrorKind::kImage, "{} is not a regular file any more", object.path());
+  }
+}
+
+void ObjectRestore::fill_file(const pb::MemoryObject& object, int fd) {
+  if (::ftruncate(fd, static_cast<off_t>(object.size())) != 0) {
+    throw_errno("cannot make {} {} bytes long", describe(object), object.size());
+  }
+  for_each_saved(version_, object, [&](uint64_t offset, std::span<const std::byte> bytes) {
+    write_all(fd, bytes.data(), bytes.size(), offset, describe(object));
+  });
+}
+
+void ObjectRestore::fill_segment(const pb::MemoryObject& object) {
+  AttachedSegment segment(new_shmid(object), true);
+  if (segment.bytes().size() < object.size()) {
+    throw_error(ErrorKind::kImage, "damaged image: System V segment {} is smaller than its content", object.shmid());
+  }
+  for_each_saved(version_, object, [&](uint64_t offset, std::span<const std::byte> bytes) {
+    std::memcpy(segment.bytes().data() + offset, bytes.data(), bytes.size());
+  });
+}
+
+UniqueFd ObjectRestore::open(uint32_t id, uint32_t flags) const {
+  const pb::MemoryObject& object = find(id);
+  const auto made = made_.find(id);
+  if (made == made_.end() || !made->second.fd) {
+    throw_error(ErrorKind::kImage, "damaged image: memory object {} cannot be opened", id);
+  }
+  UniqueFd fd(::open(fmt::format("/proc/self/fd/{}", made->second.fd.get()).c_str(),
+                     static_cast<int>(flags & kOpenFlags) | O_CLOEXEC));
+  if (!fd) throw_errno("cannot open {} again", describe(object));
+  return fd;
+}
+
+// The parts of a file that were mapped shared; only these were saved.
+std::vector<Range> ObjectRestore::windows(const pb::MemoryObject& object) const {
+  if (object.kind() != pb::MemoryObject::MAPPED_FILE) return {{0, page_up(object.size())}};
+  std::vector<Range> ranges;
+  for (const pb::Process& process : capsule_.processes()) {
+    for (const pb::Mapping& mapping : process.memory().mappings()) {
+      if (mapping.object() != object.id()) continue;
+      ranges.push_back({mapping.offset(), mapping.offset() + (mapping.end() - mapping.start())});
+    }
+  }
+  normalise(ranges);
+  return ranges;
+}
+
+// Pages that are right already are left alone, and so is the file's time of change then.
+void ObjectRestore::overwrite_file(const pb::MemoryObject& object, int fd) {
+  struct stat status{};
+  if (::fstat(fd, &status) != 0) throw_errno("cannot look at {}", describe(object));
+  if (object.kind() == pb::MemoryObject::SHM_FILE || static_cast<uint64_t>(status.st_size) < object.size()) {
+    if (::ftruncate(fd, static_cast<off_t>(object.size())) != 0) throw_errno("cannot resize {}", describe(object));
+  }
+  PageStoreReader reader(version_, object.index());
+  std::vector<std::byte> want(kPageSize), have(kPageSize);
+  for (const Range& window : windows(object)) {
+    for (uint64_t at = window.start; at < std::min(window.end, page_up(object.size())); at += kPageSize) {
+      const size_t bytes = std::min<uint64_t>(kPageSize, object.size() - at);
+      const PageLocation location = reader.index().find(at);
+      if (location.version != 0) {
+        reader.read(location, 1, want);
+      } else {
+        std::fill(want.begin(), want.end(), std::byte{0});
+      }
+      const ssize_t got = ::pread(fd, have.data(), bytes, static_cast<off_t>(at));
+      if (got == static_cast<ssize_t>(bytes) && std::memcmp(have.data(), want.data(), bytes) == 0) continue;
+      write_all(fd, want.data(), bytes, at, describe(object));
+    }
+  }
+}
+
+void ObjectRestore::add_seals(const pb::MemoryObject& object, int fd) {
+  if (object.seals() == 0 || ::fcntl(fd, F_ADD_SEALS, object.seals()) == 0) return;
+  throw_errno("cannot seal memfd {}", object.path());
+}
+
+void ObjectRestore::apply_side_effects() {
+  for (auto& [id, made] : made_) {
+    const pb::MemoryObject& object = *by_id_.at(id);
+    if (made.late) overwrite_file(object, made.fd.get());
+    if (object.kind() == pb::MemoryObject::MEMFD) add_seals(object, made.fd.get());
+  }
+  done_ = true;
+}
+
+}  // namespace icp

@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Memory objects of an image, made again.
+#pragma once
+
+#include <cstddef>
+#include <functional>
+#include <map>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "engine/base/unique_fd.h"
+#include "engine/image/image_dir.h"
+#include "engine/image/page_store.h"
+#include "engine/memory/page_ranges.h"
+#include "engine/memory/restored_files.h"
+#include "engine/sysv/sysv_ipc.h"
+
+namespace icp {
+
+// Objects live as descriptors in the agent until the processes map them; System V segments live in the calling thread's
+// IPC namespace. Files that exist outside are not changed before apply_side_effects(). A file made here is removed
+// again unless that was called.
+class ObjectRestore {
+ public:
+  ObjectRestore(const VersionReader& version, const pb::Capsule& capsule, RestoredFiles& files,
+                const RestoredSysv* sysv);
+  ~ObjectRestore();
+  ObjectRestore(const ObjectRestore&) = delete;
+  ObjectRestore& operator=(const ObjectRestore&) = delete;
+
+  // Hostile numbers, missing files. Changes nothing.
+  void check() const;
+  void create();
+  // A new open file description; not for System V.
+  UniqueFd open(uint32_t id, uint32_t flags) const;
+  // The description of the image, kImage when there is none with this number.
+  const pb::MemoryObject& find(uint32_t id) const;
+  int new_shmid(const pb::MemoryObject& object) const;
+  void apply_side_effects();
+
+ private:
+  struct Made {
+    UniqueFd fd;
+    bool late = false;      // content comes with apply_side_effects()
+    bool new_file = false;  // made here, at a path
+  };
+  void create_one(const pb::MemoryObject& object);
+  void create_file(const pb::MemoryObject& object, Made& made);
+  void fill_file(const pb::MemoryObject& object, int fd);
+  void fill_segment(const pb::MemoryObject& object);
+  void overwrite_file(const pb::MemoryObject& object, int fd);
+  void add_seals(const pb::MemoryObject& object, int fd);
+  std::vector<Range> windows(const pb::MemoryObject& object) const;
+
+  const VersionReader& version_;
+  const pb::Capsule& capsule_;
+  RestoredFiles& files_;
+  const RestoredSysv* sysv_;
+  std::map<uint32_t, const pb::MemoryObject*> by_id_;
+  std::map<uint32_t, Made> made_;
+  bool done_ = false;
+};
+
+}  // namespace icp

@@ -1,0 +1,70 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/memory/restored_files.h"
+
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <cerrno>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+constexpr size_t kMaxOpen = 256;  // descriptors kept; the agent has others to open
+
+}  // namespace
+
+UniqueFd RestoredFiles::open(const std::string& path, int flags, unsigned mode) const {
+  const FsIdentity as_user(identity_);
+  open_how how{};
+  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  how.mode = mode;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  const int root = root_fd_ >= 0 ? root_fd_ : ::open("/", O_PATH | O_CLOEXEC);
+  const UniqueFd own(root_fd_ >= 0 ? -1 : root);
+  UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, root, path.c_str(), &how, sizeof how)));
+  return fd;
+}
+
+int RestoredFiles::unlink(const std::string& path) const {
+  const size_t slash = path.rfind('/');
+  const UniqueFd directory = open(path.substr(0, slash + 1), O_DIRECTORY | O_PATH);
+  const FsIdentity as_user(identity_);
+  return directory ? ::unlinkat(directory.get(), path.substr(slash + 1).c_str(), 0) : -1;
+}
+
+int RestoredFiles::mapped_file(const pb::FileIdentity& file) {
+  if (const auto known = open_.find(file.path()); known != open_.end()) {
+    // Opened and compared before, by another process's mapping; still compare with this one's idea.
+    struct stat status{};
+    if (::fstat(known->second.get(), &status) == 0 && static_cast<uint64_t>(status.st_size) == file.size() &&
+        status.st_mtim.tv_sec * 1'000'000'000ll + status.st_mtim.tv_nsec == file.mtime_ns()) {
+      return known->second.get();
+    }
+    open_.erase(known);
+  }
+  if (!file.path().starts_with('/')) throw_error(ErrorKind::kImage, "damaged image: a mapped file has no path");
+  UniqueFd fd = open(file.path(), O_RDONLY);
+  if (!fd) {
+    const int saved = errno;
+    throw Error(ErrorKind::kImage, fmt::format("cannot open the mapped file {}: {}", file.path(), errno_text(saved)),
+                saved, "install the same programs and libraries as where the checkpoint was taken");
+  }
+  struct stat status{};
+  if (::fstat(fd.get(), &status) != 0) throw_errno("cannot look at {}", file.path());
+  const int64_t mtime = status.st_mtim.tv_sec * 1'000'000'000ll + status.st_mtim.tv_nsec;
+  if (!S_ISREG(status.st_mode) || static_cast<uint64_t>(status.st_size) != file.size() || mtime != file.mtime_ns()) {
+    throw Error(ErrorKind::kImage,
+                fmt::format("the mapped file {} has changed since the checkpoint (size {} then, {} now)", file.path(),
+                            file.size(), status.st_size),
+                0, "put the version of that time back");
+  }
+  if (open_.size() >= kMaxOpen) open_.clear();
+  return open_.emplace(file.path(), std::move(fd)).first->second.get();
+}
+
+}  // namespace icp

@@ -1,0 +1,31 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Files that an image names, opened for a restore.
+#pragma once
+
+#include <map>
+#include <string>
+
+#include "engine/base/identity.h"
+#include "engine/base/unique_fd.h"
+#include "engine/image/image.pb.h"
+
+namespace icp {
+
+// Opens files below the capsule's root with the user's rights, and none but the right ones. One thread.
+class RestoredFiles {
+ public:
+  RestoredFiles(Identity identity, int root_fd) : identity_(std::move(identity)), root_fd_(root_fd) {}
+
+  // A mapped file, read-only; kImage when it is missing or not the same (size, mtime). Valid until the next call.
+  int mapped_file(const pb::FileIdentity& file);
+  // Any path, like openat(2). -1 and errno on failure.
+  UniqueFd open(const std::string& path, int flags, unsigned mode = 0) const;
+  int unlink(const std::string& path) const;
+
+ private:
+  Identity identity_;
+  int root_fd_;
+  std::map<std::string, UniqueFd> open_;
+};
+
+}  // namespace icp

@@ -1,0 +1,285 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Regular files, directories, devices, memory objects and locks: capture and restore.
+#include <dirent.h>
+#include <sys/file.h>
+
+#include "files_test_util.h"
+
+namespace icp::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+off_t offset(int fd) { return ::lseek(fd, 0, SEEK_CUR); }
+
+TEST(RegularFile, KeepsPositionFlagsAndSharing) {
+  TempDir dir;
+  const std::string path = dir.write("data", "0123456789");
+  Child child([&] {
+    must(::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) == 3);
+    must(::write(3, "abcdefgh", 8) == 8 && ::lseek(3, 5, SEEK_SET) == 5);
+    must(::dup(3) == 4);
+    must(::open(path.c_str(), O_RDONLY) == 5);
+    if (::fork() == 0) ::pause();
+  });
+  const Captured captured = capture(child);
+  ASSERT_EQ(captured.capsule.processes_size(), 2);
+  EXPECT_EQ(captured.file(3).id(), captured.file(4).id());
+  EXPECT_EQ(captured.file(3).id(), captured.file(3, 1).id());
+  EXPECT_NE(captured.file(3).id(), captured.file(5).id());
+  EXPECT_EQ(captured.file(3).position(), 5u);
+  EXPECT_TRUE(captured.capsule.processes(0).fds(3).cloexec());
+  EXPECT_FALSE(captured.capsule.processes(0).fds(4).cloexec());
+  EXPECT_EQ(captured.file(0).id(), captured.file(2).id());
+
+  Restored restored(captured);
+  EXPECT_EQ(offset(restored.fd(3)), 5);
+  EXPECT_EQ(offset(restored.fd(5)), 0);
+  const int flags = ::fcntl(restored.fd(3), F_GETFL);
+  EXPECT_EQ(flags & (O_ACCMODE | O_APPEND), O_RDWR | O_APPEND);
+  EXPECT_EQ(content(path), "abcdefgh") << "O_TRUNC must not be repeated";
+}
+
+TEST(RegularFile, CutsGrownFilesByPolicyAndOnlyAtTheEnd) {
+  TempDir dir;
+  const std::string path = dir.write("log", "12345");
+  Child child([&] { must(::open(path.c_str(), O_WRONLY | O_APPEND) == 3); });
+  const Captured captured = capture(child);
+  dir.write("log", "123456789");
+
+  FileRestoreOptions fail = options();
+  fail.grown = GrownFile::kFail;
+  EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured, fail); }), HasSubstr(path));
+  FileRestoreOptions accept = options();
+  accept.grown = GrownFile::kAccept;
+  Restored accepted(captured, accept);
+  (*accepted).apply_side_effects();
+  EXPECT_EQ(content(path), "123456789");
+
+  Restored restored(captured);
+  EXPECT_EQ(content(path), "123456789");
+  (*restored).apply_side_effects();
+  EXPECT_EQ(content(path), "12345");
+}
+
+TEST(RegularFile, LeavesGrownFilesThatAreOnlyReadAlone) {
+  TempDir dir;
+  const std::string path = dir.write("input", "12345");
+  Child child([&] { must(::open(path.c_str(), O_RDONLY) == 3); });
+  const Captured captured = capture(child);
+  dir.write("input", "123456789");
+  Restored restored(captured);
+  (*restored).apply_side_effects();
+  EXPECT_EQ(content(path), "123456789");
+}
+
+TEST(RegularFile, NamesWhatIsMissingShorterOrOfAnotherType) {
+  TempDir dir;
+  const std::string path = dir.write("data", "12345");
+  Child child([&] { must(::open(path.c_str(), O_RDWR) == 3); });
+  const Captured captured = capture(child);
+  dir.write("data", "123");
+  EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured); }), HasSubstr(path));
+  std::filesystem::remove(path);
+  EXPECT_THAT(error_of(ErrorKind::kSystem, [&] { Restored restored(captured); }), HasSubstr(path));
+  ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
+  EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured); }), HasSubstr("FIFO"));
+}
+
+TEST(RegularFile, IsOpenedWithTheUsersRightsOnly) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  TempDir dir;
+  const std::string path = dir.write("secret", "12345");
+  ::chmod(path.c_str(), 0600);
+  Child child([&] { must(::open(path.c_str(), O_RDWR) == 3); });
+  const Captured captured = capture(child);
+  FileRestoreOptions as_nobody = options();
+  as_nobody.identity = {65534, 65534, {}};
+  EXPECT_THAT(error_of(ErrorKind::kSystem, [&] { Restored restored(captured, as_nobody); }),
+              HasSubstr("Permission denied"));
+}
+
+TEST(RegularFile, RefusesReplacedAndRenamedFiles) {
+  TempDir dir;
+  const std::string replaced = dir.write("replaced", "x"), linked = dir.write("linked", "x");
+  Child child([&] {
+    must(::open(replaced.c_str(), O_RDONLY) == 3 && ::open(linked.c_str(), O_RDONLY) == 4);
+  });
+  std::filesystem::create_hard_link(linked, dir / "other");
+  std::filesystem::remove(linked);
+  EXPECT_THAT(error_of(ErrorKind::kRefused, [&] { capture(child); }), HasSubstr(linked));
+  dir.write("new", "y");
+  std::filesystem::rename(dir / "new", replaced);
+  const Findings findings = check(child);
+  ASSERT_EQ(findings.size(), 2u);
+  EXPECT_EQ(findings[0].where, "descriptor 3");
+  EXPECT_THAT(findings[0].what, HasSubstr(replaced));
+}
+
+TEST(RegularFile, TakesASymbolicLinkRelativeToTheRoot) {
+  TempDir dir;
+  const std::string path = dir.write("data", "12345");
+  Child child([&] { must(::open(path.c_str(), O_RDONLY) == 3); });
+  Captured captured = capture(child);
+  std::filesystem::rename(path, dir / "moved");
+  std::filesystem::create_symlink("moved", path);
+  Restored restored(captured);
+  EXPECT_EQ(read_some(restored.fd(3)), "12345");
+}
+
+TEST(ObjectFile, AsksForMemfdsShmFilesAndDeletedFiles) {
+  TempDir dir;
+  const std::string path = dir.write("gone", "12345"), shm = "/dev/shm/icp-files-test-" + std::to_string(::getpid());
+  std::vector<std::string> targets;
+  Child child([&] {
+    must(::open(path.c_str(), O_RDWR | O_APPEND) == 3 && ::unlink(path.c_str()) == 0);
+    must(::lseek(3, 2, SEEK_SET) == 2);
+    must(::memfd_create("mine", 0) == 4);
+    must(::open(shm.c_str(), O_RDWR | O_CREAT, 0600) == 5);
+  });
+  const Captured captured = capture(child.refs(), {}, [&](int fd, const std::string& target) {
+    struct stat status {};
+    EXPECT_EQ(::fstat(fd, &status), 0);
+    targets.push_back(target);
+    return static_cast<uint32_t>(100 + targets.size());
+  });
+  ::unlink(shm.c_str());
+  EXPECT_THAT(targets, ::testing::ElementsAre(path + " (deleted)", "/memfd:mine (deleted)", shm));
+  EXPECT_EQ(captured.file(4).object().object(), 102u);
+
+  FileRestoreOptions opts = options();
+  opts.open_object = [&](uint32_t object, uint32_t) {
+    EXPECT_THAT(object, ::testing::AllOf(::testing::Ge(101u), ::testing::Le(103u)));
+    return UniqueFd(::memfd_create("restored", MFD_CLOEXEC));
+  };
+  Restored restored(captured, opts);
+  EXPECT_EQ(offset(restored.fd(3)), 2);
+  opts.open_object = [](uint32_t, uint32_t) { return UniqueFd(); };
+  EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored again(captured, opts); }), HasSubstr("memory object 101"));
+}
+
+TEST(Directory, GoesOnWhereItWas) {
+  TempDir dir;
+  for (const char* name : {"a", "b", "c", "d"}) dir.write(name, "");
+  Child child([&] {
+    DIR* open = ::opendir((dir / "").c_str());
+    must(open && ::dirfd(open) == 3);
+    ::rewinddir(open);
+  });
+  const Captured captured = capture(child);
+  Restored restored(captured);
+  DIR* open = ::fdopendir(::dup(restored.fd(3)));
+  ASSERT_TRUE(open);
+  int count = 0;
+  while (::readdir(open)) count++;
+  EXPECT_EQ(count, 6);
+  ::closedir(open);
+}
+
+TEST(CharDevice, PlainOnesComeBack) {
+  Child child([] {
+    must(::open("/dev/zero", O_RDONLY) == 3 && ::open("/dev/urandom", O_RDONLY | O_NONBLOCK) == 4);
+    must(::open("/dev/full", O_WRONLY) == 5);
+  });
+  Captured captured = capture(child);
+  Restored restored(captured);
+  EXPECT_EQ(read_some(restored.fd(3), 4), std::string(4, '\0'));
+  EXPECT_EQ(read_some(restored.fd(4), 4).size(), 4u);
+  EXPECT_EQ(::write(restored.fd(5), "x", 1), -1);
+  captured.mutable_file(3).mutable_identity()->set_path("/dev/null");
+  error_of(ErrorKind::kImage, [&] { Restored again(captured); });
+}
+
+TEST(OuterStream, IsReplacedByTheNewTasks) {
+  TempDir dir;
+  int in[2], out[2];
+  ASSERT_EQ(::pipe2(in, O_CLOEXEC), 0);
+  ASSERT_EQ(::pipe2(out, O_CLOEXEC), 0);
+  const std::string path = dir.write("out", "");
+  struct stat in_stat {}, out_stat {}, file_stat {};
+  ::fstat(in[0], &in_stat);
+  ::fstat(out[1], &out_stat);
+  ::stat(path.c_str(), &file_stat);
+  // The child's setup runs after its descriptors are closed, so hand the pipes over by /proc.
+  const std::string self = "/proc/" + std::to_string(::getpid()) + "/fd/";
+  Child child([&] {
+    const int a = ::open((self + std::to_string(in[0])).c_str(), O_RDONLY);
+    const int b = ::open((self + std::to_string(out[1])).c_str(), O_WRONLY);
+    const int c = ::open(path.c_str(), O_WRONLY | O_APPEND);
+    must(::dup2(a, 0) == 0 && ::dup2(b, 1) == 1 && ::dup2(c, 2) == 2);
+    must(::close_range(3, ~0u, 0) == 0 && ::dup(1) == 3);
+    must(::open("/dev/null", O_RDONLY) == 4);
+    if (::fork() == 0) ::pause();
+  });
+  const Captured captured = capture(child.refs(), {{3, 0, in_stat.st_dev, in_stat.st_ino, false},
+                                                   {3, 1, out_stat.st_dev, out_stat.st_ino, false},
+                                                   {3, 2, file_stat.st_dev, file_stat.st_ino, true}});
+  EXPECT_EQ(captured.file(0).outer().fd(), 0);
+  EXPECT_EQ(captured.file(1).outer().rank(), 3);
+  EXPECT_EQ(captured.file(3).id(), captured.file(1).id());
+  EXPECT_EQ(captured.file(2, 1).outer().fd(), 2);
+  EXPECT_TRUE(captured.file(4).has_char_device());
+  EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured); }), HasSubstr("task 3"));
+
+  int fresh[2];
+  ASSERT_EQ(::pipe2(fresh, O_CLOEXEC), 0);
+  FileRestoreOptions opts = options();
+  opts.outer[3] = {fresh[0], fresh[1], fresh[1]};
+  Restored restored(captured, opts);
+  EXPECT_EQ(::write(restored.fd(3), "hello", 5), 5);
+  EXPECT_EQ(read_some(restored.fd(0)), "hello");
+  for (const int fd : {in[0], in[1], out[0], out[1], fresh[0], fresh[1]}) ::close(fd);
+}
+
+TEST(Locks, FlockAndOfdComeBackUnlessTaken) {
+  TempDir dir;
+  const std::string path = dir.write("lock", "0123456789");
+  Captured captured;
+  {
+    Child child([&] {
+      must(::open(path.c_str(), O_RDWR) == 3 && ::flock(3, LOCK_EX) == 0);
+      must(::open(path.c_str(), O_RDWR) == 4);
+      struct flock part {};
+      part.l_type = F_WRLCK, part.l_start = 2, part.l_len = 3;
+      must(::fcntl(4, F_OFD_SETLK, &part) == 0);
+      must(::open("/dev/null", O_RDWR) == 5);
+      if (::fork() == 0) ::pause();
+    });
+    captured = capture(child);
+  }
+  EXPECT_EQ(captured.file(3).flock().type(), F_WRLCK);
+  ASSERT_EQ(captured.file(4).ofd_locks_size(), 1);
+  const UniqueFd other(::open(path.c_str(), O_RDWR | O_CLOEXEC));
+  {
+    Restored restored(captured);
+    EXPECT_EQ(::flock(other.get(), LOCK_SH | LOCK_NB), -1);
+    struct flock probe {};
+    probe.l_type = F_RDLCK, probe.l_start = 4, probe.l_len = 1;
+    EXPECT_EQ(::fcntl(other.get(), F_OFD_GETLK, &probe), 0);
+    EXPECT_EQ(probe.l_type, F_WRLCK);
+  }
+  ASSERT_EQ(::flock(other.get(), LOCK_SH | LOCK_NB), 0);
+  EXPECT_THAT(error_of(ErrorKind::kSystem, [&] { Restored restored(captured); }), HasSubstr(path + " was locked"));
+}
+
+TEST(Locks, PosixLocksBelongToTheProcess) {
+  TempDir dir;
+  const std::string path = dir.write("lock", "0123456789");
+  Child child([&] {
+    must(::open(path.c_str(), O_RDWR) == 3 && ::dup(3) == 4);
+    struct flock whole {};
+    whole.l_type = F_WRLCK, whole.l_start = 5;
+    must(::fcntl(3, F_SETLK, &whole) == 0);
+    if (::fork() == 0) ::pause();
+  });
+  const Captured captured = capture(child);
+  ASSERT_EQ(captured.capsule.processes(0).posix_locks_size(), 1);
+  EXPECT_EQ(captured.capsule.processes(1).posix_locks_size(), 0);
+  const pb::PosixLock& lock = captured.capsule.processes(0).posix_locks(0);
+  EXPECT_EQ(lock.file(), captured.file(3).id());
+  EXPECT_EQ(lock.start(), 5u);
+  EXPECT_EQ(lock.length(), 0u);
+}
+
+}  // namespace
+}  // namespace icp::test
