@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -117,12 +118,14 @@ void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>
 void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionReader& version,
                                   const pb::Capsule& capsule) {
   const std::vector<TreeStep> steps = plan_tree(capsule);
+  const IpcLimits ipc_limits = IpcLimits::read();  // a new namespace starts with the kernel's, not the administrator's
   TreeBuilder builder(find_init(options.init_path), options.join);
   const UniqueFd ipc = builder.ipc_namespace();
   const UniqueFd root = builder.root();
   const UniqueFd null_fd(::open("/dev/null", O_RDWR | O_CLOEXEC));
   const std::map<int, std::array<int, 3>> streams = complete_streams(options, capsule, null_fd.get());
   const IpcNamespaceScope scope(ipc.get());
+  ipc_limits.apply();
   const RestoredSysv sysv = restore_sysv(capsule, options.identity.uid, options.identity.gid);
   const int carrier = socket_number(capsule);
   MemoryRestore memory_restore(version, capsule,

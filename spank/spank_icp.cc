@@ -28,6 +28,7 @@
 #define ICP_EXPORT extern "C" __attribute__((visibility("default")))
 
 // Declared first: a const object has internal linkage in C++.
+#pragma GCC visibility push(default)
 extern "C" {
 extern const char plugin_name[], plugin_type[];
 extern const unsigned int plugin_version, spank_plugin_version;
@@ -41,6 +42,7 @@ extern const int slurm_spank_init_failure_mode;
 const int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;
 #endif
 }
+#pragma GCC visibility pop
 
 namespace {
 
@@ -58,10 +60,14 @@ int guarded(const char* where, Function function) noexcept {
   return ESPANK_SUCCESS;
 }
 
-int initialise(spank_t handle, int argc, char** argv) {
+void read_settings(int argc, char** argv) {
   std::vector<std::string> complaints;
   settings = icp::spank::Settings::read(argc, argv, complaints);
   for (const std::string& text : complaints) slurm_error("spank_icp: %s", text.c_str());
+}
+
+int initialise(spank_t handle, int argc, char** argv) {
+  read_settings(argc, argv);
   switch (spank_context()) {
     case S_CTX_LOCAL:
     case S_CTX_ALLOCATOR:
@@ -125,15 +131,17 @@ ICP_EXPORT int slurm_spank_exit(spank_t, int, char**) {
   });
 }
 
-ICP_EXPORT int slurm_spank_job_prolog(spank_t handle, int, char**) {
+ICP_EXPORT int slurm_spank_job_prolog(spank_t handle, int argc, char** argv) {
   return guarded("job_prolog", [&] {
+    read_settings(argc, argv);  // Slurm does not call init in this process
     icp::spank::begin_job(handle, settings);
     return ESPANK_SUCCESS;
   });
 }
 
-ICP_EXPORT int slurm_spank_job_epilog(spank_t handle, int, char**) {
+ICP_EXPORT int slurm_spank_job_epilog(spank_t handle, int argc, char** argv) {
   return guarded("job_epilog", [&] {
+    read_settings(argc, argv);  // Slurm does not call init in this process
     icp::spank::end_job(handle, settings);
     return ESPANK_SUCCESS;
   });

@@ -26,6 +26,7 @@ constexpr int kGoodbyeTimeout = 20'000;  // ms, for a version under way at the s
 // One step a process: slurmstepd's.
 AgentLink agent;
 StepFacts facts;
+bool asked = false;   // for checkpoints or a restart
 std::string problem;  // why there is no agent though one was asked for
 
 // Only the tasks' own end may fail a job without draining the node, hence the sentence waits for start_task().
@@ -86,7 +87,10 @@ void begin_step(spank_t handle, const Settings& settings) {
   enter_job(settings);
   const Request request = requested(handle);
   if (facts.step >= 0 && request.wants_agent()) note_numbered_step(settings.run_dir, facts.node, facts.job);
-  if (!request.wants_agent() || (facts.step < 0 && facts.step != protocol::kBatchStep)) return;
+  if (facts.step < 0 && facts.step != protocol::kBatchStep) return;
+  // `ipc: host` needs somebody who looks at what the job's processes make while they are alive.
+  if (!request.wants_agent() && settings.ipc != IpcChoice::kHost) return;
+  asked = request.wants_agent();
   facts.interval = request.interval;
   facts.checkpoint_dir = request.checkpoint_dir;
   facts.restart_dir = request.restart_dir;
@@ -121,7 +125,7 @@ int become_proxy(const std::string& proxy) {
 }  // namespace
 
 int start_task(spank_t handle) {
-  if (problem.empty() && !agent.running()) return 0;
+  if (!asked) return 0;
   const uint32_t rank = item<uint32_t>(handle, S_TASK_GLOBAL_ID).value_or(0);
   Packet answer;
   if (problem.empty()) {

@@ -31,7 +31,7 @@ struct RestartOptions {
 class Attendant {
  public:
   Attendant(RestoredCapsule& capsule, EventLoop& loop, Versions* versions)
-      : capsule_(capsule), loop_(loop), versions_(versions), roots_(capsule.roots()) {
+      : capsule_(capsule), loop_(loop), versions_(versions), roots_(capsule.roots()), init_(capsule.init_pid()) {
     for (const TaskRoot& root : roots_) {
       try {
         handles_.emplace(root.rank, ProcessHandle(root.pid));
@@ -61,8 +61,8 @@ class Attendant {
  private:
   void take_exits() {
     for (const TaskExit& exit : capsule_.take_exits()) statuses_[exit.rank] = exit.status;
-    if (kill(capsule_.init_pid(), 0) == 0 || statuses_.size() >= roots_.size()) return;
-    throw_error(ErrorKind::kGone, "the restored processes were killed together with their init, process {}",
+    if (statuses_.size() >= roots_.size() || init_.running()) return;
+    throw_error(ErrorKind::kGone, "the restored processes were killed with their init, process {}",
                 capsule_.init_pid());
   }
 
@@ -77,6 +77,7 @@ class Attendant {
   EventLoop& loop_;
   Versions* versions_;
   std::vector<TaskRoot> roots_;
+  ProcessHandle init_;  // ends with its last task, and all else in the capsule with it
   std::map<int, ProcessHandle> handles_;
   std::map<int, int> statuses_;
 };
@@ -110,6 +111,8 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.version = options.version;
   restore.node = options.versions.node;
   restore.identity = options.user.empty() ? reader_of(options.versions.dir) : user_identity(options.user);
+  restore.track = !options.interval.empty();
+  restore.tracker = tracker_from(options.versions.tracker);
   restore.grown = grown_from(options.grown);
   const ImageDir image = ImageDir::open(restore.image_path, restore.identity, restore.node);
   if (restore.version == 0) restore.version = image.latest().value_or(0);
@@ -138,11 +141,7 @@ std::unique_ptr<Versions> continued(RestoredCapsule& capsule, const RestartOptio
   VersionOptions versions = options.versions;
   if (versions.node.empty()) versions.node = capsule.manifest().job().node();
   SessionConfig config = session_config(versions, restored.identity, capsule.manifest().job().command());
-  const auto open = [&capsule](SessionConfig session) {
-    for (const TaskRoot& root : capsule.roots())
-      for (const OuterStreamId& stream : outer_streams_of(root.pid, root.rank)) session.outer.push_back(stream);
-    return capsule.continue_session(std::move(session));
-  };
+  const auto open = [&capsule](SessionConfig session) { return capsule.continue_session(std::move(session)); };
   return std::make_unique<Versions>(std::move(config), open, reporter);
 }
 

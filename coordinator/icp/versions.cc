@@ -24,9 +24,11 @@ std::string host_name() {
   return name.substr(0, name.find('.'));
 }
 
+TrackerKind tracker_from(const std::string& name) { return name == "auto" ? TrackerKind::kAuto : parse_tracker(name); }
+
 SessionConfig session_config(const VersionOptions& options, const Identity& identity, const std::string& command) {
   SessionConfig config;
-  config.tracker = options.tracker == "auto" ? TrackerKind::kAuto : parse_tracker(options.tracker);
+  config.tracker = tracker_from(options.tracker);
   config.image_path = options.dir;
   config.identity = identity;
   config.node = options.node.empty() ? host_name() : options.node;
@@ -39,15 +41,19 @@ SessionConfig session_config(const VersionOptions& options, const Identity& iden
 }
 
 Versions::Versions(SessionConfig config, Open open, Reporter& reporter)
-    : config_(std::move(config)), open_(std::move(open)), reporter_(reporter) {}
+    : config_(std::move(config)), open_(std::move(open)), reporter_(reporter) {
+  attempt([this] { this->open(); });
+}
 
-std::optional<CheckpointResult> Versions::take(bool kill) noexcept {
+void Versions::open() {
+  if (!session_) session_.emplace(open_(config_));
+}
+
+bool Versions::attempt(const std::function<void()>& step) noexcept {
   failure_.reset();
   try {
-    if (!session_) session_.emplace(open_(config_));
-    const CheckpointResult result = session_->checkpoint(kill);
-    reporter_.version_taken(result);
-    return result;
+    step();
+    return true;
   } catch (const Error& error) {
     failure_ = error;
     // The end of the program in the middle of a version is no failure of either.
@@ -56,7 +62,17 @@ std::optional<CheckpointResult> Versions::take(bool kill) noexcept {
     failure_ = Error(ErrorKind::kSystem, error.what());
     reporter_.version_failed(error.what());
   }
-  return std::nullopt;
+  return false;
+}
+
+std::optional<CheckpointResult> Versions::take(bool kill) noexcept {
+  std::optional<CheckpointResult> result;
+  attempt([&] {
+    open();
+    result = session_->checkpoint(kill);
+    reporter_.version_taken(*result);
+  });
+  return result;
 }
 
 Versions::Open open_root(pid_t pid) {

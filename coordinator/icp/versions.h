@@ -29,11 +29,15 @@ std::string host_name();
 // said before a program starts or stops.
 SessionConfig session_config(const VersionOptions& options, const Identity& identity, const std::string& command);
 
-// Takes versions and says how it went. The session is opened with the first version, and again after a failure to
-// open it: a program goes on whatever happens here. Used by the thread that made it.
+// "auto" or what parse_tracker() knows; kUsage otherwise.
+TrackerKind tracker_from(const std::string& name);
+
+// Takes versions and says how it went. A session that cannot be opened is tried again with each version: a program
+// goes on whatever happens here. Used by the thread that made it.
 class Versions {
  public:
   using Open = std::function<Session(SessionConfig)>;
+  // Opens the session: System V objects that the tree makes from now on are known to be its own.
   Versions(SessionConfig config, Open open, Reporter& reporter);
 
   // One version of the tree; empty if there is none, which has been reported, unless the tree is gone.
@@ -42,6 +46,10 @@ class Versions {
   const std::optional<Error>& failure() const { return failure_; }
 
  private:
+  // Carries out `step`; false if it failed, which has been noted and reported.
+  bool attempt(const std::function<void()>& step) noexcept;
+  void open();
+
   SessionConfig config_;
   Open open_;
   Reporter& reporter_;

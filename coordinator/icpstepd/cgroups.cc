@@ -54,19 +54,21 @@ std::vector<fs::path> job_directories(const std::string& node, uid_t uid, uint32
   return found;
 }
 
-std::set<pid_t> job_processes(const std::vector<fs::path>& directories) {
+void add_processes(const fs::path& directory, std::set<pid_t>& pids) {
+  std::ifstream file(directory / "cgroup.procs");
+  for (pid_t pid = 0; file >> pid;) {
+    if (pid > 1 && pid != ::getpid() && comm_of(pid) != "slurmstepd") pids.insert(pid);
+  }
+}
+
+// Of the directories and all below them.
+std::set<pid_t> processes_in(const std::vector<fs::path>& directories) {
   std::set<pid_t> pids;
   std::error_code ignored;
-  const auto add = [&pids](const fs::path& directory) {
-    std::ifstream file(directory / "cgroup.procs");
-    for (pid_t pid = 0; file >> pid;) {
-      if (pid > 1 && pid != ::getpid() && comm_of(pid) != "slurmstepd") pids.insert(pid);
-    }
-  };
   for (const fs::path& top : directories) {
-    add(top);
+    add_processes(top, pids);
     for (const auto& entry : fs::recursive_directory_iterator(top, ignored)) {
-      if (entry.is_directory(ignored)) add(entry.path());
+      if (entry.is_directory(ignored)) add_processes(entry.path(), pids);
     }
   }
   return pids;
@@ -127,12 +129,28 @@ void join_cgroups(pid_t pid, pid_t like) {
   }
 }
 
-bool signalled_by_cgroup(pid_t task) {
-  const auto places = cgroups_of(task);
-  return std::any_of(places.begin(), places.end(), [](const CgroupPlace& place) {
-    return (place.controllers == "freezer" || place.controllers.empty()) &&
-           place.path.find("/step_") != std::string::npos;
-  });
+namespace {
+
+// The step's own directory in the hierarchy that proctrack/cgroup uses; empty without proctrack/cgroup.
+std::string step_directory(pid_t task) {
+  for (CgroupPlace place : cgroups_of(task)) {
+    const size_t step = place.path.find("/step_");
+    if ((place.controllers != "freezer" && !place.controllers.empty()) || step == std::string::npos) continue;
+    place.path.resize(std::min(place.path.find('/', step + 1), place.path.size()));
+    return place.directory();
+  }
+  return {};
+}
+
+}  // namespace
+
+bool signalled_by_cgroup(pid_t task) { return !step_directory(task).empty(); }
+
+std::vector<pid_t> step_processes(pid_t task) {
+  const std::string directory = step_directory(task);
+  if (directory.empty()) return {};
+  const std::set<pid_t> pids = processes_in({directory});
+  return {pids.begin(), pids.end()};
 }
 
 size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
@@ -140,7 +158,7 @@ size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
   std::set<pid_t> all;
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
   while (true) {
-    const std::set<pid_t> left = job_processes(directories);
+    const std::set<pid_t> left = processes_in(directories);
     if (left.empty() || std::chrono::steady_clock::now() > deadline) break;
     thaw(directories);
     for (const pid_t pid : left) ::kill(pid, SIGKILL);

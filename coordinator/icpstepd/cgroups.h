@@ -28,6 +28,9 @@ void join_cgroups(pid_t pid, pid_t like);
 // True when Slurm signals a step by its cgroup (proctrack/cgroup), hence reaches whatever is in it.
 bool signalled_by_cgroup(pid_t task);
 
+// All processes of the step whose task this is, as its cgroup knows them: orphans of tasks, too. Empty without one.
+std::vector<pid_t> step_processes(pid_t task);
+
 // Kills what is left in the job's groups on the node, except slurmstepd. Returns how many processes there were.
 size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job);
 

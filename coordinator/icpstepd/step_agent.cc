@@ -11,12 +11,17 @@
 #include "coordinator/duration.h"
 #include "coordinator/icpstepd/cgroups.h"
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
 
 namespace icp {
 
 using protocol::Packet;
 using protocol::Received;
-namespace asio = boost::asio;
+namespace {
+
+constexpr auto kWatchInterval = std::chrono::milliseconds(500);
+
+}  // namespace
 
 StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks)
     : facts_(std::move(facts)),
@@ -25,9 +30,11 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
       control_(io_, control.release()),
       ready_(io_, tasks.release()),
       timer_(io_),
+      watch_timer_(io_),
       signals_(io_, SIGTERM, SIGINT, SIGHUP),
       notices_([this](const std::string& line) { tell_user(line); }),
-      versions_(facts_, config_, notices_) {
+      versions_(facts_, config_, notices_),
+      ipc_watch_(facts_, config_) {
   std::string why;
   if (!facts_.interval.empty()) interval_ = parse_duration(facts_.interval, why).value_or(interval_);
   if (interval_.count() > 0) interval_ = std::max(interval_, config_.min_interval);
@@ -44,7 +51,20 @@ void StepAgent::run() {
   signals_.async_wait([this](boost::system::error_code error, int) {
     if (!error) finish(false);
   });
+  if (ipc_watch_.active()) on_watch_timer();
   io_.run();
+}
+
+void StepAgent::on_watch_timer() {
+  std::vector<pid_t> pids;
+  for (const auto& [rank, task] : tasks_) {
+    if (task.state != Task::kEnded && task.pid > 0) pids.push_back(task.pid);
+  }
+  ipc_watch_.look(pids);
+  watch_timer_.expires_after(kWatchInterval);
+  watch_timer_.async_wait([this](boost::system::error_code error) {
+    if (!error) on_watch_timer();
+  });
 }
 
 std::string StepAgent::step() const { return fmt::format("{}.{}", facts_.job, protocol::step_name(facts_.step)); }
@@ -77,6 +97,7 @@ void StepAgent::on_control() {
       Task& task = tasks_[static_cast<int>(*rank)];
       task.rank = static_cast<int>(*rank);
       task.pid = static_cast<pid_t>(packet.number("pid").value_or(0));
+      ipc_watch_.look({task.pid});
     } else if (packet.type == protocol::kTaskExit && rank) {
       Task* const task = find(*rank);
       if (task == nullptr) continue;
@@ -231,7 +252,9 @@ void StepAgent::begin_versions_when_all_run() {
   try {
     prepare_image_path(image_, identity_of(facts_), facts_.restarts > 0);
     unmark_completed(image_, identity_of(facts_));
-    versions_.begin(Session(versions_.session_config(image_, task_streams()), roots));
+    SessionConfig config = versions_.session_config(image_, task_streams());
+    config.more_processes = [this] { return orphans(); };
+    versions_.begin(Session(std::move(config), roots));
     start_timer();
   } catch (const Error& error) {
     spdlog::error("{}", error.what());
@@ -239,6 +262,18 @@ void StepAgent::begin_versions_when_all_run() {
     notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {}{}{} (the job runs on)", step(), error.what(),
                                   error.remedy().empty() ? "" : "; ", error.remedy()));
   }
+}
+
+// Processes of the step that may have lost their parents: its cgroup knows them.
+std::vector<pid_t> StepAgent::orphans() const {
+  for (const auto& [rank, task] : tasks_) {
+    try {
+      if (task.state == Task::kRunning) return step_processes(task.pid);
+    } catch (const Error&) {
+      continue;  // it has ended
+    }
+  }
+  return {};
 }
 
 void StepAgent::start_timer() {
@@ -327,6 +362,7 @@ void StepAgent::after_restore(RestartResult result) {
     prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0);
     SessionConfig config = versions_.session_config(image_, task_streams());
     config.whole_ipc_namespace = true;  // the capsule's own
+    config.more_processes = [this] { return read_children(capsule_->init_pid()); };
     versions_.begin(same_image ? capsule_->continue_session(std::move(config))
                                : Session(std::move(config), capsule_->roots()));
     start_timer();

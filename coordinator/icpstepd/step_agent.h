@@ -17,6 +17,7 @@
 
 #include "coordinator/config.h"
 #include "coordinator/icpstepd/image_choice.h"
+#include "coordinator/icpstepd/ipc_watch.h"
 #include "coordinator/icpstepd/notices.h"
 #include "coordinator/icpstepd/restart.h"
 #include "coordinator/icpstepd/versions.h"
@@ -56,6 +57,7 @@ class StepAgent {
   void on_proxy_gone(Task& task);
   void on_capsule();
   void on_timer();
+  void on_watch_timer();
 
   void answer(Task& task);
   void decide(const std::string& cwd);
@@ -68,6 +70,7 @@ class StepAgent {
   void finish(bool goodbye);
   Task* find(int64_t rank);
   std::vector<TaskStreams> task_streams() const;
+  std::vector<pid_t> orphans() const;
   std::string step() const;
   void tell_user(const std::string& line);
 
@@ -76,11 +79,12 @@ class StepAgent {
   std::string problem_;
   boost::asio::io_context io_{1};
   Socket control_, ready_;
-  boost::asio::steady_timer timer_;
+  boost::asio::steady_timer timer_, watch_timer_;
   boost::asio::signal_set signals_;
   std::map<int, Task> tasks_;  // by rank
   Notices notices_;
   Versions versions_;
+  IpcWatch ipc_watch_;
   std::optional<StartPlan> plan_;
   std::string image_;          // the step's own
   std::optional<RestoredCapsule> capsule_;

@@ -3,6 +3,7 @@
 
 #include <grp.h>
 #include <sys/fsuid.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -40,6 +41,7 @@ FsIdentity::FsIdentity(const Identity& identity) {
   old_groups_.resize(static_cast<size_t>(count));
   if (::getgroups(count, old_groups_.data()) < 0) throw_errno("cannot read the agent's groups");
 
+  ::prctl(PR_GET_PDEATHSIG, &death_signal_);
   active_ = true;
   if (set_thread_groups(identity.groups) != 0) {
     active_ = false;
@@ -63,6 +65,7 @@ FsIdentity::~FsIdentity() {
     std::fputs("slurm-icp: cannot go back to the agent's own identity, giving up\n", stderr);
     std::abort();
   }
+  if (death_signal_ != 0) ::prctl(PR_SET_PDEATHSIG, death_signal_);
 }
 
 }  // namespace icp

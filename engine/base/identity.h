@@ -32,6 +32,7 @@ class FsIdentity {
 
  private:
   bool active_ = false;
+  int death_signal_ = 0;  // PR_SET_PDEATHSIG, which the kernel forgets at every change of fsuid
   uid_t old_uid_ = 0;
   gid_t old_gid_ = 0;
   std::vector<gid_t> old_groups_;

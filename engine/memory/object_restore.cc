@@ -158,7 +158,10 @@ void ObjectRestore::create_one(const pb::MemoryObject& object) {
     case pb::MemoryObject::MEMFD:
       made.fd.reset(::memfd_create(object.path().substr(0, 240).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
       if (!made.fd) throw_errno("cannot make a memfd");
-      if (::fchmod(made.fd.get(), object.mode()) != 0) throw_errno("cannot set the mode of a memfd");
+      if (::fchown(made.fd.get(), files_.identity().uid, files_.identity().gid) != 0 ||
+          ::fchmod(made.fd.get(), object.mode() & 0777) != 0) {
+        throw_errno("cannot set owner and mode of a memfd");
+      }
       break;
     default:
       create_file(object, made);

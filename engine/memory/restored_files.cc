@@ -21,7 +21,8 @@ constexpr size_t kMaxOpen = 256;  // descriptors kept; the agent has others to o
 UniqueFd RestoredFiles::open(const std::string& path, int flags, unsigned mode) const {
   const FsIdentity as_user(identity_);
   open_how how{};
-  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | O_NOCTTY | O_NONBLOCK);
+  // O_NONBLOCK: a FIFO in the place of the file must not hold us up. openat2 refuses it beside O_PATH.
+  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | ((flags & O_PATH) != 0 ? 0 : O_NOCTTY | O_NONBLOCK));
   how.mode = mode;
   how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
   const int root = root_fd_ >= 0 ? root_fd_ : ::open("/", O_PATH | O_CLOEXEC);

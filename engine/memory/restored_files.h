@@ -20,6 +20,7 @@ class RestoredFiles {
   int mapped_file(const pb::FileIdentity& file);
   // Any path, like openat(2). -1 and errno on failure.
   UniqueFd open(const std::string& path, int flags, unsigned mode = 0) const;
+  const Identity& identity() const { return identity_; }
   int unlink(const std::string& path) const;
 
  private:

@@ -1,0 +1,282 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/memory/address_space_restore.h"
+
+#include <asm/prctl.h>
+#include <fcntl.h>
+#include <linux/prctl.h>
+#include <sys/mman.h>
+#include <sys/shm.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <array>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/memory/mapping_check.h"
+#include "engine/memory/mm_layout.h"
+#include "engine/memory/page_ranges.h"
+
+namespace icp {
+namespace {
+
+constexpr uint64_t kScratchBytes = 256 << 10;
+constexpr uint64_t kTrampolineBytes = kPageSize + kScratchBytes;
+// Kept free around the trampoline: a mapping that grows down wants 256 pages below itself (mm/mmap.c, stack_guard_gap).
+constexpr uint64_t kMargin = 4 << 20;
+constexpr uint64_t kSearchFrom = 1ull << 32;   // above where programs of fixed address and their heaps lie
+constexpr uint64_t kChunkPages = 256;          // 1 MiB: stays in the cache between reading and writing
+constexpr uint64_t kMadvGuardInstall = 102;    // Linux 6.13
+
+// Where nothing lies, now or in the new layout.
+uint64_t find_hole(pid_t pid, const pb::AddressSpace& memory) {
+  std::vector<Range> taken;
+  for (const MapsEntry& entry : MapsEntry::read(pid)) taken.push_back({entry.start, entry.end});
+  for (const pb::Mapping& mapping : memory.mappings()) taken.push_back({mapping.start(), mapping.end()});
+  normalise(taken);
+  uint64_t at = kSearchFrom;
+  for (const Range& range : taken) {
+    if (range.end <= at) continue;
+    if (range.start > at && range.start - at >= kTrampolineBytes + 2 * kMargin) break;
+    at = range.end;
+  }
+  if (at + kTrampolineBytes + 2 * kMargin > kUserSpaceEnd) {
+    throw_error(ErrorKind::kImage, "the image leaves no room in the address space to restore it");
+  }
+  return at + kMargin;
+}
+
+}  // namespace
+
+AddressSpaceRestore::AddressSpaceRestore(RemoteProcess& remote, const pb::AddressSpace& memory, RestoredFiles& files,
+                                         const ObjectRestore& objects, int agent_socket, int process_socket)
+    : remote_(remote),
+      memory_(memory),
+      files_(files),
+      objects_(objects),
+      agent_socket_(agent_socket),
+      process_socket_(process_socket) {}
+
+MemoryRestore::Trampoline AddressSpaceRestore::make_trampoline() {
+  const uint64_t at = find_hole(remote_.pid(), memory_);
+  remote_.call("mmap of the trampoline", SYS_mmap,
+               {at, kTrampolineBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, ~0ull, 0});
+  // syscall; int3, and traps all over the rest of the page.
+  std::array<std::byte, kPageSize> code;
+  code.fill(std::byte{0xcc});
+  code[0] = std::byte{0x0f};
+  code[1] = std::byte{0x05};
+  remote_.write({at}, code);
+  remote_.call("mprotect of the trampoline", SYS_mprotect, {at, kPageSize, PROT_READ | PROT_EXEC});
+  remote_ = RemoteProcess(remote_.thread(), remote_.pid(), {at});
+  remote_.set_scratch({at + kPageSize}, kScratchBytes);
+  trampoline_ = {at, kTrampolineBytes};
+  return trampoline_;
+}
+
+void AddressSpaceRestore::unmap_all() {
+  const uint64_t end = trampoline_.start + trampoline_.size;
+  remote_.call("munmap", SYS_munmap, {0, trampoline_.start});
+  remote_.call("munmap", SYS_munmap, {end, kUserSpaceEnd - end});
+}
+
+void AddressSpaceRestore::map_vdso() {
+  if (memory_.vdso_start() == 0) return;
+  // The kernel takes the address as a hint and puts the data pages there, the code after them.
+  remote_.call("arch_prctl(ARCH_MAP_VDSO_64)", SYS_arch_prctl, {ARCH_MAP_VDSO_64, memory_.vvar_start()});
+  for (const MapsEntry& entry : MapsEntry::read(remote_.pid())) {
+    if (entry.path == "[vdso]" && entry.start == memory_.vdso_start() &&
+        entry.end - entry.start == memory_.vdso_size()) {
+      return;
+    }
+  }
+  throw Error(ErrorKind::kImage, fmt::format("the vdso cannot be put back at {:x}", memory_.vdso_start()), 0,
+              "restart on a node with the same kernel");
+}
+
+// The process's number for an agent's descriptor that remote_fd() has sent under `open_name_`.
+int AddressSpaceRestore::remote_fd(int local) {
+  remote_.reset_scratch();
+  remote_fd_ = remote_.send_fd(agent_socket_, process_socket_, local);
+  return remote_fd_;
+}
+
+void AddressSpaceRestore::close_remote_fd() {
+  if (remote_fd_ >= 0) remote_.call("close", SYS_close, {static_cast<uint64_t>(remote_fd_)});
+  remote_fd_ = -1;
+  open_name_.clear();
+}
+
+uint64_t AddressSpaceRestore::call_mmap(const pb::Mapping& mapping, uint64_t flags, int fd) {
+  if (mapping.noreserve()) flags |= MAP_NORESERVE;
+  const int64_t result =
+      remote_.syscall(SYS_mmap, {mapping.start(), mapping.end() - mapping.start(), mapping.prot(),
+                                 flags | MAP_FIXED_NOREPLACE, static_cast<uint64_t>(static_cast<int64_t>(fd)),
+                                 fd < 0 ? 0 : mapping.offset()});
+  if (result < 0) {
+    const int error = static_cast<int>(-result);
+    throw Error(ErrorKind::kSystem,
+                fmt::format("cannot map {:x}-{:x}{}{}: {}", mapping.start(), mapping.end(),
+                            mapping.has_file() ? " of " : "", mapping.file().path(), errno_text(error)),
+                error);
+  }
+  return static_cast<uint64_t>(result);
+}
+
+void AddressSpaceRestore::attach_segment(const pb::Mapping& mapping, const pb::MemoryObject& object) {
+  const auto id = static_cast<uint64_t>(objects_.new_shmid(object));
+  const uint64_t flags = (mapping.may_write() ? 0 : SHM_RDONLY) | ((mapping.prot() & PROT_EXEC) != 0 ? SHM_EXEC : 0);
+  const uint64_t bytes = mapping.end() - mapping.start();
+  const uint64_t whole = page_up(object.size());
+  if (mapping.offset() > whole || bytes > whole - mapping.offset()) {
+    throw_error(ErrorKind::kImage, "damaged image: the mapping {:x}-{:x} is larger than its System V segment",
+                mapping.start(), mapping.end());
+  }
+  if (bytes == whole) {
+    remote_.call("shmat", SYS_shmat, {id, mapping.start(), flags});
+  } else {
+    // A part is left of it: attach all of it somewhere, move the part, drop the rest.
+    const auto at = static_cast<uint64_t>(remote_.call("shmat", SYS_shmat, {id, 0, flags}));
+    remote_.call("mremap", SYS_mremap,
+                 {at + mapping.offset(), bytes, bytes, MREMAP_MAYMOVE | MREMAP_FIXED, mapping.start()});
+    if (mapping.offset() > 0) remote_.call("munmap", SYS_munmap, {at, mapping.offset()});
+    const uint64_t after = mapping.offset() + bytes;
+    if (after < whole) remote_.call("munmap", SYS_munmap, {at + after, whole - after});
+  }
+  remote_.call("mprotect", SYS_mprotect, {mapping.start(), bytes, mapping.prot()});
+}
+
+void AddressSpaceRestore::map_object(const pb::Mapping& mapping) {
+  const pb::MemoryObject& object = objects_.find(mapping.object());
+  if (object.kind() == pb::MemoryObject::SYSV && mapping.kind() == pb::Mapping::OBJECT) {
+    attach_segment(mapping, object);
+    return;
+  }
+  const bool writable = mapping.kind() == pb::Mapping::OBJECT && mapping.may_write();
+  const std::string name = fmt::format("object {} {}", mapping.object(), writable);
+  if (open_name_ != name) {
+    close_remote_fd();
+    const UniqueFd fd = objects_.open(mapping.object(), writable ? O_RDWR : O_RDONLY);
+    remote_fd(fd.get());
+    open_name_ = name;
+  }
+  call_mmap(mapping, mapping.kind() == pb::Mapping::OBJECT ? MAP_SHARED : MAP_PRIVATE, remote_fd_);
+}
+
+void AddressSpaceRestore::map_all() {
+  for (const pb::Mapping& mapping : memory_.mappings()) {
+    switch (mapping.kind()) {
+      case pb::Mapping::ANONYMOUS:
+        call_mmap(mapping, MAP_PRIVATE | MAP_ANONYMOUS | (mapping.growsdown() ? MAP_GROWSDOWN : 0), -1);
+        break;
+      case pb::Mapping::FILE_PRIVATE:
+      case pb::Mapping::FILE_READONLY_SHARED:
+        if (open_name_ != "file " + mapping.file().path()) {
+          close_remote_fd();
+          remote_fd(files_.mapped_file(mapping.file()));
+          open_name_ = "file " + mapping.file().path();
+        }
+        call_mmap(mapping, mapping.shared() ? MAP_SHARED : MAP_PRIVATE, remote_fd_);
+        break;
+      case pb::Mapping::OBJECT:
+      case pb::Mapping::OBJECT_PRIVATE:
+        map_object(mapping);
+        break;
+      default:
+        continue;  // the vdso is there already
+    }
+    // Before the pages come: they are then allocated as the program wanted.
+    for (const uint32_t advice : mapping.advice()) {
+      if (advice == MADV_HUGEPAGE || advice == MADV_NOHUGEPAGE) advise(mapping, advice);
+    }
+  }
+  close_remote_fd();
+}
+
+// Mappings get their final protection at once: changing it later would split and account them anew, and reserves of
+// terabytes could not be made writable for a moment. Pages of those that cannot be written go through /proc/PID/mem.
+void AddressSpaceRestore::write_pages(const pb::Mapping& mapping, uint64_t address, std::span<const std::byte> bytes) {
+  if ((mapping.prot() & PROT_WRITE) != 0) {
+    remote_.write({address}, bytes);
+    return;
+  }
+  if (!mem_) {
+    mem_.reset(::open(fmt::format("/proc/{}/mem", remote_.pid()).c_str(), O_RDWR | O_CLOEXEC));
+    if (!mem_) throw_errno("cannot open /proc/{}/mem", remote_.pid());
+  }
+  while (!bytes.empty()) {
+    const ssize_t done = ::pwrite(mem_.get(), bytes.data(), bytes.size(), static_cast<off_t>(address));
+    if (done < 0 && errno == EINTR) continue;
+    if (done <= 0) throw_errno("cannot write memory of process {} at {:x}", remote_.pid(), address);
+    bytes = bytes.subspan(static_cast<size_t>(done));
+    address += static_cast<uint64_t>(done);
+  }
+}
+
+void AddressSpaceRestore::fill_pages(const VersionReader& version) {
+  PageStoreReader reader(version, memory_.index());
+  std::vector<std::byte> buffer(kChunkPages * kPageSize);
+  const auto& mappings = memory_.mappings();
+  reader.index().for_each_run_in_file_order(
+      0, 1ull << 48, [&](uint64_t address, uint64_t pages, PageLocation location) {
+        while (pages > 0) {
+          const auto mapping = std::partition_point(mappings.begin(), mappings.end(),
+                                                    [&](const pb::Mapping& m) { return m.end() <= address; });
+          if (mapping == mappings.end() || address < mapping->start() || !takes_private_pages(*mapping)) {
+            throw_error(ErrorKind::kImage, "damaged image: the page at {:x} lies in no mapping it could belong to",
+                        address);
+          }
+          const uint64_t count = std::min({pages, kChunkPages, (mapping->end() - address) / kPageSize});
+          const std::span part(buffer.data(), count * kPageSize);
+          reader.read(location, count, part);
+          write_pages(*mapping, address, part);
+          address += part.size();
+          location.record += count;
+          pages -= count;
+        }
+      });
+}
+
+void AddressSpaceRestore::advise(const pb::Mapping& mapping, uint32_t advice) {
+  remote_.call("madvise", SYS_madvise, {mapping.start(), mapping.end() - mapping.start(), advice});
+}
+
+void AddressSpaceRestore::finish() {
+  for (const pb::Mapping& mapping : memory_.mappings()) {
+    if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VVAR) continue;
+    const uint64_t bytes = mapping.end() - mapping.start();
+    for (const uint32_t advice : mapping.advice()) {
+      if (advice != MADV_HUGEPAGE && advice != MADV_NOHUGEPAGE) advise(mapping, advice);
+    }
+    for (const pb::Guard& guard : mapping.guards()) {
+      remote_.call("madvise(MADV_GUARD_INSTALL)", SYS_madvise,
+                   {guard.start(), guard.end() - guard.start(), kMadvGuardInstall});
+    }
+    if (!mapping.name().empty()) {
+      remote_.reset_scratch();
+      // A kernel without names does not matter.
+      remote_.syscall(SYS_prctl, {PR_SET_VMA, PR_SET_VMA_ANON_NAME, mapping.start(), bytes,
+                                  remote_.stage_string(mapping.name()).value});
+    }
+    if (mapping.locked() || mapping.locked_on_fault()) {
+      remote_.call("mlock2", SYS_mlock2, {mapping.start(), bytes, mapping.locked_on_fault() ? MLOCK_ONFAULT : 0u});
+    }
+  }
+  remote_.reset_scratch();
+  // The program may have been deleted, as a saved object, or replaced by now.
+  int exe = -1;
+  for (const pb::Mapping& mapping : memory_.mappings()) {
+    if (mapping.kind() != pb::Mapping::OBJECT_PRIVATE) continue;
+    const pb::MemoryObject& object = objects_.find(mapping.object());
+    if (object.dev() != memory_.exe().dev() || object.ino() != memory_.exe().ino()) continue;
+    exe = remote_fd(objects_.open(object.id(), O_RDONLY).get());
+    break;
+  }
+  if (exe < 0) exe = remote_fd(files_.mapped_file(memory_.exe()));
+  restore_mm_layout(remote_, memory_, exe);
+  close_remote_fd();
+  remote_.reset_scratch();
+}
+
+}  // namespace icp

@@ -1,0 +1,101 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/memory/memory_restore.h"
+
+#include <sys/syscall.h>
+
+#include <algorithm>
+
+#include "engine/base/error.h"
+#include "engine/memory/address_space_restore.h"
+#include "engine/memory/host_facts.h"
+#include "engine/memory/mapping_check.h"
+#include "engine/memory/mm_layout.h"
+#include "engine/memory/object_restore.h"
+#include "engine/memory/restored_files.h"
+
+namespace icp {
+
+struct MemoryRestore::Impl {
+  Impl(const VersionReader& from, const pb::Capsule& state, MemoryRestoreOptions given)
+      : version(from),
+        capsule(state),
+        options(std::move(given)),
+        files(options.identity, options.root_fd),
+        objects(version, capsule, files, options.sysv) {}
+
+  const VersionReader& version;
+  const pb::Capsule& capsule;
+  MemoryRestoreOptions options;
+  mutable RestoredFiles files;
+  ObjectRestore objects;
+
+  void check_process(const pb::Process& process) const;
+  bool is_object(const pb::FileIdentity& file) const;
+};
+
+// Whether a file is saved in the image itself (a program deleted while it ran).
+bool MemoryRestore::Impl::is_object(const pb::FileIdentity& file) const {
+  return std::any_of(capsule.objects().begin(), capsule.objects().end(), [&](const pb::MemoryObject& object) {
+    return object.dev() == file.dev() && object.ino() == file.ino() && object.kind() != pb::MemoryObject::SYSV;
+  });
+}
+
+void MemoryRestore::Impl::check_process(const pb::Process& process) const {
+  const pb::AddressSpace& memory = process.memory();
+  check_mm_layout(memory);
+  check_mappings(memory);
+  for (const pb::Mapping& mapping : memory.mappings()) {
+    if (mapping.object() != 0) objects.find(mapping.object());
+    if (mapping.kind() == pb::Mapping::FILE_PRIVATE || mapping.kind() == pb::Mapping::FILE_READONLY_SHARED) {
+      files.mapped_file(mapping.file());
+    }
+  }
+  if (!is_object(memory.exe())) files.mapped_file(memory.exe());
+  const pb::HostFacts& then = version.manifest().host();
+  if (memory.vdso_start() == 0) return;
+  const pb::HostFacts now = this_host();
+  if (then.vdso_hash() != now.vdso_hash() || then.vdso_bytes() != now.vdso_bytes() ||
+      memory.vdso_size() != now.vdso_bytes()) {
+    throw Error(ErrorKind::kImage,
+                fmt::format("the image was taken with another kernel's vdso (kernel {} there, {} here)", then.kernel(),
+                            now.kernel()),
+                0, "restart on a node with the same kernel");
+  }
+}
+
+MemoryRestore::MemoryRestore(const VersionReader& version, const pb::Capsule& capsule, MemoryRestoreOptions options)
+    : impl_(std::make_unique<Impl>(version, capsule, std::move(options))) {}
+MemoryRestore::~MemoryRestore() = default;
+
+void MemoryRestore::check() const {
+  impl_->objects.check();
+  for (const pb::Process& process : impl_->capsule.processes()) {
+    if (process.state() != pb::Process::ZOMBIE) impl_->check_process(process);
+  }
+}
+
+void MemoryRestore::create_objects() { impl_->objects.create(); }
+
+UniqueFd MemoryRestore::open_object(uint32_t object, uint32_t flags) { return impl_->objects.open(object, flags); }
+
+MemoryRestore::Trampoline MemoryRestore::restore_process(RemoteProcess& remote, const pb::Process& process) {
+  check_mm_layout(process.memory());
+  check_mappings(process.memory());
+  AddressSpaceRestore space(remote, process.memory(), impl_->files, impl_->objects, impl_->options.agent_socket,
+                            impl_->options.process_socket);
+  const Trampoline trampoline = space.make_trampoline();
+  space.unmap_all();
+  space.map_vdso();
+  space.map_all();
+  space.fill_pages(impl_->version);
+  space.finish();
+  return trampoline;
+}
+
+void MemoryRestore::remove_trampoline(RemoteProcess& remote, Trampoline trampoline) {
+  remote.call("munmap of the trampoline", SYS_munmap, {trampoline.start, trampoline.size});
+}
+
+void MemoryRestore::apply_side_effects() { impl_->objects.apply_side_effects(); }
+
+}  // namespace icp

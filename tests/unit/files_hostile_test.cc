@@ -1,0 +1,253 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Images with values that no capture writes: one clear error each, no crash, nothing outside is touched.
+#include <sys/epoll.h>
+#include <sys/socket.h>
+
+#include <random>
+
+#include "files_test_util.h"
+
+namespace icp::test {
+namespace {
+
+using ::testing::HasSubstr;
+
+struct Image {
+  pb::Capsule capsule;
+  pb::OpenFile& add(uint32_t id) {
+    pb::OpenFile& file = *capsule.add_files();
+    file.set_id(id);
+    return file;
+  }
+};
+
+std::string refused(const Image& image, ErrorKind kind = ErrorKind::kImage) {
+  return error_of(kind, [&] {
+    FileRestore restore(image.capsule, options());
+    restore.create();
+  });
+}
+
+TEST(HostileFiles, NumbersAndReferences) {
+  Image image;
+  image.add(0).mutable_eventfd();
+  EXPECT_THAT(refused(image), HasSubstr("no number"));
+  image = {};
+  image.add(1).mutable_eventfd();
+  image.add(1).mutable_eventfd();
+  EXPECT_THAT(refused(image), HasSubstr("two open files"));
+  image = {};
+  image.add(1);
+  EXPECT_THAT(refused(image), HasSubstr("no known kind"));
+  for (const int number : {-1, INT32_MIN, INT32_MAX}) {
+    image = {};
+    image.add(1).mutable_eventfd();
+    pb::FileDescriptor& fd = *image.capsule.add_processes()->add_fds();
+    fd.set_fd(number), fd.set_file(1);
+    EXPECT_THAT(refused(image), HasSubstr("out of range"));
+    fd.set_fd(1), fd.set_file(2);
+    EXPECT_THAT(refused(image), HasSubstr("refers to no file"));
+    fd.set_file(1);
+    *image.capsule.mutable_processes(0)->add_fds() = fd;
+    EXPECT_THAT(refused(image), HasSubstr("twice"));
+  }
+}
+
+TEST(HostileFiles, Paths) {
+  const std::vector<std::string> paths = {"", "relative", std::string("/a\0b", 4), "/" + std::string(5000, 'x')};
+  for (const std::string& path : paths) {
+    Image image;
+    pb::OpenFile& file = image.add(1);
+    file.mutable_regular();
+    file.mutable_identity()->set_path(path);
+    refused(image);
+  }
+  Image image;
+  pb::OpenFile& file = image.add(1);
+  file.set_flags(0xffffffff);
+  file.mutable_regular();
+  file.mutable_identity()->set_path("/tmp/../../../../dev/sda");
+  refused(image, ErrorKind::kSystem);
+  file.mutable_identity()->set_path("/../dev/null");
+  EXPECT_THAT(refused(image), HasSubstr("character device"));
+}
+
+TEST(HostileFiles, PositionsAndSizes) {
+  TempDir dir;
+  Image image;
+  pb::OpenFile& file = image.add(1);
+  file.set_flags(O_RDWR);
+  file.mutable_identity()->set_path(dir.write("file", "12345"));
+  file.mutable_regular()->set_size(UINT64_MAX);
+  refused(image);
+  file.mutable_regular()->set_size(5);
+  file.set_position(UINT64_MAX);
+  refused(image);
+  file.set_position(0);
+  file.mutable_flock()->set_type(99);
+  refused(image);
+  file.clear_flock();
+  pb::PosixLock& lock = *file.add_ofd_locks();
+  lock.set_start(INT64_MAX), lock.set_length(UINT64_MAX);
+  refused(image);
+  EXPECT_EQ(content(dir / "file"), "12345");
+}
+
+TEST(HostileFiles, Pipes) {
+  for (const uint32_t capacity : {0u, 1u, 0x7fffffffu, 0xffffffffu}) {
+    Image image;
+    image.add(1).mutable_pipe()->set_capacity(capacity);
+    refused(image);
+  }
+  Image image;
+  pb::PipeEnd& end = *image.add(1).mutable_pipe();
+  end.set_capacity(65536);
+  end.set_data(std::string(65537, 'x'));
+  EXPECT_THAT(refused(image), HasSubstr("more data"));
+  end.set_data("abc");
+  end.add_packets(0xffffffff);
+  EXPECT_THAT(refused(image), HasSubstr("add up"));
+  end.clear_packets();
+  for (int i = 0; i < 3; i++) end.add_packets(1);
+  pb::PipeEnd& other = *image.add(2).mutable_pipe();
+  other.set_capacity(65536);
+  other.set_data("twice");
+  EXPECT_THAT(refused(image), HasSubstr("twice"));
+  other.clear_data();
+  other.set_fifo_path("/tmp/fifo");
+  refused(image);
+  image = {};
+  pb::PipeEnd& many = *image.add(1).mutable_pipe();
+  many.set_capacity(65536);
+  many.set_data(std::string(1000, 'x'));
+  for (int i = 0; i < 1000; i++) many.add_packets(1);
+  EXPECT_THAT(refused(image), HasSubstr("more data"));
+}
+
+TEST(HostileFiles, AnonymousFiles) {
+  Image image;
+  image.add(1).mutable_eventfd()->set_count(UINT64_MAX);
+  refused(image);
+  for (const int clock : {-1, 2, 99, INT32_MIN}) {
+    image = {};
+    image.add(1).mutable_timerfd()->set_clock(clock);
+    refused(image);
+  }
+  image = {};
+  pb::TimerFd& timer = *image.add(1).mutable_timerfd();
+  timer.set_clock(1);
+  timer.set_interval_ns(UINT64_MAX), timer.set_remaining_ns(UINT64_MAX), timer.set_ticks(UINT64_MAX);
+  timer.set_settime_flags(UINT32_MAX);
+  FileRestore restore(image.capsule, options());
+  EXPECT_NO_THROW(restore.create());
+  EXPECT_NO_THROW(restore.local_fd(1));
+  error_of(ErrorKind::kImage, [&] { restore.local_fd(2); });
+}
+
+TEST(HostileFiles, EpollSets) {
+  const auto with_item = [](int fd, uint32_t file, uint32_t events) {
+    Image image;
+    pb::EpollItem& item = *image.add(1).mutable_epoll()->add_items();
+    image.add(2).mutable_eventfd();
+    item.set_fd(fd), item.set_file(file), item.set_events(events);
+    return image;
+  };
+  refused(with_item(-5, 2, EPOLLIN));
+  refused(with_item(INT32_MAX, 2, EPOLLIN));
+  refused(with_item(5, 77, EPOLLIN));
+  refused(with_item(5, 1, EPOLLIN));                    // itself
+  refused(with_item(5, 2, UINT32_MAX & ~EPOLLONESHOT));  // EPOLLEXCLUSIVE with what it does not go with
+  Image twice = with_item(5, 2, EPOLLIN);
+  *twice.capsule.mutable_files(0)->mutable_epoll()->add_items() = twice.capsule.files(0).epoll().items(0);
+  refused(twice);
+  // Numbers that the agent itself uses must survive.
+  Image low;
+  low.add(2).mutable_eventfd();
+  pb::EpollFd& set = *low.add(1).mutable_epoll();
+  for (int fd = 0; fd < 64; fd++) {
+    pb::EpollItem& item = *set.add_items();
+    item.set_fd(fd), item.set_file(2), item.set_events(EPOLLIN);
+  }
+  FileRestore restore(low.capsule, options());
+  restore.create();
+  EXPECT_NE(::fcntl(0, F_GETFD), -1);
+}
+
+TEST(HostileFiles, UnixSockets) {
+  const auto socket = [](Image& image, uint32_t id, uint64_t ino, uint64_t peer) -> pb::UnixSocket& {
+    pb::UnixSocket& made = *image.add(id).mutable_unix_socket();
+    made.set_type(SOCK_STREAM), made.set_ino(ino), made.set_peer_ino(peer), made.set_paired(true);
+    return made;
+  };
+  Image image;
+  socket(image, 1, 5, 6);
+  EXPECT_THAT(refused(image), HasSubstr("do not fit"));
+  socket(image, 2, 6, 7);
+  refused(image);
+  image = {};
+  socket(image, 1, 5, 5);
+  refused(image);
+  image = {};
+  socket(image, 1, 5, 0);
+  socket(image, 2, 5, 0);
+  EXPECT_THAT(refused(image), HasSubstr("twice"));
+  image = {};
+  socket(image, 1, 5, 0).set_type(99);
+  refused(image);
+  image = {};
+  socket(image, 1, 5, 0).set_send_buffer(UINT32_MAX);
+  refused(image);
+  for (const std::string& name : {std::string("rel"), "/" + std::string(200, 'x')}) {
+    image = {};
+    pb::UnixSocket& bound = socket(image, 1, 5, 0);
+    bound.set_paired(false);
+    bound.set_name(name);
+    refused(image);
+  }
+  TempDir dir;
+  image = {};
+  pb::UnixSocket& bound = socket(image, 1, 5, 0);
+  bound.set_paired(false);
+  bound.set_name(dir.write("precious", "data"));
+  EXPECT_THAT(refused(image), HasSubstr("in the way"));
+  EXPECT_EQ(content(dir / "precious"), "data");
+}
+
+TEST(HostileFiles, ThousandsOfFiles) {
+  Image image;
+  for (uint32_t id = 1; id <= 3000; id++) image.add(id).mutable_eventfd()->set_count(id);
+  try {
+    FileRestore restore(image.capsule, options());
+    restore.create();
+    EXPECT_GE(restore.local_fd(3000), 0);
+  } catch (const Error& error) {
+    EXPECT_EQ(error.error_number(), EMFILE) << error.what();
+  }
+}
+
+// Random bytes in the place of a message: whatever still parses must be refused or restored, nothing else.
+TEST(HostileFiles, RandomImages) {
+  std::mt19937 random(4711);
+  Image image;
+  image.add(1).mutable_pipe()->set_capacity(4096);
+  image.add(2).mutable_timerfd()->set_clock(1);
+  image.add(3).mutable_epoll()->add_items()->set_file(2);
+  image.add(4).mutable_unix_socket()->set_type(1);
+  image.add(5).mutable_char_device();
+  image.capsule.mutable_files(4)->mutable_identity()->set_path("/dev/null");
+  const std::string good = image.capsule.SerializeAsString();
+  for (int i = 0; i < 2000; i++) {
+    std::string bad = good;
+    for (int flips = 0; flips < 3; flips++) bad[random() % bad.size()] = static_cast<char>(random());
+    pb::Capsule capsule;
+    if (!capsule.ParseFromString(bad)) continue;
+    try {
+      FileRestore restore(capsule, options());
+      restore.create();
+    } catch (const Error&) {
+    }
+  }
+}
+
+}  // namespace
+}  // namespace icp::test

@@ -1,0 +1,228 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Unix sockets: pairs with data in flight, listeners, datagrams; refusals.
+#include <poll.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+
+#include "files_test_util.h"
+
+namespace icp::test {
+namespace {
+
+using ::testing::ElementsAre;
+using ::testing::HasSubstr;
+
+void put(int fd, const std::string& text) {
+  must(::send(fd, text.data(), text.size(), MSG_DONTWAIT) == static_cast<ssize_t>(text.size()));
+}
+
+int bound(int type, const std::string& name) {
+  const int fd = ::socket(AF_UNIX, type, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  name.copy(address.sun_path, name.size());
+  must(::bind(fd, reinterpret_cast<sockaddr*>(&address),
+              static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size())) == 0);
+  return fd;
+}
+
+int connected(int type, const std::string& name) {
+  const int fd = ::socket(AF_UNIX, type | SOCK_CLOEXEC, 0);
+  sockaddr_un address{};
+  address.sun_family = AF_UNIX;
+  name.copy(address.sun_path, name.size());
+  if (::connect(fd, reinterpret_cast<sockaddr*>(&address),
+                static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size())) == 0) {
+    return fd;
+  }
+  ::close(fd);
+  return -1;
+}
+
+TEST(UnixSocket, PairsKeepTheDataBothWays) {
+  const std::string big(120000, 'b');
+  Child child([&] {
+    int pair[2];
+    must(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    must(::fcntl(4, F_SETFL, O_NONBLOCK) == 0);
+    const int size = 300000, on = 1;
+    must(::setsockopt(3, SOL_SOCKET, SO_SNDBUF, &size, sizeof size) == 0);
+    put(3, "for four");
+    put(3, big);
+    put(4, "for three");
+    must(::setsockopt(4, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) == 0);
+  });
+  for (int round = 0; round < 2; round++) {
+    const Captured captured = capture(child);
+    Restored restored(captured);
+    EXPECT_EQ(read_some(restored.fd(4)), "for four" + big);
+    EXPECT_EQ(read_some(restored.fd(3)), "for three");
+    EXPECT_TRUE(would_block(restored.fd(4)));
+    EXPECT_EQ(::write(restored.fd(4), "new", 3), 3);
+    EXPECT_EQ(read_some(restored.fd(3)), "new");
+    int on = 0;
+    socklen_t length = sizeof on;
+    EXPECT_EQ(::getsockopt(restored.fd(4), SOL_SOCKET, SO_PASSCRED, &on, &length), 0);
+    EXPECT_EQ(on, 1);
+    int size = 0;
+    EXPECT_EQ(::getsockopt(restored.fd(3), SOL_SOCKET, SO_SNDBUF, &size, &length), 0);
+    EXPECT_EQ(static_cast<uint32_t>(size), captured.file(3).unix_socket().send_buffer());
+  }
+}
+
+TEST(UnixSocket, DatagramsAndPacketsKeepTheirBoundaries) {
+  for (const int type : {SOCK_DGRAM, SOCK_SEQPACKET}) {
+    Child child([&] {
+      int pair[2];
+      must(::socketpair(AF_UNIX, type, 0, pair) == 0);
+      put(3, "one");
+      put(3, "three");
+      put(3, std::string(50000, 'x'));
+    });
+    const Captured captured = capture(child);
+    EXPECT_THAT(captured.file(4).unix_socket().queue(), ElementsAre("one", "three", std::string(50000, 'x')));
+    EXPECT_EQ(capture(child).file(4).unix_socket().queue_size(), 3);
+    Restored restored(captured);
+    EXPECT_EQ(read_some(restored.fd(4)), "one");
+    EXPECT_EQ(read_some(restored.fd(4)), "three");
+    EXPECT_EQ(read_some(restored.fd(4)).size(), 50000u);
+  }
+}
+
+TEST(UnixSocket, AnEmptyDatagramIsOne) {
+  Child child([&] {
+    int pair[2];
+    must(::socketpair(AF_UNIX, SOCK_DGRAM, 0, pair) == 0);
+    put(3, "");
+    put(3, "x");
+  });
+  EXPECT_THAT(capture(child).file(4).unix_socket().queue(), ElementsAre("", "x"));
+}
+
+TEST(UnixSocket, ClosedPeerAndShutdown) {
+  Child child([&] {
+    int pair[2];
+    must(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    put(4, "last words");
+    ::close(4);
+    must(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0 && pair[0] == 4 && pair[1] == 5);
+    put(4, "end");
+    must(::shutdown(4, SHUT_WR) == 0);
+  });
+  const Captured captured = capture(child);
+  Restored restored(captured);
+  char byte;
+  EXPECT_EQ(read_some(restored.fd(3)), "last words");
+  EXPECT_EQ(::read(restored.fd(3), &byte, 1), 0);
+  EXPECT_EQ(::send(restored.fd(3), "x", 1, MSG_NOSIGNAL), -1);
+  EXPECT_EQ(read_some(restored.fd(5)), "end");
+  EXPECT_EQ(::read(restored.fd(5), &byte, 1), 0);
+  EXPECT_EQ(::write(restored.fd(5), "x", 1), 1);
+  EXPECT_EQ(read_some(restored.fd(4)), "x");
+}
+
+TEST(UnixSocket, ListenerComesBackUnderItsName) {
+  TempDir dir;
+  for (const std::string& name : {dir / "sock", std::string("\0icp-files-test", 15)}) {
+    Captured captured;
+    {
+      Child child([&] { must(bound(SOCK_STREAM, name) == 3 && ::listen(3, 17) == 0); });
+      captured = capture(child);
+      EXPECT_EQ(captured.file(3).unix_socket().backlog(), 17u);
+      EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured); }), HasSubstr("in use"));
+      const UniqueFd client(connected(SOCK_STREAM, name));
+      ASSERT_TRUE(client);
+      const Findings findings = check(child);
+      ASSERT_EQ(findings.size(), 1u);
+      EXPECT_TRUE(findings[0].passing);
+      EXPECT_THAT(error_of(ErrorKind::kBusy, [&] { capture(child); }), HasSubstr("accepted"));
+    }
+    Restored restored(captured);
+    EXPECT_LT(connected(SOCK_STREAM, name), 0);
+    (*restored).apply_side_effects();
+    const UniqueFd client(connected(SOCK_STREAM, name));
+    EXPECT_TRUE(client);
+    const UniqueFd server(::accept(restored.fd(3), nullptr, nullptr));
+    EXPECT_EQ(::write(client.get(), "hi", 2), 2);
+    EXPECT_EQ(read_some(server.get()), "hi");
+  }
+}
+
+TEST(UnixSocket, ConnectedByNameInsideBecomesAPair) {
+  TempDir dir;
+  const std::string name = dir / "sock";
+  Captured captured;
+  {
+    Child child([&] {
+      must(bound(SOCK_STREAM, name) == 3 && ::listen(3, 5) == 0 && connected(SOCK_STREAM, name) == 4);
+      must(::accept(3, nullptr, nullptr) == 5);
+      put(4, "question");
+    });
+    captured = capture(child);
+  }
+  Restored restored(captured);
+  EXPECT_EQ(read_some(restored.fd(5)), "question");
+  EXPECT_EQ(::write(restored.fd(5), "answer", 6), 6);
+  EXPECT_EQ(read_some(restored.fd(4)), "answer");
+}
+
+TEST(UnixSocket, DatagramClientIsConnectedAgain) {
+  TempDir dir;
+  const std::string name = dir / "log";
+  const UniqueFd server(bound(SOCK_DGRAM, name));
+  Child child([&] { must(connected(SOCK_DGRAM, name) == 3 && ::socket(AF_UNIX, SOCK_STREAM, 0) == 4); });
+  const Captured captured = capture(child);
+  EXPECT_EQ(captured.file(3).unix_socket().peer_name(), name);
+  Restored restored(captured);
+  (*restored).apply_side_effects();
+  EXPECT_EQ(::write(restored.fd(3), "entry", 5), 5);
+  EXPECT_EQ(read_some(server.get()), "entry");
+}
+
+TEST(UnixSocket, RefusesConnectionsOutAndDescriptorsInFlight) {
+  TempDir dir;
+  const std::string name = dir / "sock";
+  const UniqueFd server(bound(SOCK_STREAM, name));
+  ASSERT_EQ(::listen(server.get(), 5), 0);
+  Child child([&] { must(connected(SOCK_STREAM, name) == 3); });
+  EXPECT_THAT(error_of(ErrorKind::kBusy, [&] { capture(child); }), HasSubstr("not accepted yet"));
+  const UniqueFd accepted(::accept4(server.get(), nullptr, nullptr, SOCK_CLOEXEC));
+  EXPECT_THAT(error_of(ErrorKind::kRefused, [&] { capture(child); }), HasSubstr("connected to " + name));
+
+  Child sender([&] {
+    int pair[2], carried = 0;
+    must(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+    alignas(cmsghdr) char control[CMSG_SPACE(sizeof carried)] = {};
+    char byte = 'x';
+    iovec data{&byte, 1};
+    msghdr message{};
+    message.msg_iov = &data, message.msg_iovlen = 1;
+    message.msg_control = control, message.msg_controllen = sizeof control;
+    cmsghdr* header = CMSG_FIRSTHDR(&message);
+    header->cmsg_level = SOL_SOCKET, header->cmsg_type = SCM_RIGHTS, header->cmsg_len = CMSG_LEN(sizeof carried);
+    *reinterpret_cast<int*>(CMSG_DATA(header)) = carried;
+    must(::sendmsg(3, &message, 0) == 1);
+  });
+  EXPECT_THAT(error_of(ErrorKind::kBusy, [&] { capture(sender); }), HasSubstr("SCM_RIGHTS"));
+}
+
+TEST(UnixSocket, IsMadeByTheUser) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  Child child([] {
+    int pair[2];
+    must(::socketpair(AF_UNIX, SOCK_STREAM, 0, pair) == 0);
+  });
+  const Captured captured = capture(child);
+  FileRestoreOptions opts = options();
+  opts.identity = {65534, 65533, {}};
+  Restored restored(captured, opts);
+  ucred peer{};
+  socklen_t length = sizeof peer;
+  ASSERT_EQ(::getsockopt(restored.fd(3), SOL_SOCKET, SO_PEERCRED, &peer, &length), 0);
+  EXPECT_EQ(peer.uid, 65534u);
+  EXPECT_EQ(peer.gid, 65533u);
+  EXPECT_EQ(::geteuid(), 0u);
+}
+
+}  // namespace
+}  // namespace icp::test
