@@ -186,7 +186,7 @@ CheckpointResult Session::Impl::checkpoint(bool kill) {
   }
   if (!findings.empty()) throw_refused(findings);
 
-  const ImageDir image = ImageDir::create(config.image_path, config.identity, config.node);
+  ImageDir image = ImageDir::create(config.image_path, config.identity, config.node);
   VersionWriter writer = image.begin_version();
   try {
     return write_version(writer, begin, kill);

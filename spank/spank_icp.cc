@@ -13,8 +13,10 @@
 //   child of slurmd             root     job_prolog, job_epilog                      job_end.cc: begin_job, end_job
 //
 // Return values: a failing init, user_init or task_post_fork of a batch step drains the node, and so does a failing
-// epilog; a failing task_init fails the job alone. So everything returns 0 but task_init, and init_post_opt in the
-// user's own command.
+// epilog; a failing task_init fails the job alone, but only where the plugin is `required`. So everything returns 0, and
+// where something must not run (task_init, init_post_opt in the user's own command) the process is ended.
+#include <unistd.h>
+
 #include <cstdlib>
 #include <exception>
 #include <string>
@@ -114,7 +116,11 @@ ICP_EXPORT int slurm_spank_task_post_fork(spank_t handle, int, char**) {
 }
 
 ICP_EXPORT int slurm_spank_task_init(spank_t handle, int, char**) {
-  return guarded("task_init", [&] { return on_node() ? icp::spank::start_task(handle) : 0; });
+  const int result = guarded("task_init", [&] { return on_node() ? icp::spank::start_task(handle) : 0; });
+  // With `optional` in plugstack.conf Slurm would run the user's program all the same: a step that was to be restarted
+  // must not start over. This is the forked task.
+  if (result != 0) ::_exit(1);
+  return ESPANK_SUCCESS;
 }
 
 ICP_EXPORT int slurm_spank_task_exit(spank_t handle, int, char**) {

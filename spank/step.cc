@@ -58,6 +58,9 @@ StepFacts read_facts(spank_t handle) {
   step.nodes = item<uint32_t>(handle, S_JOB_NNODES).value_or(1);
   step.local_tasks = item<uint32_t>(handle, S_JOB_LOCAL_TASK_COUNT).value_or(1);
   step.total_tasks = item<uint32_t>(handle, S_JOB_TOTAL_TASK_COUNT).value_or(1);
+  const char* const conf = std::getenv("SLURM_CONF");  // slurmd sets it
+  step.slurm_conf = conf == nullptr ? "/etc/slurm/slurm.conf" : conf;
+  step.slurm_conf.resize(step.slurm_conf.rfind('/') == std::string::npos ? 0 : step.slurm_conf.rfind('/'));
   step.verbose = std::atoi(job_env(handle, "SRUN_DEBUG").c_str()) > 3;  // 3 is srun without -v
   return step;
 }

@@ -2,7 +2,6 @@
 // icp list, show and verify: on an image, whoever's processes it holds. No root needed for one's own images.
 #include <unistd.h>
 
-#include <filesystem>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -10,6 +9,7 @@
 #include "coordinator/icp/format.h"
 #include "coordinator/icp/image_json.h"
 #include "coordinator/icp/image_text.h"
+#include "coordinator/icp/open_image.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/users.h"
 #include "engine/image/image_dir.h"
@@ -17,8 +17,6 @@
 namespace icp {
 
 namespace {
-
-namespace fs = std::filesystem;
 
 struct ImageOptions {
   std::string dir, node;
@@ -34,48 +32,8 @@ struct ImageOptions {
   }
 };
 
-// v000007, but for what else a user may have put there.
-bool is_version_name(const std::string& name) {
-  return name.size() >= 7 && name[0] == 'v' && name.find_first_not_of("0123456789", 1) == std::string::npos;
-}
-
-bool has_versions(const fs::path& dir) {
-  std::error_code ignored;
-  for (const auto& entry : fs::directory_iterator(dir, ignored))
-    if (is_version_name(entry.path().filename().string())) return true;
-  return false;
-}
-
-// Helps who named the directory above the image, or one of no image at all.
-void check_is_image(const std::string& dir, const Identity& identity) {
-  const FsIdentity rights(identity);
-  std::error_code error;
-  fs::directory_iterator entries(dir, error);
-  if (error)
-    throw Error(ErrorKind::kSystem, fmt::format("cannot open {}: {}", dir, errno_text(error.value())), error.value());
-  if (has_versions(dir)) return;
-  std::vector<std::string> images;
-  for (const auto& entry : entries)
-    if (has_versions(entry.path())) images.push_back(entry.path().string());
-  if (images.empty())
-    throw Error(ErrorKind::kGone, fmt::format("there is no version in {}", dir), 0,
-                "a version is there once icp run, watch or checkpoint, or a job's interval, has taken one");
-  std::sort(images.begin(), images.end());
-  const size_t more = images.size() > 10 ? images.size() - 10 : 0;
-  images.resize(images.size() - more);
-  throw Error(
-      ErrorKind::kUsage, fmt::format("{} holds no versions itself, but directories that do", dir), 0,
-      fmt::format("name one of them: {}{}", fmt::join(images, " "), more > 0 ? fmt::format(" and {} more", more) : ""));
-}
-
-ImageDir open_image(const ImageOptions& options) {
-  const Identity identity = reader_of(options.dir);
-  check_is_image(options.dir, identity);
-  return ImageDir::open(options.dir, identity, options.node);
-}
-
 int list(const ImageOptions& options) {
-  const std::vector<VersionInfo> versions = open_image(options).versions();
+  const std::vector<VersionInfo> versions = open_image(options.dir, reader_of(options.dir), options.node).versions();
   if (options.json) {
     nlohmann::json all = nlohmann::json::array();
     for (const VersionInfo& info : versions) all.push_back(version_json(info));
@@ -89,7 +47,7 @@ int list(const ImageOptions& options) {
 }
 
 int show(const ImageOptions& options, bool detailed) {
-  const ImageDir image = open_image(options);
+  const ImageDir image = open_image(options.dir, reader_of(options.dir), options.node);
   const std::optional<uint32_t> version = options.version != 0 ? options.version : image.latest();
   if (!version) throw_error(ErrorKind::kGone, "there is no version of node {} in {}", image.node(), options.dir);
   const VersionReader reader = image.open_version(*version);
@@ -118,7 +76,7 @@ std::vector<std::string> problems_of(const ImageDir& image, uint32_t version) {
 }
 
 int verify(const ImageOptions& options) {
-  const ImageDir image = open_image(options);
+  const ImageDir image = open_image(options.dir, reader_of(options.dir), options.node);
   std::vector<uint32_t> numbers;
   if (options.version != 0) {
     numbers.push_back(options.version);

@@ -11,6 +11,7 @@
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/format.h"
+#include "coordinator/icp/open_image.h"
 #include "coordinator/icp/program.h"
 #include "coordinator/icp/users.h"
 #include "coordinator/icp/versions.h"
@@ -114,11 +115,12 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.track = !options.interval.empty();
   restore.tracker = tracker_from(options.versions.tracker);
   restore.grown = grown_from(options.grown);
-  const ImageDir image = ImageDir::open(restore.image_path, restore.identity, restore.node);
+  const ImageDir image = open_image(restore.image_path, restore.identity, restore.node);
   if (restore.version == 0) restore.version = image.latest().value_or(0);
   if (restore.version == 0)
     throw_error(ErrorKind::kGone, "there is no version of node {} in {}", image.node(), restore.image_path);
-  for (const pb::Task& task : image.open_version(restore.version).read_state().tasks())
+  const pb::Capsule capsule = image.open_version(restore.version).read_state();
+  for (const pb::Task& task : capsule.tasks())
     restore.streams[task.rank()] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
   return restore;
 }

@@ -9,6 +9,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <regex>
 #include <set>
 #include <sstream>
 #include <thread>
@@ -144,7 +145,15 @@ std::string step_directory(pid_t task) {
 
 }  // namespace
 
-bool signalled_by_cgroup(pid_t task) { return !step_directory(task).empty(); }
+Signalled signalled_by_slurm(pid_t task, const std::string& slurm_conf_directory) {
+  if (step_directory(task).empty()) return Signalled::kTree;
+  std::ifstream file(slurm_conf_directory + "/cgroup.conf");
+  static const std::regex yes(R"(^\s*SignalChildrenProcesses\s*=\s*(yes|true|1)\b.*)", std::regex::icase);
+  for (std::string line; std::getline(file, line);) {
+    if (std::regex_match(line, yes)) return Signalled::kCgroup;
+  }
+  return Signalled::kTask;
+}
 
 std::vector<pid_t> step_processes(pid_t task) {
   const std::string directory = step_directory(task);

@@ -25,8 +25,14 @@ void leave_job_cgroups(uint32_t job);
 // Puts `pid` into every group of `like`. Throws Error naming the group that does not take it.
 void join_cgroups(pid_t pid, pid_t like);
 
-// True when Slurm signals a step by its cgroup (proctrack/cgroup), hence reaches whatever is in it.
-bool signalled_by_cgroup(pid_t task);
+// Whom slurmstepd signals (scancel -s, and SIGTERM before SIGKILL), which depends on ProctrackType. SIGKILL reaches
+// everything that is in the step's cgroup, where there is one.
+enum class Signalled {
+  kTask,    // proctrack/cgroup: slurmstepd's own children
+  kCgroup,  // the same with SignalChildrenProcesses=yes: all in the step's cgroup
+  kTree,    // proctrack/linuxproc, pgid: a task and its descendants
+};
+Signalled signalled_by_slurm(pid_t task, const std::string& slurm_conf_directory);
 
 // All processes of the step whose task this is, as its cgroup knows them: orphans of tasks, too. Empty without one.
 std::vector<pid_t> step_processes(pid_t task);

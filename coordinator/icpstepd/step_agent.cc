@@ -9,7 +9,6 @@
 #include <algorithm>
 
 #include "coordinator/duration.h"
-#include "coordinator/icpstepd/cgroups.h"
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 
@@ -38,7 +37,8 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
   std::string why;
   if (!facts_.interval.empty()) interval_ = parse_duration(facts_.interval, why).value_or(interval_);
   if (interval_.count() > 0) interval_ = std::max(interval_, config_.min_interval);
-  if (facts_.total_tasks != facts_.local_tasks && problem_.empty()) {
+  // Slurm gives a batch step the job's number of tasks as its total; it is one task on one node all the same.
+  if (facts_.step >= 0 && facts_.total_tasks != facts_.local_tasks && problem_.empty()) {
     problem_ = "the step has tasks on several nodes, and those are checkpointed only with a coordinator (icpctld)";
   }
 }
@@ -323,7 +323,12 @@ void StepAgent::on_proxy(Task& task, Packet& packet) {
   const auto signal = packet.number("signal");
   if (packet.type != protocol::kSignal || !signal || *signal < 1 || *signal >= NSIG || !capsule_) return;
   for (const TaskRoot& root : capsule_->roots()) {
-    if (root.rank == task.rank) signal_tree(root.pid, static_cast<int>(*signal));
+    if (root.rank != task.rank) continue;
+    if (signalled_ == Signalled::kTree) {
+      signal_tree(root.pid, static_cast<int>(*signal));
+    } else {
+      ::kill(root.pid, static_cast<int>(*signal));
+    }
   }
 }
 
@@ -345,7 +350,8 @@ void StepAgent::restore_when_all_lent() {
 
 void StepAgent::after_restore(RestartResult result) {
   capsule_.emplace(std::move(result.capsule));
-  const bool forward = !signalled_by_cgroup(tasks_.begin()->second.pid);
+  signalled_ = signalled_by_slurm(tasks_.begin()->second.pid, facts_.slurm_conf);
+  const bool forward = signalled_ != Signalled::kCgroup;  // else the restored processes have it already
   for (auto& [rank, task] : tasks_) {
     if (task.socket) {
       protocol::send_packet(task.socket->native_handle(), Packet(protocol::kRestored).set_number("forward", forward));

@@ -9,13 +9,17 @@
 #pragma once
 
 #include <array>
-#include <boost/asio.hpp>
 #include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
+
+// Boost 1.74's asio/awaitable.hpp uses std::exchange without <utility>: it goes after the standard headers.
+#include <boost/asio.hpp>
 
 #include "coordinator/config.h"
+#include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/ipc_watch.h"
 #include "coordinator/icpstepd/notices.h"
@@ -89,6 +93,7 @@ class StepAgent {
   std::string image_;          // the step's own
   std::optional<RestoredCapsule> capsule_;
   std::unique_ptr<Socket> capsule_events_;
+  Signalled signalled_ = Signalled::kTask;
   std::chrono::milliseconds interval_{0};
 };
 

@@ -85,6 +85,7 @@ struct StepFacts {
   std::string checkpoint_dir;   // empty: the configuration's, else the working directory
   std::string restart_dir;      // empty: the step's own after a requeue; "none": start afresh
   bool verbose = false;         // srun -v
+  std::string slurm_conf;       // directory of slurm.conf
   bool private_ipc = false;     // the job has an IPC namespace of its own on this node
 
   Packet to_packet() const;

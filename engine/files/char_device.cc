@@ -12,12 +12,14 @@ namespace icp {
 bool is_plain_device(dev_t rdev) {
   if (::major(rdev) != 1) return false;
   switch (::minor(rdev)) {
-    case 3:                  // null
-    case 5:                  // zero
-    case 7:                  // full
-    case 8:                  // random
-    case 9: return true;     // urandom
-    default: return false;
+    case 3:  // null
+    case 5:  // zero
+    case 7:  // full
+    case 8:  // random
+    case 9:
+      return true;  // urandom
+    default:
+      return false;
   }
 }
 

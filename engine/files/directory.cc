@@ -2,9 +2,8 @@
 #include "engine/files/directory.h"
 
 #include <fcntl.h>
-#include <linux/magic.h>
-
 #include <fmt/format.h>
+#include <linux/magic.h>
 
 #include "engine/files/image_path.h"
 

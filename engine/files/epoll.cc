@@ -121,8 +121,10 @@ class EpollKind final : public FileKind {
     for (Description* set : descriptions) {
       for (const Slot& slot : slots_of(*set)) {
         if (find_file(scan, *set, slot)) continue;
-        scan.refuse(*set, fmt::format("epoll set with a file, added as descriptor {}, that no process of the job has "
-                                      "open any more", slot.line.fd),
+        scan.refuse(*set,
+                    fmt::format("epoll set with a file, added as descriptor {}, that no process of the job has "
+                                "open any more",
+                                slot.line.fd),
                     "take files out of the set (EPOLL_CTL_DEL) before closing them", scan.checking());
       }
     }

@@ -31,8 +31,8 @@ LockLine parse_lock(std::string_view line) {
   char kind[16] = "", access[16] = "", end[24] = "";
   uint64_t start = 0;
   LockLine lock;
-  if (std::sscanf(std::string(line).c_str(), "%*d: %15s %*s %15s %*d %*s %" SCNu64 " %23s", kind, access, &start, end) !=
-      4) {
+  if (std::sscanf(std::string(line).c_str(), "%*d: %15s %*s %15s %*d %*s %" SCNu64 " %23s", kind, access, &start,
+                  end) != 4) {
     return lock;
   }
   const std::string_view name = kind;

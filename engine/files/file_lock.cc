@@ -22,7 +22,8 @@ void fill(pb::PosixLock& message, const LockLine& lock) {
 
 struct flock to_flock(const pb::PosixLock& lock, const pb::OpenFile& file) {
   constexpr uint64_t most = INT64_MAX;
-  if ((lock.type() != F_RDLCK && lock.type() != F_WRLCK) || lock.start() > most || lock.length() > most - lock.start()) {
+  if ((lock.type() != F_RDLCK && lock.type() != F_WRLCK) || lock.start() > most ||
+      lock.length() > most - lock.start()) {
     throw_bad_file(file, "a lock on it is out of range");
   }
   struct flock request {};
@@ -98,8 +99,7 @@ void restore_posix_locks(RemoteProcess& remote, const pb::Process& process,
     }
     remote.reset_scratch();
     const RemoteAddr request = remote.stage_value(to_flock(lock, *file->second));
-    const int64_t result =
-        remote.syscall(SYS_fcntl, {static_cast<uint64_t>(descriptor->fd()), F_SETLK, request.value});
+    const int64_t result = remote.syscall(SYS_fcntl, {static_cast<uint64_t>(descriptor->fd()), F_SETLK, request.value});
     if (result != 0) throw_taken(*file->second, static_cast<int>(-result));
   }
 }

@@ -14,8 +14,7 @@ namespace {
 // Only files that may become ready later send signals; asking the others would mean taking them over.
 bool can_have_owner(const Description& description) {
   if (description.outer || (description.info.flags & O_PATH)) return false;
-  return S_ISFIFO(description.stat.st_mode) || S_ISSOCK(description.stat.st_mode) ||
-         (description.info.flags & O_ASYNC);
+  return S_ISFIFO(description.stat.st_mode) || S_ISSOCK(description.stat.st_mode) || (description.info.flags & O_ASYNC);
 }
 
 std::optional<f_owner_ex> owner_of(FileScan& scan, Description& description) {

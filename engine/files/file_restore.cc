@@ -21,12 +21,16 @@ constexpr int kMostFd = 1 << 30;  // beyond any fs.nr_open
 void set_flags(const pb::OpenFile& file, int fd) {
   uint32_t mask = O_NONBLOCK;
   switch (file.kind_case()) {
-    case pb::OpenFile::kPipe: mask |= O_DIRECT | O_APPEND; break;
+    case pb::OpenFile::kPipe:
+      mask |= O_DIRECT | O_APPEND;
+      break;
     case pb::OpenFile::kEventfd:
     case pb::OpenFile::kTimerfd:
     case pb::OpenFile::kSignalfd:
-    case pb::OpenFile::kUnixSocket: break;
-    default: return;
+    case pb::OpenFile::kUnixSocket:
+      break;
+    default:
+      return;
   }
   if (::fcntl(fd, F_SETFL, file.flags() & mask) != 0) throw_errno("cannot set the flags of {}", image_file_name(file));
 }
@@ -68,9 +72,12 @@ void FileRestore::Impl::check_descriptors() const {
     std::set<int> seen;
     for (const pb::FileDescriptor& descriptor : process.fds()) {
       const char* wrong = nullptr;
-      if (descriptor.fd() < 0 || descriptor.fd() >= kMostFd) wrong = "is out of range";
-      else if (!files.count(descriptor.file())) wrong = "refers to no file";
-      else if (!seen.insert(descriptor.fd()).second) wrong = "is there twice";
+      if (descriptor.fd() < 0 || descriptor.fd() >= kMostFd)
+        wrong = "is out of range";
+      else if (!files.count(descriptor.file()))
+        wrong = "refers to no file";
+      else if (!seen.insert(descriptor.fd()).second)
+        wrong = "is there twice";
       if (wrong) {
         throw_error(ErrorKind::kImage, "cannot restore process {}: descriptor {} {}", process.pid(), descriptor.fd(),
                     wrong);
@@ -115,7 +122,8 @@ void FileRestore::finish_process(RemoteProcess& remote, const pb::Process& proce
   for (const bool pidfds : {true, false}) {  // epoll sets may watch pidfds
     for (const pb::FileDescriptor& descriptor : process.fds()) {
       const auto file = impl_->files.find(descriptor.file());
-      if (file == impl_->files.end()) throw_error(ErrorKind::kImage, "the image has no open file {}", descriptor.file());
+      if (file == impl_->files.end())
+        throw_error(ErrorKind::kImage, "the image has no open file {}", descriptor.file());
       if (file->second->has_pidfd() == pidfds) file_kind(*file->second).finish(context, descriptor, *file->second);
     }
   }

@@ -56,17 +56,18 @@ std::optional<std::string> read_small_file(int directory, const char* name) {
     if (got < 0) return {};
     if (got == 0) return text;
     text.append(buffer, static_cast<size_t>(got));
+    if (static_cast<size_t>(got) < sizeof buffer) return text;  // fdinfo is one record: a short read is the last one
   }
 }
 
 }  // namespace
 
 struct FileScan::Table {
-  pid_t tid = 0;           // the thread whose table this is: the leader, or a live one when it has ended
-  UniqueFd fds, infos;     // /proc/PID/task/TID/fd and fdinfo
+  pid_t tid = 0;        // the thread whose table this is: the leader, or a live one when it has ended
+  UniqueFd fds, infos;  // /proc/PID/task/TID/fd and fdinfo
   std::vector<int> numbers;
-  UniqueFd pidfd;          // made when first needed
-  UniqueFd root;           // root directory paths are relative to; none: the agent's
+  UniqueFd pidfd;  // made when first needed
+  UniqueFd root;   // root directory paths are relative to; none: the agent's
   bool root_known = false;
 };
 
@@ -356,9 +357,10 @@ int FileScan::stat_path(size_t process, const std::string& path, struct stat& re
   const pid_t pid = processes_[process].pid;
   if (!table.root_known) {
     table.root_known = true;
-    struct stat mine {}, theirs {};
-    if (::stat("/proc/self/ns/mnt", &mine) == 0 &&
-        ::stat(fmt::format("/proc/{}/ns/mnt", pid).c_str(), &theirs) == 0 && mine.st_ino != theirs.st_ino) {
+    struct stat mine {
+    }, theirs{};
+    if (::stat("/proc/self/ns/mnt", &mine) == 0 && ::stat(fmt::format("/proc/{}/ns/mnt", pid).c_str(), &theirs) == 0 &&
+        mine.st_ino != theirs.st_ino) {
       table.root.reset(::open(fmt::format("/proc/{}/root", pid).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
     }
   }

@@ -30,14 +30,14 @@ struct FdUse {
 
 // One open file description (struct file in the kernel), shared by dup and fork.
 struct Description {
-  uint32_t id = 0;      // from 1, in the order of the first use
-  std::string target;   // link text, for example "/tmp/x", "pipe:[4711]", "anon_inode:[eventfd]"
+  uint32_t id = 0;     // from 1, in the order of the first use
+  std::string target;  // link text, for example "/tmp/x", "pipe:[4711]", "anon_inode:[eventfd]"
   struct stat stat {};
-  FdInfo info;          // of the first use
+  FdInfo info;  // of the first use
   std::vector<FdUse> uses;
   std::optional<OuterStreamId> outer;  // stands for a task's standard stream
   const FileKind* kind = nullptr;
-  UniqueFd local;                  // the agent's duplicate, see FileScan::take
+  UniqueFd local;  // the agent's duplicate, see FileScan::take
   bool refused = false;
   pb::OpenFile* message = nullptr;  // at capture
 

@@ -51,8 +51,8 @@ void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb:
 enum class GrownFile { kTruncate, kFail, kAccept };
 
 struct FileRestoreOptions {
-  Identity identity;              // files are opened with these rights
-  int root_fd = -1;               // O_PATH of the capsule's root directory, paths are resolved below it
+  Identity identity;  // files are opened with these rights
+  int root_fd = -1;   // O_PATH of the capsule's root directory, paths are resolved below it
   GrownFile grown = GrownFile::kTruncate;
   // New standard streams by task rank.
   std::map<int, std::array<int, 3>> outer;

@@ -15,13 +15,20 @@ namespace {
 
 const char* type_name(mode_t mode) {
   switch (mode & S_IFMT) {
-    case S_IFREG: return "a regular file";
-    case S_IFDIR: return "a directory";
-    case S_IFCHR: return "a character device";
-    case S_IFBLK: return "a block device";
-    case S_IFIFO: return "a FIFO";
-    case S_IFSOCK: return "a socket";
-    default: return "something else";
+    case S_IFREG:
+      return "a regular file";
+    case S_IFDIR:
+      return "a directory";
+    case S_IFCHR:
+      return "a character device";
+    case S_IFBLK:
+      return "a block device";
+    case S_IFIFO:
+      return "a FIFO";
+    case S_IFSOCK:
+      return "a socket";
+    default:
+      return "something else";
   }
 }
 
@@ -47,8 +54,8 @@ FoundPath find_image_path(const RestoreContext& context, const pb::OpenFile& fil
   }
   if (::fstat(found.fd.get(), &found.stat) != 0) throw_errno("cannot look at {}", path);
   if ((found.stat.st_mode & S_IFMT) != type) {
-    throw_bad_file(file, fmt::format("it was {} at the checkpoint and is {} now", type_name(type),
-                                     type_name(found.stat.st_mode)));
+    throw_bad_file(
+        file, fmt::format("it was {} at the checkpoint and is {} now", type_name(type), type_name(found.stat.st_mode)));
   }
   return found;
 }
@@ -81,8 +88,8 @@ bool path_leads_back(FileScan& scan, Description& description) {
   const int error = scan.stat_path(description.uses.front().process, description.target, now);
   if (error == 0 && now.st_dev == description.stat.st_dev && now.st_ino == description.stat.st_ino) return true;
   const std::string why = error == 0 ? "another file has taken its name" : "its name is gone";
-  scan.refuse(description, fmt::format("{} was removed, renamed or replaced since it was opened ({})",
-                                       description.target, why),
+  scan.refuse(description,
+              fmt::format("{} was removed, renamed or replaced since it was opened ({})", description.target, why),
               "close it, or keep its name as long as it is open");
   return false;
 }

@@ -35,8 +35,8 @@ class ObjectFileKind final : public SingleFileKind {
     if (description.info.flags & O_PATH) {
       scan.refuse(description, fmt::format("O_PATH descriptor of {}", description.target), "close it");
     } else if (const long type = scan.filesystem(description); type == kHugetlbMagic || type == PROC_SUPER_MAGIC) {
-      scan.refuse(description, fmt::format("{} file {}", type == kHugetlbMagic ? "huge-page" : "/proc",
-                                           description.target),
+      scan.refuse(description,
+                  fmt::format("{} file {}", type == kHugetlbMagic ? "huge-page" : "/proc", description.target),
                   "close it before a checkpoint");
     }
   }

@@ -53,8 +53,8 @@ class PidfdKind final : public FileKind {
   void finish(FinishContext& context, const pb::FileDescriptor& descriptor, const pb::OpenFile& file) const override {
     RemoteProcess& remote = context.remote;
     const uint64_t flags = file.flags() & (O_NONBLOCK | O_EXCL);  // PIDFD_NONBLOCK, PIDFD_THREAD
-    const auto made = static_cast<uint64_t>(
-        remote.call("cannot open a pidfd", SYS_pidfd_open, {file.pidfd().pid(), flags}));
+    const auto made =
+        static_cast<uint64_t>(remote.call("cannot open a pidfd", SYS_pidfd_open, {file.pidfd().pid(), flags}));
     const auto want = static_cast<uint64_t>(descriptor.fd());
     if (made == want) {
       remote.call("cannot set up a pidfd", SYS_fcntl, {want, F_SETFD, descriptor.cloexec() ? FD_CLOEXEC : 0ul});

@@ -45,10 +45,10 @@ void set_capacity(const pb::OpenFile& file, int fd) {
   const int capacity = static_cast<int>(file.pipe().capacity());
   if (::fcntl(fd, F_GETPIPE_SZ) == capacity || ::fcntl(fd, F_SETPIPE_SZ, capacity) >= 0) return;
   const int error = errno;
-  throw Error(ErrorKind::kSystem,
-              fmt::format("cannot make a pipe of {} bytes ({}): {}", capacity, image_file_name(file),
-                          errno_text(error)),
-              error, "raise the system's fs.pipe-max-size");
+  throw Error(
+      ErrorKind::kSystem,
+      fmt::format("cannot make a pipe of {} bytes ({}): {}", capacity, image_file_name(file), errno_text(error)), error,
+      "raise the system's fs.pipe-max-size");
 }
 
 void write_all(const pb::OpenFile& file, int fd, std::string_view data) {

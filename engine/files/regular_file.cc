@@ -22,15 +22,21 @@ const char* kernel_file(long filesystem, const std::string& path) {
     case PROC_SUPER_MAGIC:
       return path.size() > 6 && path[6] >= '0' && path[6] <= '9' ? "a file about a process" : nullptr;
     case CGROUP_SUPER_MAGIC:
-    case CGROUP2_SUPER_MAGIC: return "a control group file";
-    case NSFS_MAGIC: return "a namespace";
+    case CGROUP2_SUPER_MAGIC:
+      return "a control group file";
+    case NSFS_MAGIC:
+      return "a namespace";
     case DEBUGFS_MAGIC:
     case TRACEFS_MAGIC:
     case SECURITYFS_MAGIC:
-    case BPF_FS_MAGIC: return "a kernel file";
-    case kMqueueMagic: return "a POSIX message queue";
-    case kHugetlbMagic: return "a file in huge pages";
-    default: return nullptr;
+    case BPF_FS_MAGIC:
+      return "a kernel file";
+    case kMqueueMagic:
+      return "a POSIX message queue";
+    case kHugetlbMagic:
+      return "a file in huge pages";
+    default:
+      return nullptr;
   }
 }
 

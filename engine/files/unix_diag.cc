@@ -45,14 +45,17 @@ UnixDiag parse(const nlmsghdr* header) {
         diag.has_peer = true;
         diag.peer_ino = payload<uint32_t>(attribute);
         break;
-      case UNIX_DIAG_SHUTDOWN: diag.shutdown = payload<uint8_t>(attribute); break;
+      case UNIX_DIAG_SHUTDOWN:
+        diag.shutdown = payload<uint8_t>(attribute);
+        break;
       case UNIX_DIAG_RQLEN: {
         const auto lengths = payload<unix_diag_rqlen>(attribute);
         diag.queued = lengths.udiag_rqueue;
         if (diag.listening) diag.backlog = lengths.udiag_wqueue;
         break;
       }
-      default: break;
+      default:
+        break;
     }
   }
   // A path's terminating zero may be part of it.

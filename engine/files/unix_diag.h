@@ -12,7 +12,7 @@ namespace icp {
 
 struct UnixDiag {
   uint32_t ino = 0;
-  int type = 0;        // SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET
+  int type = 0;  // SOCK_STREAM, SOCK_DGRAM, SOCK_SEQPACKET
   bool listening = false;
   bool has_peer = false;
   uint32_t peer_ino = 0;  // 0 with has_peer: the peer is closed, or not accepted yet

@@ -75,9 +75,11 @@ void check_name(FileScan& scan, Description& socket, const UnixDiag& diag) {
   if (diag.name.empty() || diag.name[0] == '\0') return;
   struct stat now {};
   if (diag.name[0] != '/') {
-    scan.refuse(socket, fmt::format("Unix socket bound to the relative path {}", diag.name), "bind it to an absolute path");
+    scan.refuse(socket, fmt::format("Unix socket bound to the relative path {}", diag.name),
+                "bind it to an absolute path");
   } else if (scan.stat_path(socket.uses.front().process, diag.name, now) != 0 || !S_ISSOCK(now.st_mode)) {
-    scan.refuse(socket, fmt::format("Unix socket bound to {}, which is gone", diag.name), "close it before a checkpoint");
+    scan.refuse(socket, fmt::format("Unix socket bound to {}, which is gone", diag.name),
+                "close it before a checkpoint");
   }
 }
 
@@ -92,7 +94,8 @@ void check_unpaired(FileScan& scan, const SocketSet& all, Description& socket, c
     }
   } else if (diag.type == SOCK_DGRAM) {
     if (diag.has_peer && all.name_of(diag.peer_ino).empty()) {
-      scan.refuse(socket, "Unix datagram socket connected to a process outside of the job", "close it before a checkpoint");
+      scan.refuse(socket, "Unix datagram socket connected to a process outside of the job",
+                  "close it before a checkpoint");
     } else if (diag.queued > 0) {
       scan.refuse(socket, "datagrams of several senders waiting in a Unix socket", later, true);
     }
@@ -141,8 +144,7 @@ void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socke
   message.set_backlog(diag.backlog);
   if (diag.has_peer) message.set_peer_name(all.name_of(diag.peer_ino));
   struct stat path {};
-  if (diag.name.starts_with('/') &&
-      scan.stat_path(socket.description->uses.front().process, diag.name, path) == 0) {
+  if (diag.name.starts_with('/') && scan.stat_path(socket.description->uses.front().process, diag.name, path) == 0) {
     message.set_mode(path.st_mode & 0777);
   }
 }

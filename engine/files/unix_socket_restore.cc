@@ -216,9 +216,8 @@ void create_lone(RestoreContext& context, const pb::OpenFile& file, std::vector<
   if (!socket.name().empty()) {
     const Address address(file, socket.name());
     in_capsule_root(options, [&] { check_free(file, address, socket.name()); });
-    context.later([&file, &options, address, fd] {
-      in_capsule_root(options, [&] { bind_socket(file, address, fd); });
-    });
+    context.later(
+        [&file, &options, address, fd] { in_capsule_root(options, [&] { bind_socket(file, address, fd); }); });
   }
   if (!socket.peer_name().empty()) {
     const Address address(file, socket.peer_name());

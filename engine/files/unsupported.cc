@@ -59,14 +59,19 @@ Refusal inet_socket(int fd) {
 Refusal socket_refusal(int fd) {
   switch (const int domain = fd >= 0 ? socket_option(fd, SO_DOMAIN) : 0; domain) {
     case AF_INET:
-    case AF_INET6: return inet_socket(fd);
+    case AF_INET6:
+      return inet_socket(fd);
     case AF_NETLINK:
       return {fmt::format("netlink socket of protocol {}", socket_option(fd, SO_PROTOCOL)),
               "close it before a checkpoint"};
-    case AF_PACKET: return {"packet socket", "stop capturing packets before a checkpoint"};
-    case AF_VSOCK: return {"vsock socket", "close it before a checkpoint"};
-    case AF_ALG: return {"kernel crypto socket (AF_ALG)", "let the library use its own code instead"};
-    default: return {fmt::format("socket of address family {}", domain), "close it before a checkpoint"};
+    case AF_PACKET:
+      return {"packet socket", "stop capturing packets before a checkpoint"};
+    case AF_VSOCK:
+      return {"vsock socket", "close it before a checkpoint"};
+    case AF_ALG:
+      return {"kernel crypto socket (AF_ALG)", "let the library use its own code instead"};
+    default:
+      return {fmt::format("socket of address family {}", domain), "close it before a checkpoint"};
   }
 }
 
@@ -119,11 +124,16 @@ class UnsupportedKind final : public FileKind {
     const std::string& target = description.target;
     if (target.starts_with("anon_inode:")) return anonymous_refusal(target);
     switch (description.stat.st_mode & S_IFMT) {
-      case S_IFSOCK: return socket_refusal(scan.take(description));
-      case S_IFCHR: return device_refusal(description);
-      case S_IFBLK: return {fmt::format("block device {}", target), "close it before a checkpoint"};
-      case S_IFLNK: return {fmt::format("O_PATH descriptor of symbolic link {}", target), "close it"};
-      default: return {fmt::format("file {} of an unknown kind", target), "close it before a checkpoint"};
+      case S_IFSOCK:
+        return socket_refusal(scan.take(description));
+      case S_IFCHR:
+        return device_refusal(description);
+      case S_IFBLK:
+        return {fmt::format("block device {}", target), "close it before a checkpoint"};
+      case S_IFLNK:
+        return {fmt::format("O_PATH descriptor of symbolic link {}", target), "close it"};
+      default:
+        return {fmt::format("file {} of an unknown kind", target), "close it before a checkpoint"};
     }
   }
 };

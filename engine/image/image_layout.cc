@@ -30,7 +30,9 @@ bool is_temporary_dir_name(std::string_view name, std::string_view node) {
   return version && temporary_dir_name(*version, node) == name;
 }
 
-std::string page_file_name(std::string_view store, uint32_t version) { return fmt::format("{}.{}.bin", store, version); }
+std::string page_file_name(std::string_view store, uint32_t version) {
+  return fmt::format("{}.{}.bin", store, version);
+}
 
 std::string index_file_name(std::string_view store, uint32_t version) {
   return fmt::format("{}.{}.idx", store, version);

@@ -93,7 +93,8 @@ std::vector<std::string> ImageDir::verify(uint32_t number) const {
   pb::Capsule capsule;
   attempt([&] { capsule = version->read_state(); });
   const auto has_problem = [&problems](const std::string& path) {
-    return std::any_of(problems.begin(), problems.end(), [&](const std::string& text) { return text.starts_with(path); });
+    return std::any_of(problems.begin(), problems.end(),
+                       [&](const std::string& text) { return text.starts_with(path); });
   };
   for (const std::string& store : stores_of(*version, capsule)) {
     attempt([&] { verify_store(*version, store, problems); });

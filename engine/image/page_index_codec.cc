@@ -10,10 +10,10 @@ namespace {
 
 // The four kinds of step in a leaf of runs: the low two bits of each step's first number.
 enum Step : uint64_t {
-  kSkip = 0,     // (n - 1) pages without location
-  kOne = 1,      // one page of version slot n
-  kRun = 2,      // pages of version slot n; then length - 2
-  kJump = 3,     // pages of version slot n whose first record is not the expected one; then length - 1, difference
+  kSkip = 0,  // (n - 1) pages without location
+  kOne = 1,   // one page of version slot n
+  kRun = 2,   // pages of version slot n; then length - 2
+  kJump = 3,  // pages of version slot n whose first record is not the expected one; then length - 1, difference
 };
 
 // One version that a leaf refers to, and which record its next page should have.
@@ -25,8 +25,8 @@ struct Slot {
   uint32_t version = 0;
   bool dense = false;
   bool used = false;
-  uint64_t record = 0;   // of the page after the last one
-  uint64_t page = 0;     // that page's place in the table
+  uint64_t record = 0;  // of the page after the last one
+  uint64_t page = 0;    // that page's place in the table
 
   uint64_t expected(uint64_t at) const { return dense && used ? record + (at - page) : record; }
   void pass(uint64_t at, uint64_t first_record, uint64_t length) {
@@ -67,7 +67,7 @@ class VersionSlots {
  private:
   struct Counted {
     Slot slot;
-    uint64_t first = 0;       // its first page's record
+    uint64_t first = 0;              // its first page's record
     unsigned dense = 0, sparse = 0;  // how often each guess would be right where they differ
   };
 

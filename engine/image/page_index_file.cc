@@ -46,7 +46,7 @@ constexpr size_t kWindowBytes = 64 << 10;
 // Appends to one index file and hashes what goes by.
 class IndexSink {
  public:
-  IndexSink(VersionWriter& version, std::string name)
+  IndexSink(VersionWriter& version, const std::string& name)
       : fd_(version.create_file(name)), path_(version.file_path(name)), hash_(XXH3_createState(), XXH3_freeState) {
     if (!hash_ || XXH3_64bits_reset(hash_.get()) == XXH_ERROR) throw std::bad_alloc();
   }
@@ -296,7 +296,8 @@ PageIndex PageIndexFile::load(const VersionReader& version, const std::string& s
   }
   for (const uint32_t needed : index.versions()) {
     if (!version.needs(needed)) {
-      throw_error(ErrorKind::kImage, "{} refers to pages of version {}, which the manifest does not name", path, needed);
+      throw_error(ErrorKind::kImage, "{} refers to pages of version {}, which the manifest does not name", path,
+                  needed);
     }
   }
   return index;

@@ -23,7 +23,9 @@ constexpr unsigned slot_of(uint64_t address, int level) {
 }
 
 // A page's location in 64 bits; 0 is nowhere. Consecutive records of a version are consecutive numbers.
-constexpr uint64_t pack(PageLocation location) { return static_cast<uint64_t>(location.version) << 40 | location.record; }
+constexpr uint64_t pack(PageLocation location) {
+  return static_cast<uint64_t>(location.version) << 40 | location.record;
+}
 constexpr uint32_t packed_version(uint64_t packed) { return static_cast<uint32_t>(packed >> 40); }
 constexpr PageLocation unpack(uint64_t packed) { return {packed_version(packed), packed & ((1ull << 40) - 1)}; }
 

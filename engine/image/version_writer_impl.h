@@ -21,11 +21,11 @@ struct VersionWriter::Impl {
 
   std::shared_ptr<const ImageRoot> root;
   uint32_t version = 0;
-  std::string temporary;       // name of the directory below the image's
-  UniqueFd dir;                // that directory, locked
+  std::string temporary;  // name of the directory below the image's
+  UniqueFd dir;           // that directory, locked
   std::map<std::string, File> files;
   std::set<uint32_t> needs;
-  bool in_place = false;       // renamed: nothing to clean up any more
+  bool in_place = false;  // renamed: nothing to clean up any more
 
   ~Impl();
   std::string path_of(const std::string& name) const;

@@ -80,6 +80,7 @@ struct MemoryCapture::Impl {
   MemoryOptions options;
   StagingArena arena;
   std::map<pid_t, std::unique_ptr<PrivateMemory>> spaces;
+  std::vector<std::unique_ptr<PrivateMemory>> unused;  // begun in this version, then replaced (exec)
   ObjectTable objects;
   VersionWriter* version = nullptr;
   std::set<std::string> names;   // stores of the version under way
@@ -92,8 +93,9 @@ struct MemoryCapture::Impl {
     return it->second->tracker().alive() ? it->second.get() : nullptr;
   }
   void track(StoppedProcess& process) {
-    spaces[process.ref.pid] =
-        std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote));
+    auto& space = spaces[process.ref.pid];
+    if (space && space->begun()) unused.push_back(std::move(space));
+    space = std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote));
   }
   // Gives a process its store of this version. A pid may be used twice in one version (exec, or an exit between the
   // pre-copy and the stop): the later one gets another name.
@@ -111,6 +113,7 @@ struct MemoryCapture::Impl {
 MemoryCapture::MemoryCapture(MemoryOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
 MemoryCapture::~MemoryCapture() = default;
 MemoryCapture::MemoryCapture(MemoryCapture&&) noexcept = default;
+MemoryCapture& MemoryCapture::operator=(MemoryCapture&&) noexcept = default;
 
 bool MemoryCapture::needs_tracker(const ProcessRef& process) const {
   return !process.zombie && impl_->find(process) == nullptr;
@@ -198,10 +201,11 @@ void MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
   const bool direct = precopied && has_direct_io(pid);
   const std::vector<MemoryMapping> mappings = classify_all(pid, space->mapping_cache().update(pid));
   const size_t before = arena.used();
+  pb::AddressSpace& memory = *state.mutable_memory();
+  // Before the pages: a call in the process lets the kernel write to it (rseq).
+  capture_mm_layout(*process.remote, memory);
   space->collect(mappings, arena, direct);
 
-  pb::AddressSpace& memory = *state.mutable_memory();
-  capture_mm_layout(*process.remote, memory);
   memory.set_index(space->store());
   for (const MemoryMapping& mapping : mappings) {
     const uint32_t object = mapping.object ? objects.note_mapping(mapping, space->tracker(), pid) : 0;
@@ -233,7 +237,13 @@ uint32_t MemoryCapture::object_of_file(int local_fd, const std::string& target) 
 }
 
 MemoryStats MemoryCapture::write() {
-  std::erase_if(impl_->spaces, [&](const auto& entry) { return impl_->in_version.count(entry.first) == 0; });
+  for (auto& space : impl_->unused) space->close_unused();
+  impl_->unused.clear();
+  std::erase_if(impl_->spaces, [&](const auto& entry) {
+    if (impl_->in_version.count(entry.first) != 0) return false;
+    entry.second->close_unused();
+    return true;
+  });
   MemoryStats stats;
   stats.full = true;
   const auto add = [&](const auto& store) {
@@ -254,6 +264,7 @@ MemoryStats MemoryCapture::write() {
 }
 
 void MemoryCapture::abandon() {
+  impl_->unused.clear();
   for (auto& [pid, space] : impl_->spaces) space->forget();
   impl_->objects.abandon();
   impl_->arena.reset(kKeepStaging);

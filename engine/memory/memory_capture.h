@@ -55,6 +55,7 @@ class MemoryCapture {
   explicit MemoryCapture(MemoryOptions options);
   ~MemoryCapture();
   MemoryCapture(MemoryCapture&&) noexcept;
+  MemoryCapture& operator=(MemoryCapture&&) noexcept;
 
   // True when the process has no tracker yet, or was replaced by exec since.
   bool needs_tracker(const ProcessRef& process) const;

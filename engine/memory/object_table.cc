@@ -188,7 +188,11 @@ void ObjectTable::collect(StagingArena& arena, bool distrust, pb::Capsule& capsu
 }
 
 void ObjectTable::write() {
-  std::erase_if(objects_, [&](const auto& entry) { return seen_.count(entry.first) == 0; });
+  std::erase_if(objects_, [&](const auto& entry) {
+    if (seen_.count(entry.first) != 0) return false;
+    entry.second->close_unused();
+    return true;
+  });
   for (auto& [key, object] : objects_) {
     object->write();
     object->end_round();

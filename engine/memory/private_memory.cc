@@ -198,6 +198,11 @@ void PrivateMemory::write() {
   writer_.reset();
 }
 
+void PrivateMemory::close_unused() {
+  if (writer_) writer_->finish();  // a version is only whole with all its files finished
+  forget();
+}
+
 void PrivateMemory::adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings) {
   store_ = store;
   index_ = std::make_unique<PageIndex>(std::move(index));

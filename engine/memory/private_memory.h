@@ -48,6 +48,9 @@ class PrivateMemory {
   // After the stop: copies and erasures into the store.
   void write();
 
+  // Instead of write(), when the process is not part of the version after all: what was pre-copied stays unused.
+  void close_unused();
+
   // Goes on from a restored version: the index describes the memory as it is at this moment (stopped).
   void adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings);
 

@@ -210,6 +210,11 @@ void SharedObject::write() {
   writer_.reset();
 }
 
+void SharedObject::close_unused() {
+  if (writer_) writer_->finish();
+  writer_.reset();
+}
+
 void SharedObject::adopt(PageIndex index) {
   index_ = std::make_unique<PageIndex>(std::move(index));
   known_ = false;

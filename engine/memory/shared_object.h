@@ -62,6 +62,7 @@ class SharedObject {
   // Looks at these ranges only.
   void update(const std::vector<Range>& ranges, StagingArena* arena);
   void write();
+  void close_unused();  // instead of write(), when nobody has the object any more
   // Goes on from a restored version, whose content it has at this moment.
   void adopt(PageIndex index);
 

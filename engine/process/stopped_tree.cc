@@ -208,7 +208,8 @@ void StoppedTree::kill() noexcept {
     if (!process.ref.zombie) ::kill(process.ref.pid, SIGKILL);
   for (StoppedProcess& process : processes_) {
     process.remote.reset();
-    for (Tracee& thread : process.threads) thread.forget_ended();
+    // The leader's end is reported only when all other threads have been waited for.
+    for (auto thread = process.threads.rbegin(); thread != process.threads.rend(); ++thread) thread->forget_ended();
   }
   processes_.clear();
 }

@@ -47,7 +47,10 @@ struct SocketPair {
   ::syscall(SYS_close_range, kProcessSocketFd + 1, ~0u, 0);
   ::syscall(SYS_close_range, 0, kChannelFd - 1, 0);
   ::chdir("/");
-  ::execl(path, "icp-init", "3", static_cast<char*>(nullptr));
+  // Its copies give their memory up while the kernel would still write to a registered struct rseq in it.
+  char no_rseq[] = "GLIBC_TUNABLES=glibc.pthread.rseq=0";
+  char* environment[] = {no_rseq, nullptr};
+  ::execle(path, "icp-init", "3", static_cast<char*>(nullptr), environment);
   char line[64];
   const int length = std::snprintf(line, sizeof line, "E%d start\n", errno);
   ::send(kChannelFd, line, static_cast<size_t>(length), MSG_NOSIGNAL);

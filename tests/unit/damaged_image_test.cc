@@ -77,9 +77,7 @@ class Image {
     const pb::Capsule capsule = version.read_state();
     for (const pb::Process& process : capsule.processes()) test::read_store(version, process.memory().index());
   }
-  std::vector<std::string> verify() const {
-    return ImageDir::open(root(), test::own_identity(), "n0").verify(3);
-  }
+  std::vector<std::string> verify() const { return ImageDir::open(root(), test::own_identity(), "n0").verify(3); }
 
  private:
   static void write_store(VersionWriter& version, PageIndex& index, const char* name, uint64_t seed,
@@ -217,8 +215,8 @@ const Damage kManifestDamages[] = {
     {"ManifestMagic", [](const Image& i) { flip(i.manifest(), 0); }, "not a file of an image"},
     {"ManifestOfTheFuture", [](const Image& i) { flip(i.manifest(), 8); }, "image format"},
     {"ManifestMissing", [](const Image& i) { std::filesystem::remove(i.manifest()); }, "manifest.icp is missing"},
-    {"ManifestOfAnotherVersion",
-     [](const Image& i) { write_file(i.manifest(), read_file(i.file(2, "manifest.icp"))); }, "of version 2, not 3"},
+    {"ManifestOfAnotherVersion", [](const Image& i) { write_file(i.manifest(), read_file(i.file(2, "manifest.icp"))); },
+     "of version 2, not 3"},
     {"ManifestIsState", [](const Image& i) { write_file(i.manifest(), read_file(i.state())); }, "renamed"},
     {"ManifestIsALink",
      [](const Image& i) {
@@ -340,11 +338,20 @@ const Damage kIndexDamages[] = {
      "another store or version", ErrorKind::kImage, 2},
     {"IndexOfAnotherVersion", [](const Image& i) { i.replace("task_mm_100.3.idx", read_file(i.idx(2))); },
      "another store or version"},
-    {"IndexRootOutside", [](const Image& i) { put_index(i, HostileIndex().finish({3, 100, 1ull << 60}, 1, 4)); },
+    {"IndexRootOutside",
+     [](const Image& i) {
+       put_index(i, HostileIndex().finish({3, 100, 1ull << 60}, 1, 4));
+     },
      "outside the file"},
-    {"IndexRootHuge", [](const Image& i) { put_index(i, HostileIndex().finish({3, ~0u, 32}, 1, 4)); },
+    {"IndexRootHuge",
+     [](const Image& i) {
+       put_index(i, HostileIndex().finish({3, ~0u, 32}, 1, 4));
+     },
      "outside the file"},
-    {"IndexRootInTheFuture", [](const Image& i) { put_index(i, HostileIndex().finish({9, 10, 32}, 1, 4)); },
+    {"IndexRootInTheFuture",
+     [](const Image& i) {
+       put_index(i, HostileIndex().finish({9, 10, 32}, 1, 4));
+     },
      "refers to version 9"},
     {"IndexRootIsALeaf",
      [](const Image& i) {

@@ -41,7 +41,8 @@ TEST(FdInfo, ReadsLocksAndEpollItems) {
 }
 
 TEST(FdInfo, TakesAnyText) {
-  for (const char* text : {"", "\n\n", "pos", "pos:", "pos:\t-5\nflags:", "lock:\nlock:\t1:", "tfd: x\ntfd:", "flags: 99"}) {
+  for (const char* text :
+       {"", "\n\n", "pos", "pos:", "pos:\t-5\nflags:", "lock:\nlock:\t1:", "tfd: x\ntfd:", "flags: 99"}) {
     EXPECT_NO_THROW(FdInfo::parse(text).epoll_lines());
   }
 }

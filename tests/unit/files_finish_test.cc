@@ -29,26 +29,33 @@ class Holder {
     ::prctl(PR_SET_NAME, "ready");
     for (;;) ::pause();
   }
+  Holder(const Holder&) = delete;
+  Holder& operator=(const Holder&) = delete;
   ~Holder() {
+    if (pid_ <= 0) return;  // kill(-1) is everybody
     ::kill(pid_, SIGKILL);
-    ::waitpid(pid_, nullptr, 0);
+    if (thread_) {
+      thread_->forget_ended();
+    } else {
+      ::waitpid(pid_, nullptr, 0);
+    }
   }
   pid_t pid() const { return pid_; }
   // Waits until the descriptors are in place, then runs finish_process().
   void finish(const Captured& captured, FileRestore& restore) {
     for (int i = 0; i < 2000 && read_proc(pid_, "comm") != "ready\n"; i++) ::usleep(1000);
-    Tracee thread = Tracee::seize(pid_);
-    thread.interrupt();
-    thread.wait_stopped();
-    RemoteProcess remote(thread, pid_, find_syscall_instruction(pid_));
+    // It stays stopped until it is killed: its registers are those of the last call.
+    thread_.emplace(Tracee::seize(pid_));
+    thread_->interrupt();
+    thread_->wait_stopped();
+    RemoteProcess remote(*thread_, pid_, find_syscall_instruction(pid_));
     remote.map_scratch(4096);
     restore.finish_process(remote, captured.capsule.processes(0));
-    remote.unmap_scratch();
-    thread.detach();
   }
 
  private:
   pid_t pid_;
+  std::optional<Tracee> thread_;
 };
 
 std::string info_of(pid_t pid, int fd) {
@@ -99,7 +106,7 @@ TEST(Finish, PidfdsAndTheirWatchers) {
       const pid_t grandchild = ::fork();
       if (grandchild == 0) ::pause();
       must(::syscall(SYS_pidfd_open, grandchild, O_NONBLOCK) == 3 && ::dup2(3, 40) == 40);
-      must(::fcntl(40, F_SETFD, FD_CLOEXEC) == 0 && ::epoll_create1(0) == 4);
+      must(::epoll_create1(0) == 4);
       epoll_event event{};
       event.events = EPOLLIN, event.data.u64 = 99;
       must(::epoll_ctl(4, EPOLL_CTL_ADD, 40, &event) == 0);
@@ -113,7 +120,7 @@ TEST(Finish, PidfdsAndTheirWatchers) {
   for (const int fd : {3, 40}) {
     const FdInfo info = FdInfo::parse(info_of(holder.pid(), fd));
     EXPECT_EQ(info.number("Pid"), static_cast<uint64_t>(holder.pid()));
-    EXPECT_EQ(info.cloexec, fd == 40);
+    EXPECT_EQ(info.cloexec, fd == 3);  // pidfd_open() sets it, dup2() clears it
     EXPECT_TRUE(info.flags & O_NONBLOCK);
   }
   const auto items = FdInfo::parse(info_of(holder.pid(), 4)).epoll_lines();

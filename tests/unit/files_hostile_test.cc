@@ -155,7 +155,7 @@ TEST(HostileFiles, EpollSets) {
   refused(with_item(-5, 2, EPOLLIN));
   refused(with_item(INT32_MAX, 2, EPOLLIN));
   refused(with_item(5, 77, EPOLLIN));
-  refused(with_item(5, 1, EPOLLIN));                    // itself
+  refused(with_item(5, 1, EPOLLIN));                     // itself
   refused(with_item(5, 2, UINT32_MAX & ~EPOLLONESHOT));  // EPOLLEXCLUSIVE with what it does not go with
   Image twice = with_item(5, 2, EPOLLIN);
   *twice.capsule.mutable_files(0)->mutable_epoll()->add_items() = twice.capsule.files(0).epoll().items(0);

@@ -66,7 +66,10 @@ TEST(Refusal, KernelObjects) {
   EXPECT_THAT(finding([] { must(::open("/proc/self/status", O_RDONLY) == 3); }).what, HasSubstr("/status"));
   EXPECT_THAT(finding([] { must(::open("/proc/self/ns/net", O_RDONLY) == 3); }).what, HasSubstr("net:["));
   EXPECT_THAT(finding([] { must(::open("/proc/self/fd", O_RDONLY) == 3); }).what, HasSubstr("directory"));
-  Child fine([] { must(::open("/proc/meminfo", O_RDONLY) == 3 && ::open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY) == 4); });
+  Child fine([] {
+    must(::open("/proc/meminfo", O_RDONLY) == 3 &&
+         ::open("/sys/kernel/mm/transparent_hugepage/enabled", O_RDONLY) == 4);
+  });
   const Captured captured = capture(fine);
   Restored restored(captured);
   EXPECT_THAT(read_some(restored.fd(3)), HasSubstr("MemTotal"));
@@ -123,6 +126,7 @@ TEST(Check, AThreadGoesOnAfterItsLeader) {
 
 TEST(Check, ToleratesProcessesThatChangeAndEnd) {
   const pid_t busy = ::fork();
+  ASSERT_GE(busy, 0);
   if (busy == 0) {
     ::close_range(3, ~0u, 0);
     const int null = ::open("/dev/null", O_RDWR);

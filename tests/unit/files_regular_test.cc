@@ -3,6 +3,8 @@
 #include <dirent.h>
 #include <sys/file.h>
 
+#include <chrono>
+
 #include "files_test_util.h"
 
 namespace icp::test {
@@ -167,6 +169,22 @@ TEST(ObjectFile, AsksForMemfdsShmFilesAndDeletedFiles) {
   EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored again(captured, opts); }), HasSubstr("memory object 101"));
 }
 
+TEST(Capture, ManyFilesCostLittle) {
+  TempDir dir;
+  Child child([&] {
+    for (int i = 0; i < 200; i++) must(::open(dir.write(std::to_string(i), "x").c_str(), O_RDONLY) == 3 + i);
+    for (int i = 0; i < 3; i++) {
+      if (::fork() == 0) ::pause();
+    }
+  });
+  const auto start = std::chrono::steady_clock::now();
+  const Captured captured = capture(child);
+  const std::chrono::duration<double, std::milli> took = std::chrono::steady_clock::now() - start;
+  EXPECT_EQ(captured.capsule.files_size(), 201);
+  EXPECT_LT(took.count(), 500);
+  RecordProperty("milliseconds", std::to_string(took.count()));
+}
+
 TEST(Directory, GoesOnWhereItWas) {
   TempDir dir;
   for (const char* name : {"a", "b", "c", "d"}) dir.write(name, "");
@@ -205,7 +223,8 @@ TEST(OuterStream, IsReplacedByTheNewTasks) {
   ASSERT_EQ(::pipe2(in, O_CLOEXEC), 0);
   ASSERT_EQ(::pipe2(out, O_CLOEXEC), 0);
   const std::string path = dir.write("out", "");
-  struct stat in_stat {}, out_stat {}, file_stat {};
+  struct stat in_stat {
+  }, out_stat{}, file_stat{};
   ::fstat(in[0], &in_stat);
   ::fstat(out[1], &out_stat);
   ::stat(path.c_str(), &file_stat);

@@ -38,15 +38,18 @@ class Child {
       ::raise(SIGSTOP);
       ::_exit(0);
     }
+    if (pid_ < 0) throw std::runtime_error("cannot fork");
     ::setpgid(pid_, pid_);
     int status = 0;
     EXPECT_EQ(::waitpid(pid_, &status, WUNTRACED), pid_);
     EXPECT_TRUE(WIFSTOPPED(status)) << "the child's setup failed with status " << status;
   }
   ~Child() {
+    if (pid_ <= 0) return;  // kill(-1) is everybody
     ::kill(-pid_, SIGKILL);
     ::kill(pid_, SIGKILL);
     ::waitpid(pid_, nullptr, 0);
+    for (int i = 0; i < 2000 && ::kill(-pid_, 0) == 0; i++) ::usleep(500);  // what it forked holds files, too
   }
   Child(const Child&) = delete;
   Child& operator=(const Child&) = delete;
@@ -79,8 +82,9 @@ struct Captured {
   pb::OpenFile& mutable_file(int fd) { return *capsule.mutable_files(static_cast<int>(file(fd).id()) - 1); }
 };
 
-inline Captured capture(const std::vector<ProcessRef>& refs, const std::vector<OuterStreamId>& outer = {},
-                        const ObjectResolver& objects = [](int, const std::string&) { return 1u; }) {
+inline Captured capture(
+    const std::vector<ProcessRef>& refs, const std::vector<OuterStreamId>& outer = {},
+    const ObjectResolver& objects = [](int, const std::string&) { return 1u; }) {
   Captured result;
   std::vector<StoppedProcess> processes(refs.size());
   std::vector<pb::Process*> states;

@@ -97,7 +97,9 @@ TEST(MemoryCapture, DescriptorsWriteBehindThePageTable) {
     ASSERT_TRUE(child.run(step));
     rig.take();
     EXPECT_EQ(rig.difference, "") << step;
-    if (step > 1) EXPECT_LT(rig.stats.pages_written, 500u);
+    if (step > 1) {
+      EXPECT_LT(rig.stats.pages_written, 500u);
+    }
   }
 }
 
@@ -133,7 +135,7 @@ TEST(MemoryCapture, SysvSegmentsFromTheirMappersTrackers) {
     ASSERT_TRUE(child.run(step));
     rig.take();
     EXPECT_EQ(rig.difference, "") << step;
-    EXPECT_LT(rig.stats.pages_written, 100u) << step;
+    EXPECT_LT(rig.stats.pages_written, 300u) << step;
     ASSERT_EQ(rig.capsule.sysv().segments_size(), 1);
     EXPECT_NE(rig.capsule.sysv().segments(0).object(), 0u);
     if (step == 5) ::usleep(100000);
@@ -152,8 +154,8 @@ TEST(MemoryCapture, ADetachedSegmentIsSaved) {
   for (int i = 0; i < 2; ++i) {
     rig.take();
     ASSERT_EQ(rig.capsule.sysv().segments_size(), 1);
-    ASSERT_EQ(rig.capsule.objects_size(), 1);
-    const auto pages = read_store(rig.image().open_version(rig.version), rig.capsule.objects(0).index());
+    const auto pages = read_store(rig.image().open_version(rig.version),
+                                  fmt::format("object_{}", rig.capsule.sysv().segments(0).object()));
     ASSERT_EQ(pages.size(), 1u);
     EXPECT_EQ(pages.begin()->second[12345 - 12288], std::byte{42});
   }

@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <functional>
 #include <map>
 #include <memory>
@@ -27,28 +28,29 @@
 
 namespace icp::test {
 
-// A forked child that does what it is told: `act` runs in the child for each number sent.
+// A child that does what it is told: `act` runs in the child for each number sent.
 class TestChild {
  public:
   explicit TestChild(const std::function<void(uint64_t)>& act) {
-    int to[2], from[2];
-    if (::pipe2(to, O_CLOEXEC) != 0 || ::pipe2(from, O_CLOEXEC) != 0) throw_errno("pipe");
-    pid_ = ::fork();
-    if (pid_ == 0) {
-      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-      ::close(to[1]);
-      ::close(from[0]);
-      uint64_t number = 0;
-      while (::read(to[0], &number, sizeof number) == sizeof number) {
-        act(number);
-        if (::write(from[1], &number, sizeof number) != sizeof number) break;
-      }
-      ::_exit(0);
-    }
-    ::close(to[0]);
-    ::close(from[1]);
-    to_.reset(to[1]);
-    from_.reset(from[0]);
+    start_child([&](int commands, int replies) { serve(commands, replies, act); });
+  }
+  // The same as a fresh, small process: this very program, started again with `variable` set to `value`; it must call
+  // serve_if_told() before its main().
+  TestChild(const char* variable, const std::string& value) {
+    start_child([&](int commands, int replies) {
+      ::dup2(commands, kCommands);
+      ::dup2(replies, kReplies);
+      ::setenv(variable, value.c_str(), 1);
+      ::execl("/proc/self/exe", "child", nullptr);
+    });
+  }
+  // In the fresh process: serves until the parent is gone.
+  static void serve_if_told(const char* variable, const std::function<void(uint64_t, uint64_t)>& act) {
+    const char* value = std::getenv(variable);
+    if (value == nullptr) return;
+    const uint64_t number = std::strtoull(value, nullptr, 10);
+    serve(kCommands, kReplies, [&](uint64_t command) { act(number, command); });
+    ::_exit(0);
   }
   ~TestChild() {
     std::vector<ProcessRef> all = find_processes({pid_});
@@ -77,6 +79,32 @@ class TestChild {
   }
 
  private:
+  static constexpr int kCommands = 100, kReplies = 101;
+
+  static void serve(int commands, int replies, const std::function<void(uint64_t)>& act) {
+    uint64_t number = 0;
+    while (::read(commands, &number, sizeof number) == sizeof number) {
+      act(number);
+      if (::write(replies, &number, sizeof number) != sizeof number) break;
+    }
+  }
+  void start_child(const std::function<void(int, int)>& body) {
+    int to[2], from[2];
+    if (::pipe2(to, O_CLOEXEC) != 0 || ::pipe2(from, O_CLOEXEC) != 0) throw_errno("pipe");
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+      ::close(to[1]);
+      ::close(from[0]);
+      body(to[0], from[1]);
+      ::_exit(0);
+    }
+    ::close(to[0]);
+    ::close(from[1]);
+    to_.reset(to[1]);
+    from_.reset(from[0]);
+  }
+
   pid_t pid_ = -1;
   int pending_ = 0;
   UniqueFd to_, from_;
@@ -237,7 +265,7 @@ class CaptureRig {
       } else if (mapping.kind() == pb::Mapping::FILE_PRIVATE) {
         if (::pread(file.get(), expected.data(), kPageSize, static_cast<off_t>(offset)) < 0) continue;
       }
-      if (expected == content) continue;
+      if (std::memcmp(expected.data(), content.data(), kPageSize) == 0) continue;
       note(fmt::format("version {}: page {:x} of the mapping {:x}-{:x} kind {} prot {} ({}) differs, {} in the store",
                        version, address, mapping.start(), mapping.end(), static_cast<int>(mapping.kind()),
                        mapping.prot(), mapping.name(), own != store.end() ? "" : "not"));
