@@ -3,6 +3,8 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/stat.h>
+#include <sys/vfs.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -177,15 +179,38 @@ size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
   return all.size();
 }
 
-bool job_has_slurmstepd(uint32_t job) {
-  const std::string title = "slurmstepd: [" + std::to_string(job) + ".";
+namespace {
+
+bool serves(pid_t stepd, const std::string& node, const std::string& pin) {
+  struct stat pinned {}, own {};
+  struct statfs kind {};
+  constexpr long kNsfsMagic = 0x6e736673;
+  if (::statfs(pin.c_str(), &kind) == 0 && kind.f_type == kNsfsMagic && ::stat(pin.c_str(), &pinned) == 0 &&
+      ::stat(fmt::format("/proc/{}/ns/ipc", stepd).c_str(), &own) == 0) {
+    return pinned.st_ino == own.st_ino;
+  }
+  try {
+    for (const CgroupPlace& place : cgroups_of(stepd)) {
+      if (place.path.starts_with("/slurm_")) return place.path.starts_with("/slurm_" + node + "/");
+    }
+  } catch (const Error&) {
+    return false;  // it has ended
+  }
+  return true;
+}
+
+}  // namespace
+
+bool job_has_slurmstepd(const std::string& node, uint32_t job, const std::string& pin) {
+  const std::string title = fmt::format("slurmstepd: [{}.", job);
   std::error_code ignored;
   for (const auto& entry : fs::directory_iterator("/proc", ignored)) {
     const std::string name = entry.path().filename();
     if (name.find_first_not_of("0123456789") != std::string::npos) continue;
     std::ifstream file(entry.path() / "cmdline");
     std::string line;
-    if (std::getline(file, line, '\0') && line.starts_with(title)) return true;
+    if (!std::getline(file, line, '\0') || !line.starts_with(title)) continue;
+    if (serves(static_cast<pid_t>(std::stol(name)), node, pin)) return true;
   }
   return false;
 }

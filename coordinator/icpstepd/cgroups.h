@@ -40,7 +40,9 @@ std::vector<pid_t> step_processes(pid_t task);
 // Kills what is left in the job's groups on the node, except slurmstepd. Returns how many processes there were.
 size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job);
 
-// True when a slurmstepd of the job runs on this machine (whichever node it serves).
-bool job_has_slurmstepd(uint32_t job);
+// True when a slurmstepd of the job runs for this node. Several nodes, of several clusters, may share a machine, and
+// slurmstepd names only the job: it is known by the job's IPC namespace pinned on `pin` (where there is one), else by
+// its cgroup, else by its title alone.
+bool job_has_slurmstepd(const std::string& node, uint32_t job, const std::string& pin);
 
 }  // namespace icp

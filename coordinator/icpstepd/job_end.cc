@@ -30,6 +30,11 @@ void report(const std::string& line, bool warning = false) {
   std::fprintf(stderr, "icpstepd: %s\n", line.c_str());
 }
 
+// See engine/sysv/ledger.h.
+std::string pin_of(const Config& config, const std::string& node, uint32_t job, uint32_t restarts) {
+  return fmt::format("{}/{}/job_{}.{}/ipcns", config.run_dir, node, job, restarts);
+}
+
 void clean_ledger(const Config& config, const std::string& node, uint32_t job, const LedgerRuns& runs) {
   for (const LedgerCleanup& result : JobLedger::cleanup(config.run_dir, node, job, runs)) {
     for (const IpcObject& object : result.removed) report(fmt::format("job {}: removed {}", job, describe(object)));
@@ -41,7 +46,7 @@ void clean_ledger(const Config& config, const std::string& node, uint32_t job, c
 
 void end_job(const Config& config, const std::string& node, uint32_t job, uid_t uid, uint32_t restarts) {
   LedgerRuns runs;
-  if (job_has_slurmstepd(job)) {
+  if (job_has_slurmstepd(node, job, pin_of(config, node, job, restarts))) {
     // The job runs again already, here: this epilog is that of an earlier run.
     runs.below = restarts;
     report(fmt::format("job {}: late epilog, the job runs again", job));
@@ -65,7 +70,8 @@ void clean_stale(const Config& config) {
     if (!entry.is_directory(ignored)) continue;
     for (const LedgerEntry& ledger : JobLedger::find_stale(config.run_dir, node)) {
       const bool young = ledger.facts && std::time(nullptr) - ledger.facts->since < kYoung;
-      if (ledger.in_use || young || job_has_slurmstepd(ledger.job)) continue;
+      const std::string pin = pin_of(config, node, ledger.job, ledger.restart);
+      if (ledger.in_use || young || job_has_slurmstepd(node, ledger.job, pin)) continue;
       report(fmt::format("job {}: nothing of it runs on {} any more", ledger.job, node));
       clean_ledger(config, node, ledger.job, {.only = ledger.restart, .except = {}, .below = {}});
     }

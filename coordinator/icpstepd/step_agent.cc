@@ -19,6 +19,7 @@ using protocol::Received;
 namespace {
 
 constexpr auto kWatchInterval = std::chrono::milliseconds(500);
+constexpr auto kRetry = std::chrono::milliseconds(70);  // no divisor of what programs like to sleep
 
 }  // namespace
 
@@ -277,24 +278,24 @@ std::vector<pid_t> StepAgent::orphans() const {
 }
 
 void StepAgent::start_timer() {
-  timer_.expires_after(interval_);
+  due_ = std::chrono::steady_clock::now() + interval_;
+  wait_until(due_);
+}
+
+void StepAgent::wait_until(std::chrono::steady_clock::time_point when) {
+  timer_.expires_at(when);
   timer_.async_wait([this](boost::system::error_code error) {
     if (!error) on_timer();
   });
 }
 
 void StepAgent::on_timer() {
-  const auto due = timer_.expiry();
-  versions_.take();
+  const bool again = versions_.take();
   if (!versions_.begun()) return;
-  // From when this one was due; intervals that it overran are left out.
   const auto now = std::chrono::steady_clock::now();
-  auto next = due + interval_;
-  while (next <= now) next += interval_;
-  timer_.expires_at(next);
-  timer_.async_wait([this](boost::system::error_code error) {
-    if (!error) on_timer();
-  });
+  // From when this one was due; intervals that it overran are left out.
+  while (due_ <= now) due_ += interval_;
+  wait_until(again ? std::min(due_, now + kRetry) : due_);
 }
 
 void StepAgent::tell_user(const std::string& line) {

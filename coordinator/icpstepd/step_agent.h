@@ -9,6 +9,7 @@
 #pragma once
 
 #include <array>
+#include <chrono>
 #include <map>
 #include <memory>
 #include <optional>
@@ -70,6 +71,7 @@ class StepAgent {
   void restore_when_all_lent();
   void after_restore(RestartResult result);
   void start_timer();
+  void wait_until(std::chrono::steady_clock::time_point when);
   void end_task(Task& task, int status);
   void finish(bool goodbye);
   Task* find(int64_t rank);
@@ -95,6 +97,7 @@ class StepAgent {
   std::unique_ptr<Socket> capsule_events_;
   Signalled signalled_ = Signalled::kTask;
   std::chrono::milliseconds interval_{0};
+  std::chrono::steady_clock::time_point due_;  // the next version
 };
 
 }  // namespace icp

@@ -13,7 +13,7 @@
 namespace icp {
 namespace {
 
-constexpr int kPassingTries = 3;  // a condition that should pass is worth a line only when it did not
+constexpr int kPassingTries = 8;
 
 // A step's standard stream is replaced by the new step's at a restart. /dev/null and its like are not: they are the
 // same everywhere, and a program may have opened them by itself for something else.
@@ -66,39 +66,49 @@ bool Versions::script_has_steps() const {
   return ::access(mark.c_str(), F_OK) == 0;
 }
 
-void Versions::take() {
-  if (!session_) return;
+bool Versions::take() {
+  if (!session_) return false;
   if (script_has_steps()) {
     spdlog::info("the batch script runs steps: they are checkpointed, it is not");
     session_.reset();
-    return;
+    return false;
   }
   try {
-    if (!session_->alive()) return;
-    const CheckpointResult result = session_->checkpoint();
-    passing_failures_ = 0;
-    notices_.all_is_well();
-    const auto& stats = result.stats;
-    spdlog::info("version {}{}: {}, {} pages, stopped {:.1f} ms, {:.3f} s in all, {}", result.version,
-                 stats.full() ? " (full)" : "", counted_bytes(stats.processes(), stats.bytes_written()),
-                 stats.pages_written(), static_cast<double>(stats.stop_ns()) / 1e6,
-                 static_cast<double>(stats.total_ns()) / 1e9, stats.tracker());
-    if (facts_.verbose) {
-      notices_.say(fmt::format("slurm-icp: step {}.{}: version {}: {}, stopped for {:.1f} ms", facts_.job,
-                               protocol::step_name(facts_.step), result.version,
-                               counted_bytes(stats.processes(), stats.bytes_written()),
-                               static_cast<double>(stats.stop_ns()) / 1e6));
-    }
+    if (!session_->alive()) return false;
+    report(session_->checkpoint());
+    return false;
   } catch (const Error& error) {
-    spdlog::warn("no version: {}{}{}", error.what(), error.remedy().empty() ? "" : "; ", error.remedy());
-    const bool passing = error.kind() == ErrorKind::kBusy || error.kind() == ErrorKind::kGone;
-    if (passing && ++passing_failures_ < kPassingTries) return;
-    if (script_has_steps()) return;  // the script began its first step just now
-    notices_.complain(fmt::format("slurm-icp: step {}.{}: no checkpoint could be taken: {}{}{} (the job runs on; tried "
-                                  "again at every interval)",
-                                  facts_.job, protocol::step_name(facts_.step), error.what(),
-                                  error.remedy().empty() ? "" : "; ", error.remedy()));
+    return failed(error);
   }
+}
+
+void Versions::report(const CheckpointResult& result) {
+  passing_failures_ = 0;
+  notices_.all_is_well();
+  const auto& stats = result.stats;
+  const std::string size = counted_bytes(stats.processes(), stats.bytes_written());
+  const double stop_ms = static_cast<double>(stats.stop_ns()) / 1e6;
+  spdlog::info("version {}{}: {}, {} pages, stopped {:.1f} ms, {:.3f} s in all, {}", result.version,
+               stats.full() ? " (full)" : "", size, stats.pages_written(), stop_ms,
+               static_cast<double>(stats.total_ns()) / 1e9, stats.tracker());
+  if (!facts_.verbose) return;
+  notices_.say(fmt::format("slurm-icp: step {}.{}: version {}: {}, stopped for {:.1f} ms", facts_.job,
+                           protocol::step_name(facts_.step), result.version, size, stop_ms));
+}
+
+bool Versions::failed(const Error& error) {
+  const std::string remedy = error.remedy().empty() ? "" : "; " + error.remedy();
+  spdlog::warn("no version: {}{}", error.what(), remedy);
+  // What is refused stays so until the program does something about it. Anything else may be a matter of the moment,
+  // which only several failures in a row disprove.
+  const bool passing = error.kind() != ErrorKind::kRefused && error.kind() != ErrorKind::kPermission;
+  if (passing && ++passing_failures_ <= kPassingTries) return true;
+  passing_failures_ = 0;
+  if (script_has_steps()) return false;  // the script began its first step just now
+  notices_.complain(fmt::format(
+      "slurm-icp: step {}.{}: no checkpoint could be taken: {}{} (the job runs on; tried again at every interval)",
+      facts_.job, protocol::step_name(facts_.step), error.what(), remedy));
+  return false;
 }
 
 }  // namespace icp

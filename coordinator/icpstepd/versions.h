@@ -10,6 +10,7 @@
 #include "coordinator/config.h"
 #include "coordinator/icpstepd/notices.h"
 #include "coordinator/protocol/packet.h"
+#include "engine/base/error.h"
 #include "engine/session.h"
 
 namespace icp {
@@ -29,18 +30,21 @@ class Versions {
   SessionConfig session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const;
   void begin(Session session);
   bool begun() const { return session_ != nullptr; }
-  // One version now. A failure is told to the user (once) and logged; the processes run on.
-  void take();
+  // One version now. A failure is told to the user (once) and logged; the processes run on. True: it failed for
+  // something that passes (a process ended or was made at the wrong moment), and is worth another try soon.
+  bool take();
   void stop() { session_.reset(); }
 
  private:
   bool script_has_steps() const;
+  void report(const CheckpointResult& result);
+  bool failed(const Error& error);
 
   const protocol::StepFacts& facts_;
   const Config& config_;
   Notices& notices_;
   std::unique_ptr<Session> session_;
-  int passing_failures_ = 0;
+  int passing_failures_ = 0;  // one after the other
 };
 
 // "4 processes, 1.2 GiB"

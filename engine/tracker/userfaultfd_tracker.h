@@ -28,16 +28,20 @@ class UserfaultfdTracker final : public PageTracker {
   bool incremental() const override { return true; }
   bool atomic_rearm() const override { return true; }
   bool alive() const override;
-  void begin_pass(bool) override {}
+  void begin_pass(bool rearm) override;
   bool collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out) override;
 
  private:
   UserfaultfdTracker(pid_t pid, UniqueFd uffd, UniqueFd pagemap);
   bool register_range(uint64_t start, uint64_t end);
+  bool scan(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out);
+  bool scan_dense(uint64_t start, uint64_t end, bool rearm, std::vector<PageRange>& out);
   void collect_untracked(uint64_t start, uint64_t end, MappingClass kind, std::vector<PageRange>& out);
 
   pid_t pid_;
   UniqueFd uffd_, pagemap_;
+  // Long runs of anonymous data found by the last pass, ascending, and by this one so far.
+  std::vector<PageRange> dense_, next_dense_;
 };
 
 }  // namespace icp

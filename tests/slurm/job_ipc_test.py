@@ -10,10 +10,11 @@ from jobcase import JobCase, leak
 class Private(JobCase):
     def test_steps_of_a_job_share_and_jobs_do_not(self):
         job = self.submit("readlink /proc/self/ns/ipc; srun -n2 readlink /proc/self/ns/ipc; "
-                          "srun readlink /proc/self/ns/ipc")
+                          "srun readlink /proc/self/ns/ipc", "-n2")
         self.assertEqual(self.wait_job(job), "COMPLETED")
-        own = set(self.output(job).split())
-        self.assertEqual(len(self.output(job).split()), 4)
+        seen = self.output(job).splitlines()  # a line is one namespace
+        own = set(seen)
+        self.assertEqual(len(seen), 5, seen)
         self.assertEqual(len(own), 1)
         self.assertNotIn(os.readlink("/proc/self/ns/ipc"), own)
         job2 = self.submit("readlink /proc/self/ns/ipc")

@@ -141,8 +141,8 @@ class CaptureRig {
     if (during) during();
     if (precopy && during) capture_.precopy(find_processes({root_}));
     {
-      StoppedTree tree({root_}, calls_);
-      collect(tree, at_stop);
+      const std::unique_ptr<StoppedTree> tree = stop_all();
+      collect(*tree, at_stop);
     }
     stats = capture_.write();
     writer.commit({});
@@ -156,8 +156,8 @@ class CaptureRig {
     track_new();
     if (precopy) capture_.precopy(find_processes({root_}));
     {
-      StoppedTree tree({root_}, calls_);
-      collect(tree, {});
+      const std::unique_ptr<StoppedTree> tree = stop_all();
+      collect(*tree, {});
     }
     capture_.abandon();
   }
@@ -178,6 +178,18 @@ class CaptureRig {
     std::vector<PageContents> mappings;  // one a mapping of the process
   };
 
+  // A process that ends at this very moment can be neither stopped nor reported as a zombie yet.
+  std::unique_ptr<StoppedTree> stop_all() {
+    for (int tries = 0;; ++tries) {
+      try {
+        return std::make_unique<StoppedTree>(std::vector<pid_t>{root_}, calls_);
+      } catch (const Error& error) {
+        if (error.kind() != ErrorKind::kBusy || tries > 100) throw;
+        ::usleep(1000);
+      }
+    }
+  }
+
   void track_new() {
     for (const ProcessRef& ref : find_processes({root_})) {
       if (!capture_.needs_tracker(ref)) continue;
@@ -186,7 +198,7 @@ class CaptureRig {
         capture_.track(process);
         resume_process(process);
       } catch (const Error& error) {
-        if (error.kind() != ErrorKind::kGone) throw;
+        if (error.kind() != ErrorKind::kGone && error.kind() != ErrorKind::kBusy) throw;
       }
     }
   }
