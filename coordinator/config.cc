@@ -20,11 +20,12 @@ namespace {
 // One key's value, with all that an error message needs.
 struct Entry {
   const std::string& file;
+  int line;  // of the key, from 1
   std::string key;
   const YAML::Node& node;
 
   [[noreturn]] void fail(const std::string& why) const {
-    throw_error(ErrorKind::kUsage, "{}:{}: {}: {}", file, node.Mark().line + 1, key, why);
+    throw_error(ErrorKind::kUsage, "{}:{}: {}: {}", file, line, key, why);
   }
   std::string text() const {
     if (!node.IsScalar()) fail(node.IsNull() ? "a value is missing" : "a single value is needed, not a list or a map");
@@ -79,8 +80,8 @@ const std::map<std::string, Reader>& readers() {
        }},
       {"batch",
        [](Config& c, const Entry& e) {
-         c.batch = one_of<BatchPolicy>(
-             e, {{"when-possible", BatchPolicy::kWhenPossible}, {"never", BatchPolicy::kNever}});
+         c.batch =
+             one_of<BatchPolicy>(e, {{"when-possible", BatchPolicy::kWhenPossible}, {"never", BatchPolicy::kNever}});
        }},
       {"checkpoint_dir",
        [](Config& c, const Entry& e) { c.checkpoint_dir = e.text().empty() ? "" : absolute_path(e); }},
@@ -107,8 +108,8 @@ const std::map<std::string, Reader>& readers() {
        }},
       {"log_level",
        [](Config& c, const Entry& e) {
-         c.log_level = one_of<std::string>(
-             e, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
+         c.log_level =
+             one_of<std::string>(e, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
        }},
   };
   return all;
@@ -134,7 +135,7 @@ Config Config::parse(const std::string& text, const std::string& name) {
     if (reader == readers().end()) throw_error(ErrorKind::kUsage, "{}:{}: {}: unknown key", name, line, key);
     // yaml-cpp takes a key twice; which of them holds would be anybody's guess.
     if (!seen.insert(key).second) throw_error(ErrorKind::kUsage, "{}:{}: {}: given twice", name, line, key);
-    reader->second(config, Entry{name, key, pair.second});
+    reader->second(config, Entry{name, line, key, pair.second});
   }
   return config;
 }

@@ -17,14 +17,14 @@ enum class BatchPolicy { kWhenPossible, kNever };
 struct Config {
   IpcPolicy ipc = IpcPolicy::kPrivate;
   BatchPolicy batch = BatchPolicy::kWhenPossible;
-  std::string checkpoint_dir;                  // absolute, "%u" is the user's name; empty: the working directory
+  std::string checkpoint_dir;  // absolute, "%u" is the user's name; empty: the working directory
   std::chrono::milliseconds min_interval{1000};
   TrackerKind tracker = TrackerKind::kAuto;
-  uint64_t staging_limit = 1ull << 30;         // bytes
+  uint64_t staging_limit = 1ull << 30;  // bytes
   GrownFile grown_files = GrownFile::kTruncate;
   std::string run_dir = "/run/slurm-icp";
   std::string log = "/var/log/slurm-icp/icpstepd.log";  // a path, "syslog" or "none"
-  std::string log_level = "info";              // debug, info, warning, error
+  std::string log_level = "info";                       // debug, info, warning, error
 
   // Reads a file. A missing file is an empty one, unless `must_exist`. Throws Error (kUsage) that names file, line and
   // key for unknown keys, wrong types and bad values.

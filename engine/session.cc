@@ -187,13 +187,26 @@ CheckpointResult Session::Impl::checkpoint(bool kill) {
   if (!findings.empty()) throw_refused(findings);
 
   ImageDir image = ImageDir::create(config.image_path, config.identity, config.node);
-  VersionWriter writer = image.begin_version();
-  try {
-    return write_version(writer, begin, kill);
-  } catch (...) {
-    memory.abandon();
-    throw;
+  for (int tries = 1;; ++tries) {
+    VersionWriter writer = image.begin_version();
+    try {
+      return write_version(writer, begin, kill);
+    } catch (const Error& error) {
+      memory.abandon();
+      // A process that ended in the middle: the others are looked at afresh.
+      const bool passing = error.kind() == ErrorKind::kGone || error.kind() == ErrorKind::kBusy;
+      if (!passing || tries == kPassingTries || !alive()) throw;
+    } catch (...) {
+      memory.abandon();
+      throw;
+    }
+    std::this_thread::sleep_for(kPassingWait);
   }
+}
+
+bool Session::Impl::alive() const {
+  const std::vector<ProcessRef> all = processes();
+  return std::any_of(all.begin(), all.end(), [](const ProcessRef& ref) { return !ref.zombie; });
 }
 
 CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t begin, bool kill) {
@@ -253,10 +266,7 @@ Findings Session::check() const { return check_now(impl_->processes(), impl_->co
 
 CheckpointResult Session::checkpoint(bool kill) { return impl_->checkpoint(kill); }
 
-bool Session::alive() const {
-  const std::vector<ProcessRef> all = impl_->processes();
-  return std::any_of(all.begin(), all.end(), [](const ProcessRef& ref) { return !ref.zombie; });
-}
+bool Session::alive() const { return impl_->alive(); }
 
 std::vector<TaskRoot> Session::roots() const { return impl_->roots; }
 

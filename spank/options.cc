@@ -74,19 +74,48 @@ struct Twins {
   std::string Request::*member;
   bool (*check)(const char*, std::string_view);
   std::vector<const char*> srun, sbatch, salloc;
+  std::vector<const char*> inherited;  // how Slurm hands the option of sbatch or salloc to the job's sruns
 };
+
+#define ICP_INHERITED "SLURM_SPANK__SLURM_SPANK_OPTION_icp_"
 
 const std::vector<Twins>& all_twins() {
   static const std::vector<Twins> twins = {
-      {&Request::interval, check_interval,
+      {&Request::interval,
+       check_interval,
        {"SLURM_CHECKPOINT", "SLURM_CHECKPOINT_INTERVAL"},
        {"SBATCH_CHECKPOINT", "SBATCH_CHECKPOINT_INTERVAL"},
-       {"SALLOC_CHECKPOINT", "SALLOC_CHECKPOINT_INTERVAL"}},
-      {&Request::checkpoint_dir, check_directory,
-       {"SLURM_CHECKPOINT_DIR", "SLURM_CHECKPOINT_IMAGE_DIR"}, {"SBATCH_CHECKPOINT_DIR"}, {"SALLOC_CHECKPOINT_DIR"}},
-      {&Request::restart_dir, check_directory, {"SLURM_RESTART_DIR"}, {"SBATCH_RESTART_DIR"}, {"SALLOC_RESTART_DIR"}},
+       {"SALLOC_CHECKPOINT", "SALLOC_CHECKPOINT_INTERVAL"},
+       {ICP_INHERITED "checkpoint_interval", ICP_INHERITED "checkpoint"}},
+      {&Request::checkpoint_dir,
+       check_directory,
+       {"SLURM_CHECKPOINT_DIR", "SLURM_CHECKPOINT_IMAGE_DIR"},
+       {"SBATCH_CHECKPOINT_DIR"},
+       {"SALLOC_CHECKPOINT_DIR"},
+       {ICP_INHERITED "checkpoint_dir"}},
+      {&Request::restart_dir,
+       check_directory,
+       {"SLURM_RESTART_DIR"},
+       {"SBATCH_RESTART_DIR"},
+       {"SALLOC_RESTART_DIR"},
+       {ICP_INHERITED "restart_dir"}},
   };
   return twins;
+}
+
+// Texts of the options that this srun inherited. Kept from init on: Slurm takes them out of srun's environment when it
+// has read them.
+std::vector<std::string> inherited_texts;
+
+// True when the option is not this command's own but came from sbatch or salloc. What those settled (the absolute
+// path), and what the script changed since, is in the environment.
+bool is_inherited(const Twins& twins, const std::string& value) {
+  const char* const settled = std::getenv(twins.srun.front());
+  if (settled == nullptr || *settled == '\0') return false;
+  for (const std::string& text : inherited_texts) {
+    if (value == text) return true;
+  }
+  return false;
 }
 
 std::string absolute(const std::string& path) {
@@ -101,6 +130,11 @@ std::string absolute(const std::string& path) {
 }  // namespace
 
 void register_options(spank_t handle) {
+  for (const Twins& twins : all_twins()) {
+    for (const char* name : twins.inherited) {
+      if (const char* const text = std::getenv(name); text != nullptr) inherited_texts.emplace_back(text);
+    }
+  }
   for (spank_option& option : table) {
     if (const auto error = spank_option_register(handle, &option); error != ESPANK_SUCCESS) {
       slurm_error("spank_icp: cannot register --%s: %s", option.name, spank_strerror(error));
@@ -113,6 +147,7 @@ bool settle_options() {
   for (const Twins& twins : all_twins()) {
     std::string& value = given.*twins.member;
     const auto& names = command == "sbatch" ? twins.sbatch : command == "salloc" ? twins.salloc : twins.srun;
+    if (is_inherited(twins, value)) value.clear();
     for (const char* name : names) {
       const char* const text = std::getenv(name);
       if (!value.empty() || text == nullptr || *text == '\0') continue;

@@ -13,8 +13,8 @@
 //   child of slurmd             root     job_prolog, job_epilog                      job_end.cc: begin_job, end_job
 //
 // Return values: a failing init, user_init or task_post_fork of a batch step drains the node, and so does a failing
-// epilog; a failing task_init fails the job alone, but only where the plugin is `required`. So everything returns 0, and
-// where something must not run (task_init, init_post_opt in the user's own command) the process is ended.
+// epilog; a failing task_init fails the job alone, but only where the plugin is `required`. So everything returns 0,
+// and where something must not run (task_init, init_post_opt in the user's own command) the process is ended.
 #include <unistd.h>
 
 #include <cstdlib>

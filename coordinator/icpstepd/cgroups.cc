@@ -182,7 +182,8 @@ size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
 namespace {
 
 bool serves(pid_t stepd, const std::string& node, const std::string& pin) {
-  struct stat pinned {}, own {};
+  struct stat pinned {
+  }, own{};
   struct statfs kind {};
   constexpr long kNsfsMagic = 0x6e736673;
   if (::statfs(pin.c_str(), &kind) == 0 && kind.f_type == kNsfsMagic && ::stat(pin.c_str(), &pinned) == 0 &&

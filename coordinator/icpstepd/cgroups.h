@@ -12,8 +12,8 @@
 namespace icp {
 
 struct CgroupPlace {
-  std::string controllers;  // "" for v2
-  std::string path;         // "/slurm_node1/uid_1000/job_7/step_0"
+  std::string controllers;        // "" for v2
+  std::string path;               // "/slurm_node1/uid_1000/job_7/step_0"
   std::string directory() const;  // below /sys/fs/cgroup
 };
 std::vector<CgroupPlace> cgroups_of(pid_t pid);

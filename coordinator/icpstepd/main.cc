@@ -1,9 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // icpstepd: started by the SPANK plugin, never by hand but for check-config.
-#include <CLI/CLI.hpp>
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
 
+#include <CLI/CLI.hpp>
 #include <cstdio>
 
 #include "coordinator/config.h"
@@ -73,7 +73,8 @@ int check_config(const Options& options) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  CLI::App app("The slurm-icp step agent. slurmstepd and slurmd start it by themselves (see spank_icp(8)).", "icpstepd");
+  CLI::App app("The slurm-icp step agent. slurmstepd and slurmd start it by themselves (see spank_icp(8)).",
+               "icpstepd");
   app.set_version_flag("--version", std::string("icpstepd ") + ICP_VERSION);
   app.require_subcommand(1);
   Options options;

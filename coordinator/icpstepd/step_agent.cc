@@ -114,9 +114,8 @@ void StepAgent::on_control() {
 void StepAgent::finish(bool goodbye) {
   // Ended by themselves with status 0, all of them: a later requeue of the job must not restart this step.
   const bool all_well = !tasks_.empty() && tasks_.size() == facts_.local_tasks &&
-                        std::all_of(tasks_.begin(), tasks_.end(), [](const auto& entry) {
-                          return entry.second.status == std::optional<int>(0);
-                        });
+                        std::all_of(tasks_.begin(), tasks_.end(),
+                                    [](const auto& entry) { return entry.second.status == std::optional<int>(0); });
   if (goodbye && all_well && !image_.empty() && !facts_.interval.empty()) {
     mark_completed(image_, identity_of(facts_));
   }
@@ -374,7 +373,8 @@ void StepAgent::after_restore(RestartResult result) {
                                : Session(std::move(config), capsule_->roots()));
     start_timer();
   } catch (const Error& error) {
-    notices_.complain(fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));
+    notices_.complain(
+        fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));
   }
 }
 

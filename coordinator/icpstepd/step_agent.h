@@ -46,7 +46,7 @@ class StepAgent {
     enum State { kForked, kStarting, kRunning, kProxy, kEnded };
     State state = kForked;
     int rank = 0;
-    pid_t pid = 0;             // as slurmstepd says
+    pid_t pid = 0;  // as slurmstepd says
     std::array<StreamId, 3> streams;
     std::unique_ptr<Socket> socket;
     ProxyStreams lent;
@@ -92,7 +92,7 @@ class StepAgent {
   Versions versions_;
   IpcWatch ipc_watch_;
   std::optional<StartPlan> plan_;
-  std::string image_;          // the step's own
+  std::string image_;  // the step's own
   std::optional<RestoredCapsule> capsule_;
   std::unique_ptr<Socket> capsule_events_;
   Signalled signalled_ = Signalled::kTask;

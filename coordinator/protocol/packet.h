@@ -26,19 +26,19 @@ inline constexpr size_t kMaxPacket = 64 * 1024;  // bytes
 inline constexpr size_t kMaxFds = 4;             // descriptors beside one packet
 
 // plugin -> icpstepd, on the step's socket
-inline constexpr std::string_view kHello = "hello";        // the step: see StepFacts
-inline constexpr std::string_view kTask = "task";          // rank, pid: a task was forked (root says so)
-inline constexpr std::string_view kTaskExit = "task-exit"; // rank, status
-inline constexpr std::string_view kGoodbye = "goodbye";    // the step ends; icpstepd answers by closing
+inline constexpr std::string_view kHello = "hello";         // the step: see StepFacts
+inline constexpr std::string_view kTask = "task";           // rank, pid: a task was forked (root says so)
+inline constexpr std::string_view kTaskExit = "task-exit";  // rank, status
+inline constexpr std::string_view kGoodbye = "goodbye";     // the step ends; icpstepd answers by closing
 // a task before exec -> icpstepd, on the socket all tasks inherit; beside it the task's own socket
-inline constexpr std::string_view kReady = "ready";        // rank, pid, cwd; fd 0: the task's socket
+inline constexpr std::string_view kReady = "ready";  // rank, pid, cwd; fd 0: the task's socket
 // icpstepd -> the task, on the task's socket
-inline constexpr std::string_view kRun = "run";            // exec the user's program
-inline constexpr std::string_view kRestart = "restart";    // exec icp-proxy: proxy (path)
-inline constexpr std::string_view kFail = "fail";          // text: end the task with this sentence
+inline constexpr std::string_view kRun = "run";          // exec the user's program
+inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path)
+inline constexpr std::string_view kFail = "fail";        // text: end the task with this sentence
 // icp-proxy -> icpstepd, on the task's socket
-inline constexpr std::string_view kStreams = "streams";    // fds: 0, 1, 2 of the task
-inline constexpr std::string_view kSignal = "signal";      // signal: hand it on to the restored processes
+inline constexpr std::string_view kStreams = "streams";  // fds: 0, 1, 2 of the task
+inline constexpr std::string_view kSignal = "signal";    // signal: hand it on to the restored processes
 // icpstepd -> icp-proxy
 inline constexpr std::string_view kSay = "say";            // text: a line for the user
 inline constexpr std::string_view kRestored = "restored";  // forward: 1 when signals must be handed on
@@ -73,20 +73,20 @@ Received receive_packet(int socket, Packet& packet, int timeout_ms);
 // What the plugin says of a step. Numbers are Slurm's.
 struct StepFacts {
   uint32_t job = 0;
-  int32_t step = 0;             // Slurm's: -5 is the batch step, -4 the extern step
+  int32_t step = 0;  // Slurm's: -5 is the batch step, -4 the extern step
   uid_t uid = 0;
   gid_t gid = 0;
   std::vector<gid_t> groups;
   std::string node;
-  uint32_t nodes = 1;           // of the job
+  uint32_t nodes = 1;  // of the job
   uint32_t local_tasks = 1, total_tasks = 1;
-  uint32_t restarts = 0;        // how often the job was requeued
-  std::string interval;         // as the user typed it; empty: no versions by themselves
-  std::string checkpoint_dir;   // empty: the configuration's, else the working directory
-  std::string restart_dir;      // empty: the step's own after a requeue; "none": start afresh
-  bool verbose = false;         // srun -v
-  std::string slurm_conf;       // directory of slurm.conf
-  bool private_ipc = false;     // the job has an IPC namespace of its own on this node
+  uint32_t restarts = 0;       // how often the job was requeued
+  std::string interval;        // as the user typed it; empty: no versions by themselves
+  std::string checkpoint_dir;  // empty: the configuration's, else the working directory
+  std::string restart_dir;     // empty: the step's own after a requeue; "none": start afresh
+  bool verbose = false;        // srun -v
+  std::string slurm_conf;      // directory of slurm.conf
+  bool private_ipc = false;    // the job has an IPC namespace of its own on this node
 
   Packet to_packet() const;
   static std::optional<StepFacts> from_packet(const Packet& packet);

@@ -36,7 +36,6 @@ void capture_process_state(StoppedProcess& process, pb::Process& state) {
                   process.ref.comm);
   }
   process.remote->map_scratch(kScratchBytes);
-  process.remote->protect_calls(process.starts[0].live, process.starts[0].signal_mask);
   capture_arguments(process.ref.pid, state);
   capture_credentials(process.ref, state);
   capture_attributes(process, state);
@@ -49,7 +48,7 @@ void capture_process_state(StoppedProcess& process, pb::Process& state) {
       continue;
     }
     RemoteProcess remote = process.remote->on_thread(process.threads[i]);
-    remote.protect_calls(process.starts[i].live, process.starts[i].signal_mask);
+    if (process.calls_protected) remote.protect_calls(process.starts[i].image, process.starts[i].signal_mask);
     capture_thread(process, i, remote, *state.add_threads());
     settle_thread(process, i);
   }

@@ -100,7 +100,6 @@ void note_start(Tracee& thread, pid_t pid, InterruptedCalls& calls, ThreadStart&
   find_rseq(thread, pid, start);
   leave_rseq_section(pid, start);
   calls.normalise(thread.tid(), start.live, start.image);
-  thread.set_signal_mask(~0ull);
 }
 
 }  // namespace
@@ -146,8 +145,11 @@ StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
     process.job_stopped = process.job_stopped || process.threads[i].job_stopped();
     note_start(process.threads[i], ref.pid, calls, process.starts[i]);
   }
-  process.remote =
-      std::make_unique<RemoteProcess>(process.threads[0], ref.pid, find_syscall_instruction(ref.pid));
+  const RemoteAddr stub = install_return_stub(ref.pid);
+  process.remote = std::make_unique<RemoteProcess>(process.threads[0], ref.pid,
+                                                   stub.value != 0 ? stub : find_syscall_instruction(ref.pid));
+  process.calls_protected = stub.value != 0;
+  if (process.calls_protected) process.remote->protect_calls(process.starts[0].image, process.starts[0].signal_mask);
   return process;
 }
 
@@ -190,6 +192,11 @@ StoppedTree::StoppedTree(const std::vector<pid_t>& roots, InterruptedCalls& call
         }
       }
     }
+    // A zombie found early may have been waited for before its parent was stopped.
+    std::erase_if(processes_, [](const StoppedProcess& process) {
+      ProcessRef now;
+      return process.ref.zombie && !(read_process(process.ref.pid, now) && now.start_time == process.ref.start_time);
+    });
   } catch (...) {
     resume();
     throw;

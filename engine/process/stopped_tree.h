@@ -38,8 +38,7 @@ struct ThreadStart {
   uint32_t rseq_len = 0, rseq_signature = 0;
 };
 
-// One stopped process: its threads (leader first) and the means to run system calls in it. While it is stopped all
-// signals are blocked in its threads, so that calls are not disturbed; they stay pending.
+// One stopped process: its threads (leader first) and the means to run system calls in it.
 struct StoppedProcess {
   ProcessRef ref;
   std::vector<Tracee> threads;            // empty for a zombie
@@ -47,6 +46,7 @@ struct StoppedProcess {
   std::vector<ThreadStart> starts;        // one a thread
   std::unique_ptr<RemoteProcess> remote;  // calls in the leader; null for a zombie
   bool job_stopped = false;               // SIGSTOP, SIGTSTP ...
+  bool calls_protected = false;           // the remote calls find back should the agent die (return_frame.h)
 };
 
 // System calls found interrupted at earlier stops of a session, by thread: restart_syscall(2) hides which call it

@@ -58,9 +58,10 @@ void ProcessRestore::install_descriptors() {
   for (const pb::FileDescriptor& fd : state_.fds()) {
     if (fd.fd() < 0 || fd.fd() >= shared_.socket_number)
       throw_error(ErrorKind::kImage, "process {} has a descriptor {}", state_.pid(), fd.fd());
+    const int local = shared_.files.local_fd(fd.file());
+    if (local < 0) continue;  // made in the process by finish_process(): pidfds
     remote().reset_scratch();
-    remote().send_fd_to(shared_.builder.agent_socket(), shared_.socket_number, shared_.files.local_fd(fd.file()),
-                        fd.fd(), fd.cloexec());
+    remote().send_fd_to(shared_.builder.agent_socket(), shared_.socket_number, local, fd.fd(), fd.cloexec());
   }
   shared_.files.finish_process(remote(), state_);
   remote().call("close", SYS_close, {static_cast<uint64_t>(shared_.socket_number)});

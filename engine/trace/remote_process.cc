@@ -25,6 +25,8 @@ namespace {
 constexpr std::array<unsigned char, 2> kSyscallInstruction{0x0f, 0x05};  // Intel SDM, SYSCALL
 constexpr size_t kStageAlignment = 16;
 constexpr size_t kFrameAlignment = 64;  // XRSTOR's
+constexpr uint64_t kRedZone = 128;      // System V ABI, x86-64: below the stack pointer and still in use
+constexpr size_t kStubGap = 16;         // zeros in front of the return stub: not the tail of a table
 
 // process_vm_readv/writev move at most INT_MAX rounded down to pages; far fewer are asked for here, so a short
 // count means that the next byte is not mapped (or not writable).
@@ -93,10 +95,7 @@ int64_t RemoteProcess::syscall(long number, std::initializer_list<uint64_t> argu
   std::copy_n(arguments.begin(), std::min(arguments.size(), value.size()), value.begin());
   user_regs_struct regs = base_;
   regs.rip = instruction_.value;
-  if (call_stack_ != 0) {
-    regs.rip = return_stub_.value;
-    regs.rsp = call_stack_;
-  }
+  if (call_stack_ != 0) regs.rsp = call_stack_;
   regs.rax = static_cast<uint64_t>(number);
   regs.orig_rax = ~0ull;  // not in a system call: keeps the kernel from restarting one
   regs.rdi = value[0];
@@ -105,6 +104,7 @@ int64_t RemoteProcess::syscall(long number, std::initializer_list<uint64_t> argu
   regs.r10 = value[3];
   regs.r8 = value[4];
   regs.r9 = value[5];
+  thread_->block_signals();
   thread_->set_regs(regs);
   last_child_ = 0;
   for (int syscall_stops = 0; syscall_stops < 2;) {
@@ -143,38 +143,31 @@ void RemoteProcess::write(RemoteAddr to, std::span<const std::byte> from) {
 void RemoteProcess::set_scratch(RemoteAddr at, size_t bytes) {
   scratch_ = at;
   scratch_size_ = bytes;
-  scratch_used_ = scratch_floor_ = 0;
+  scratch_used_ = 0;
 }
 
 void RemoteProcess::map_scratch(size_t bytes) {
-  constexpr uint64_t kFlags = MAP_PRIVATE | MAP_ANONYMOUS;
-  int64_t at = syscall(SYS_mmap, {0, bytes, PROT_READ | PROT_WRITE | PROT_EXEC, kFlags, ~0ull, 0});
-  const bool executable = at > 0;
-  if (!executable)  // SELinux may forbid it
-    at = call("mmap of scratch memory", SYS_mmap, {0, bytes, PROT_READ | PROT_WRITE, kFlags, ~0ull, 0});
+  const int64_t at = call("mmap of scratch memory", SYS_mmap,
+                          {0, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, ~0ull, 0});
   set_scratch({static_cast<uint64_t>(at)}, bytes);
-  if (executable) {
-    return_stub_ = stage(std::as_bytes(std::span(kReturnStub)));
-    scratch_floor_ = scratch_used_;
-  }
 }
 
-void RemoteProcess::protect_calls(const user_regs_struct& regs, uint64_t signal_mask) {
-  if (return_stub_.value == 0) return;
+bool RemoteProcess::protect_calls(const user_regs_struct& regs, uint64_t signal_mask) {
   const std::vector<std::byte> xstate = thread_->xstate();
-  const RemoteAddr anywhere = reserve(0);
-  const RemoteAddr frame{(anywhere.value + kFrameAlignment - 1) / kFrameAlignment * kFrameAlignment};
-  const std::vector<std::byte> bytes = make_return_frame(frame, regs, signal_mask, xstate);
-  reserve(frame - anywhere + bytes.size());
-  write(frame, bytes);
-  scratch_floor_ = scratch_used_;
+  const size_t bytes = make_return_frame({}, regs, signal_mask, xstate).size();
+  const RemoteAddr frame{(regs.rsp - kRedZone - bytes) / kFrameAlignment * kFrameAlignment};
+  try {
+    write(frame, make_return_frame(frame, regs, signal_mask, xstate));
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kGone) throw;
+    return false;
+  }
   call_stack_ = return_stack_pointer(frame);
+  return true;
 }
 
 void RemoteProcess::unmap_scratch() {
   if (scratch_size_ == 0) return;
-  call_stack_ = 0;
-  return_stub_ = {};
   call("munmap of scratch memory", SYS_munmap, {scratch_.value, scratch_size_});
   set_scratch({}, 0);
 }
@@ -262,6 +255,25 @@ RemoteAddr find_syscall_instruction(pid_t pid) {
     if (found != begin + got) return {entry.start + static_cast<uint64_t>(found - begin)};
   }
   throw_error(ErrorKind::kRefused, "process {} maps no syscall instruction that could be used", pid);
+}
+
+RemoteAddr install_return_stub(pid_t pid) {
+  for (const MapsEntry& entry : MapsEntry::read(pid)) {
+    if (entry.path != "[vdso]") continue;
+    // The kernel maps whole pages of an image that ends earlier.
+    std::array<unsigned char, kStubGap + kReturnStub.size()> tail{};
+    const uint64_t at = entry.end - kReturnStub.size();
+    const iovec here{tail.data(), tail.size()}, there{reinterpret_cast<void*>(entry.end - tail.size()), tail.size()};
+    if (::process_vm_readv(pid, &here, 1, &there, 1, 0) != static_cast<ssize_t>(tail.size())) return {};
+    if (std::equal(kReturnStub.begin(), kReturnStub.end(), tail.begin() + kStubGap)) return {at};
+    if (std::any_of(tail.begin(), tail.end(), [](unsigned char byte) { return byte != 0; })) return {};
+    // /proc/PID/mem may write where the process itself may not, as debuggers do for breakpoints.
+    const UniqueFd memory(::open(fmt::format("/proc/{}/mem", pid).c_str(), O_RDWR | O_CLOEXEC));
+    const ssize_t written =
+        memory ? ::pwrite(memory.get(), kReturnStub.data(), kReturnStub.size(), static_cast<off_t>(at)) : -1;
+    return written == static_cast<ssize_t>(kReturnStub.size()) ? RemoteAddr{at} : RemoteAddr{};
+  }
+  return {};
 }
 
 }  // namespace icp

@@ -19,7 +19,7 @@ namespace icp {
 
 // Runs system calls in a stopped thread, through a syscall instruction that its process already maps. The
 // thread's registers are changed by every call: whoever wants them back saves them before and sets them after
-// Tracee::restop(). Signals must be blocked in the thread while calls run. One thread of the agent only.
+// Tracee::restop(). All signals stay blocked in the thread from the first call on. One thread of the agent only.
 //
 // Scratch memory for arguments: set_scratch() or map_scratch(); `stage` hands it out from the start after each
 // `reset_scratch`.
@@ -59,10 +59,11 @@ class RemoteProcess {
   // Maps (unmaps) scratch memory of its own, anywhere.
   void map_scratch(size_t bytes);
   void unmap_scratch();
-  // From now on calls run in scratch memory, through code that takes the thread back to these registers should the agent
-  // die (return_frame.h). After map_scratch(), for the thread's registers and mask as it was stopped. Without effect where
-  // the process may not have executable scratch memory.
-  void protect_calls(const user_regs_struct& regs, uint64_t signal_mask);
+  // From now on the thread finds back to these registers should the agent die during a call (return_frame.h): the ones it
+  // was stopped with, for the image. Needs a return stub as the syscall instruction, and writes below the thread's stack
+  // pointer and red zone, where a signal's frame would lie; returns false, with calls left unprotected, if nothing can be
+  // written there.
+  bool protect_calls(const user_regs_struct& regs, uint64_t signal_mask);
   // Copies the bytes in (16-byte aligned) and returns where they lie. Throws when scratch is full.
   RemoteAddr stage(std::span<const std::byte> bytes);
   RemoteAddr stage_string(const std::string& text);
@@ -71,7 +72,7 @@ class RemoteProcess {
     return stage(std::as_bytes(std::span(&value, 1)));
   }
   RemoteAddr reserve(size_t bytes);  // uninitialised
-  void reset_scratch() { scratch_used_ = scratch_floor_; }
+  void reset_scratch() { scratch_used_ = 0; }
 
   // The thread or process that the last call made (clone3, fork), as the agent sees it; 0 when none.
   pid_t last_child() const { return last_child_; }
@@ -91,14 +92,16 @@ class RemoteProcess {
   user_regs_struct base_{};  // registers the calls are derived from
   RemoteAddr scratch_{};
   size_t scratch_size_ = 0, scratch_used_ = 0;
-  size_t scratch_floor_ = 0;   // what lies below belongs to protect_calls()
-  RemoteAddr return_stub_{};   // 0: calls are not protected
-  uint64_t call_stack_ = 0;    // stack pointer during protected calls
+  uint64_t call_stack_ = 0;  // stack pointer during protected calls, 0: they are not
   pid_t last_child_ = 0;
 };
 
 // Address of a syscall instruction in a mapping of the process: in the vdso if there is one, else in any
 // executable mapping. Throws kRefused when none is found.
 RemoteAddr find_syscall_instruction(pid_t pid);
+
+// Puts the return stub (return_frame.h) into the unused end of the process's vdso, a private copy of one page, unless it is
+// there already. Its address, or 0 where there is no room or no vdso. The process must be stopped by the caller.
+RemoteAddr install_return_stub(pid_t pid);
 
 }  // namespace icp

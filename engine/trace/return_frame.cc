@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/trace/return_frame.h"
 
-#include <sys/syscall.h>
 #include <ucontext.h>
 
 #include <cstring>
@@ -14,7 +13,7 @@ constexpr uint32_t kXstateMagic1 = 0x46505853, kXstateMagic2 = 0x46505845;
 constexpr size_t kSoftwareBytes = 464;  // offset of struct _fpx_sw_bytes in the extended state
 constexpr size_t kXstateHeader = 512;
 constexpr unsigned long kUcFpXstate = 1, kUcSigcontextSs = 2, kUcStrictRestoreSs = 4;
-constexpr int64_t kRestartSys = 512, kRestartNoHand = 514, kRestartBlock = 516;
+constexpr int64_t kRestartSys = 512, kRestartNoHand = 514;
 constexpr uint64_t kSyscallBytes = 2;
 
 struct SoftwareBytes {
@@ -36,9 +35,6 @@ user_regs_struct restarted(user_regs_struct regs) {
   const int64_t result = -static_cast<int64_t>(regs.rax);
   if (result >= kRestartSys && result <= kRestartNoHand) {
     regs.rax = regs.orig_rax;
-    regs.rip -= kSyscallBytes;
-  } else if (result == kRestartBlock) {
-    regs.rax = SYS_restart_syscall;
     regs.rip -= kSyscallBytes;
   }
   return regs;

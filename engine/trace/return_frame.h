@@ -24,7 +24,8 @@ inline constexpr std::array<uint8_t, 9> kReturnStub{
 };
 
 // Bytes of a frame for a thread stopped with these registers; it is to lie at `at`, 64-byte aligned, and the stack pointer
-// during calls is return_stack_pointer(at). A system call that was interrupted is set to be made again.
+// during calls is return_stack_pointer(at). A system call that was interrupted is set to be made again; it must not be one that
+// restart_syscall(2) would go on with, since rt_sigreturn makes the kernel forget those (use the registers for the image).
 std::vector<std::byte> make_return_frame(RemoteAddr at, const user_regs_struct& regs, uint64_t signal_mask,
                                          std::span<const std::byte> xstate);
 uint64_t return_stack_pointer(RemoteAddr frame);

@@ -12,6 +12,7 @@
 #include <utility>
 
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
 
 namespace icp {
 namespace {
@@ -38,6 +39,20 @@ int wait_for(pid_t tid) {
   }
 }
 
+// The kernel answers EPERM, as for a thread that another tracer holds.
+bool has_ended(pid_t tid) {
+  const int saved = errno;
+  bool ended = true;
+  try {
+    const char state = ProcStat::read(tid).state;
+    ended = state == 'Z' || state == 'X';
+  } catch (const Error&) {
+    // No longer there.
+  }
+  errno = saved;
+  return ended;
+}
+
 bool is_event_stop(int status) { return (status >> 16) == PTRACE_EVENT_STOP; }
 bool is_plain_signal_stop(int status) { return (status >> 16) == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80); }
 
@@ -47,6 +62,7 @@ Tracee Tracee::seize(pid_t tid, bool follow_children) {
   unsigned long options = PTRACE_O_TRACESYSGOOD;
   if (follow_children) options |= PTRACE_O_TRACECLONE | PTRACE_O_TRACEFORK | PTRACE_O_TRACEVFORK;
   if (request(PTRACE_SEIZE, tid, 0L, options) != 0) {
+    if (errno == EPERM && has_ended(tid)) throw_error(ErrorKind::kGone, "thread {} has ended", tid);
     if (errno == EPERM)
       throw Error(ErrorKind::kBusy, fmt::format("cannot seize thread {}: {} (is a debugger attached to it?)", tid,
                                                 errno_text(EPERM)), EPERM);
@@ -66,6 +82,7 @@ Tracee::Tracee(Tracee&& other) noexcept
       stopped_(other.stopped_),
       job_stopped_(other.job_stopped_),
       made_calls_(other.made_calls_),
+      signals_blocked_(other.signals_blocked_),
       owes_stop_(other.owes_stop_) {}
 
 Tracee& Tracee::operator=(Tracee&& other) noexcept {
@@ -73,6 +90,7 @@ Tracee& Tracee::operator=(Tracee&& other) noexcept {
   std::swap(stopped_, other.stopped_);
   std::swap(job_stopped_, other.job_stopped_);
   std::swap(made_calls_, other.made_calls_);
+  std::swap(signals_blocked_, other.signals_blocked_);
   std::swap(owes_stop_, other.owes_stop_);
   return *this;
 }
@@ -146,7 +164,14 @@ uint64_t Tracee::signal_mask() const {
   return mask;
 }
 
+void Tracee::block_signals() {
+  if (signals_blocked_) return;
+  set_signal_mask(~0ull);
+  signals_blocked_ = true;
+}
+
 void Tracee::set_signal_mask(uint64_t mask) {
+  signals_blocked_ = false;
   if (request(PTRACE_SETSIGMASK, tid_, kKernelSigsetBytes, &mask) != 0) throw_ptrace(tid_, "set the signal mask of");
 }
 

@@ -51,6 +51,8 @@ class Tracee {
   void set_xstate(std::span<const std::byte> state);
   uint64_t signal_mask() const;
   void set_signal_mask(uint64_t mask);
+  // Blocks all signals, once: a remote call must not run into a handler. set_signal_mask() ends it.
+  void block_signals();
   // Signals queued for the thread (or, with `shared`, for its process), oldest first; they stay queued.
   std::vector<siginfo_t> pending_signals(bool shared) const;
 
@@ -76,6 +78,7 @@ class Tracee {
   bool stopped_ = false;
   bool job_stopped_ = false;
   bool made_calls_ = false;
+  bool signals_blocked_ = false;
   bool owes_stop_ = false;  // a SIGSTOP met during a remote call, sent again at detach
 };
 

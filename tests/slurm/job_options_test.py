@@ -39,7 +39,7 @@ class Options(JobCase):
         self.refused(["sbatch", script], GRAMMAR)
 
     def test_a_job_that_asks_for_nothing_is_as_without(self):
-        result = self.sh(["srun", "-n3", "sh", "-c", "echo out; echo err >&2; env | grep -i icp; ls /proc/self/fd | wc -l"])
+        result = self.sh(["srun", "-n3", "sh", "-c", "echo out; echo err >&2; env | grep -i checkpoint; ls /proc/self/fd | wc -l"])
         self.assertEqual(sorted(result.stdout.split()), sorted(["out", "4"] * 3))
         self.assertEqual(result.stderr, "err\n" * 3)
         self.assertEqual(self.srun("sh", "-c", "exit 7").returncode, 7)

@@ -31,10 +31,12 @@ TEST(Pipe, DataInFlightComesBackAndStaysInTheOriginal) {
     must(::pipe2(ends, O_NONBLOCK) == 0 && ::fcntl(ends[1], F_SETPIPE_SZ, 1 << 17) == 1 << 17);
     must(::write(ends[1], text.data(), text.size()) == static_cast<ssize_t>(text.size()));
     must(::write(ends[1], "tail", 4) == 4);
-    if (::fork() == 0) {
+    const pid_t grandchild = ::fork();
+    if (grandchild == 0) {
       ::close(ends[0]);
       ::pause();
     }
+    wait_until_closed(grandchild, ends[0]);
   });
   for (int round = 0; round < 2; round++) {  // the second time shows that nothing was taken out
     const Captured captured = capture(child);

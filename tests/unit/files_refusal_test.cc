@@ -114,11 +114,12 @@ TEST(Refusal, ThreadsWithTablesOfTheirOwn) {
 TEST(Check, AThreadGoesOnAfterItsLeader) {
   Child child([] {
     must(::open("/dev/zero", O_RDONLY) == 3);
-    if (::fork() == 0) {
+    const pid_t grandchild = ::fork();
+    if (grandchild == 0) {
       std::thread([] { ::pause(); }).detach();
       ::syscall(SYS_exit, 0);  // the leader only
     }
-    ::usleep(100'000);
+    wait_until_closed(grandchild, 3);
   });
   const Captured captured = capture(child);
   EXPECT_EQ(captured.file(3, 1).id(), captured.file(3, 0).id());

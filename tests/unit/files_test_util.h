@@ -70,6 +70,12 @@ inline void must(bool ok) {
   if (!ok) ::_exit(100);
 }
 
+// In a child: waits until a process of its own no longer has a descriptor (what it forks is not stopped).
+inline void wait_until_closed(pid_t pid, int fd) {
+  const std::string path = "/proc/" + std::to_string(pid) + "/fd/" + std::to_string(fd);
+  while (::faccessat(AT_FDCWD, path.c_str(), F_OK, AT_SYMLINK_NOFOLLOW) == 0) ::usleep(200);
+}
+
 struct Captured {
   pb::Capsule capsule;
   // The file under a descriptor number of the n-th process.

@@ -33,7 +33,7 @@ void jump_out(int) { siglongjmp(on_fault, 1); }
 class Mutator {
  public:
   explicit Mutator(uint64_t seed) : random_(seed) {
-    ::mmap(at(0), kSlots * kSlotBytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
+    ::mmap(at(0), kMaxPages * kPageSize, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE | MAP_FIXED, -1, 0);
   }
 
   void batch() {
