@@ -54,6 +54,7 @@ void send(int fd, Message message) {
   try {
     if (user) become(*user);
     std::vector<char*> arguments;
+    arguments.reserve(command.size() + 1);
     for (const std::string& argument : command) arguments.push_back(const_cast<char*>(argument.c_str()));
     arguments.push_back(nullptr);
     std::signal(SIGPIPE, SIG_DFL);
