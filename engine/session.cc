@@ -37,6 +37,12 @@ uint64_t now_ns(clockid_t clock) {
   return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(time.tv_nsec);
 }
 
+// Unix seconds, rounded down generously, of a start time in /proc/PID/stat: clock ticks since boot.
+int64_t wall_time_of(uint64_t ticks) {
+  const uint64_t boot_ns = now_ns(CLOCK_REALTIME) - now_ns(CLOCK_BOOTTIME);
+  return static_cast<int64_t>(boot_ns / 1'000'000'000 + ticks / static_cast<uint64_t>(::sysconf(_SC_CLK_TCK))) - 1;
+}
+
 [[noreturn]] void throw_refused(const Findings& findings) {
   const bool passing =
       std::all_of(findings.begin(), findings.end(), [](const Finding& finding) { return finding.passing; });
@@ -72,6 +78,7 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
   for (const TaskRoot& root : roots) {
     const ProcStat stat = ProcStat::read(root.pid);
     root_start_times.push_back(stat.start_time_ticks);
+    start_seconds = std::min(start_seconds, wall_time_of(stat.start_time_ticks));
   }
 }
 

@@ -132,13 +132,20 @@ void FileScan::open_table(size_t process) {
   }
 }
 
+// An agent that was killed between making a page tracker in the process and taking it over (UserfaultfdTracker::make)
+// leaves a descriptor that nobody uses: one whose features were never agreed on. A program's own has been through
+// UFFDIO_API. fdinfo: "API:\taa:<features>:<features of the kernel>".
+static bool is_leftover_tracker(const std::string& target, const FdInfo& info) {
+  return target == "anon_inode:[userfaultfd]" && info.cloexec && info.field("API").value_or("").starts_with("aa:0:");
+}
+
 void FileScan::read_table(size_t process, std::vector<Found>& found) {
   const Table& table = *tables_[process];
   if (!table.fds || !table.infos) return;
   for (const int fd : table.numbers) {
     Found one;
     if (read_descriptor(process, fd, one)) {
-      found.push_back(std::move(one));
+      if (!is_leftover_tracker(one.target, one.info)) found.push_back(std::move(one));
     } else if (!checking()) {
       throw_error(ErrorKind::kGone, "process {} ({}) ended while its files were looked at", processes_[process].pid,
                   processes_[process].comm);

@@ -108,15 +108,19 @@ bool SoftDirtyTracker::collect(uint64_t start, uint64_t end, MappingClass kind, 
   }
   auto entry = std::lower_bound(entries_.begin(), entries_.end(), start,
                                 [](const Entry& left, uint64_t address) { return left.end <= address; });
+  uint64_t at = start;
   for (; entry != entries_.end() && entry->start < end; ++entry) {
     const PageRange range{std::max(entry->start, start), std::min(entry->end, end), fresh || entry->dirty, false};
     if (kind == MappingClass::kShared) {
       // A dropped entry forgets its bit: what is not present may have been written.
+      if (at < range.start) append_page_range(out, {at, range.start, true, false});
       if (range.written || !entry->data) append_page_range(out, {range.start, range.end, true, false});
     } else if (entry->data && !(kind == MappingClass::kPrivateFile && entry->file)) {
       append_page_range(out, range);
     }
+    at = range.end;
   }
+  if (kind == MappingClass::kShared && at < end) append_page_range(out, {at, end, true, false});
   return !fresh;
 }
 
