@@ -45,10 +45,11 @@ void check_host(const pb::Manifest& manifest) {
     throw_error(ErrorKind::kImage, "the image was taken on a {} host with pages of {} bytes, this is a {} one with {}",
                 there.machine(), there.page_size(), here.machine(), here.page_size());
   if (const uint64_t missing = there.xfeatures() & ~here.xfeatures(); missing != 0)
-    throw Error(ErrorKind::kImage,
-                fmt::format("the image was taken on a processor with register sets that this one lacks (xfeatures {:#x})",
-                            missing),
-                0, "restart on a node with the same kind of processor");
+    throw Error(
+        ErrorKind::kImage,
+        fmt::format("the image was taken on a processor with register sets that this one lacks (xfeatures {:#x})",
+                    missing),
+        0, "restart on a node with the same kind of processor");
 }
 
 int socket_number(const pb::Capsule& capsule) {
@@ -60,9 +61,11 @@ int socket_number(const pb::Capsule& capsule) {
 }
 
 // Streams for every task of the image; /dev/null where the caller has none.
-std::map<int, std::array<int, 3>> complete_streams(const RestoreOptions& options, const pb::Capsule& capsule, int null_fd) {
+std::map<int, std::array<int, 3>> complete_streams(const RestoreOptions& options, const pb::Capsule& capsule,
+                                                   int null_fd) {
   std::map<int, std::array<int, 3>> streams = options.streams;
-  for (const pb::TaskStdio& stdio : capsule.stdio()) streams.try_emplace(stdio.rank(), std::array{null_fd, null_fd, null_fd});
+  for (const pb::TaskStdio& stdio : capsule.stdio())
+    streams.try_emplace(stdio.rank(), std::array{null_fd, null_fd, null_fd});
   return streams;
 }
 
@@ -74,8 +77,8 @@ struct RestoredCapsule::Impl {
   uint64_t init_start = 0;
   bool detached = false;
   UniqueFd channel;
-  std::string unread;                 // an incomplete report of init
-  std::map<uint32_t, int> rank_of;    // by pid in the capsule
+  std::string unread;               // an incomplete report of init
+  std::map<uint32_t, int> rank_of;  // by pid in the capsule
   std::vector<TaskRoot> roots;
   std::vector<OuterStreamId> outer;
   std::unique_ptr<MemoryCapture> memory;
@@ -108,8 +111,9 @@ void RestoredCapsule::Impl::note_tasks(const pb::Capsule& capsule,
 void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>& streams) {
   for (const auto& [rank, fds] : streams) {
     for (int fd = 0; fd <= 2; ++fd) {
-      struct stat status{};
-      if (::fstat(fds[static_cast<size_t>(fd)], &status) == 0 && !(S_ISCHR(status.st_mode) && status.st_rdev == makedev(1, 3)))
+      struct stat status {};
+      if (::fstat(fds[static_cast<size_t>(fd)], &status) == 0 &&
+          !(S_ISCHR(status.st_mode) && status.st_rdev == makedev(1, 3)))
         outer.push_back({rank, fd, status.st_dev, status.st_ino, true});
     }
   }
@@ -246,8 +250,7 @@ void RestoredCapsule::signal_all(int signal) {
 Session RestoredCapsule::continue_session(SessionConfig config) {
   if (!impl_->memory) throw_error(ErrorKind::kUsage, "the restored tree is not tracked");
   if (config.outer.empty()) config.outer = impl_->outer;
-  if (!config.more_processes)
-    config.more_processes = [init = impl_->init_pid] { return read_children(init); };
+  if (!config.more_processes) config.more_processes = [init = impl_->init_pid] { return read_children(init); };
   config.whole_ipc_namespace = true;
   auto session = std::make_unique<Session::Impl>(std::move(config), impl_->roots);
   session->memory = std::move(*impl_->memory);

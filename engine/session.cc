@@ -141,7 +141,8 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   describe_tree(refs, capsule);
   std::vector<pb::Process*> states;
   for (pb::Process& state : *capsule.mutable_processes()) states.push_back(&state);
-  const auto first = std::find_if(stopped.begin(), stopped.end(), [](const auto& process) { return !process.ref.zombie; });
+  const auto first =
+      std::find_if(stopped.begin(), stopped.end(), [](const auto& process) { return !process.ref.zombie; });
   if (first == stopped.end()) throw_error(ErrorKind::kGone, "all processes have ended");
 
   for (StoppedProcess& process : stopped)
@@ -149,8 +150,9 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   const UniqueFd ipc = open_ipc_namespace(first->ref.pid);
   const IpcNamespaceScope scope(ipc.get());
   capture_sysv(select_objects(sysv_scope(stopped)), *capsule.mutable_sysv());
-  capture_files(stopped, states, config.outer,
-                [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule);
+  capture_files(
+      stopped, states, config.outer,
+      [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule);
   memory.collect(stopped, states, capsule);
   for (size_t i = 0; i < stopped.size(); ++i)
     if (!stopped[i].ref.zombie) capture_process_state(stopped[i], *states[i]);
@@ -290,10 +292,11 @@ Findings check_tree(const std::vector<pid_t>& roots, const std::vector<OuterStre
 std::vector<OuterStreamId> outer_streams_of(pid_t root, int rank, bool include_regular) {
   std::vector<OuterStreamId> streams;
   for (int fd = 0; fd <= 2; ++fd) {
-    struct stat status{};
+    struct stat status {};
     if (::stat(fmt::format("/proc/{}/fd/{}", root, fd).c_str(), &status) != 0) continue;
-    const bool terminal = S_ISCHR(status.st_mode) && (::major(status.st_rdev) == 4 || ::major(status.st_rdev) == 5 ||
-                                                      (::major(status.st_rdev) >= 136 && ::major(status.st_rdev) <= 143));
+    const bool terminal =
+        S_ISCHR(status.st_mode) && (::major(status.st_rdev) == 4 || ::major(status.st_rdev) == 5 ||
+                                    (::major(status.st_rdev) >= 136 && ::major(status.st_rdev) <= 143));
     const bool stream = S_ISFIFO(status.st_mode) || S_ISSOCK(status.st_mode) || terminal;
     if (!stream && !(include_regular && S_ISREG(status.st_mode))) continue;
     streams.push_back({rank, fd, status.st_dev, status.st_ino, include_regular});

@@ -22,21 +22,21 @@
 namespace icp {
 
 struct SessionConfig {
-  std::string image_path;   // directory of versions
-  Identity identity;        // owner of image and files
-  std::string node;         // name of this node in the image
+  std::string image_path;  // directory of versions
+  Identity identity;       // owner of image and files
+  std::string node;        // name of this node in the image
   pb::JobFacts job;
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;  // bytes
   std::vector<OuterStreamId> outer;     // standard streams the tasks were started with
   bool whole_ipc_namespace = false;     // all System V objects of the roots' IPC namespace are the capsule's
-  // Further processes of the capsule (agent's view) that need not descend from the roots: orphans, known by their cgroup
-  // or their subreaper. May be empty.
+  // Further processes of the capsule (agent's view) that need not descend from the roots: orphans, known by their
+  // cgroup or their subreaper. May be empty.
   std::function<std::vector<pid_t>()> more_processes;
 };
 
 struct TaskRoot {
-  pid_t pid = 0;   // the agent's view
+  pid_t pid = 0;  // the agent's view
   int rank = 0;
 };
 
@@ -84,21 +84,21 @@ std::vector<OuterStreamId> outer_streams_of(pid_t root, int rank, bool include_r
 
 struct RestoreOptions {
   std::string image_path;
-  uint32_t version = 0;      // 0: the latest
-  std::string node;          // whose capsule; empty: the only one
-  Identity identity;         // the restored processes' ids and groups
+  uint32_t version = 0;                       // 0: the latest
+  std::string node;                           // whose capsule; empty: the only one
+  Identity identity;                          // the restored processes' ids and groups
   std::map<int, std::array<int, 3>> streams;  // standard streams by task rank; missing ranks get /dev/null
   GrownFile grown = GrownFile::kTruncate;
   // Called once with the pid of the capsule's init before anything else exists in it: put it into cgroups here.
   std::function<void(pid_t)> join;
-  std::string init_path;     // the icp-init program; empty: beside the running program, else the installed one
-  bool track = true;         // arm trackers before anything runs, for continue_session()
+  std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one
+  bool track = true;      // arm trackers before anything runs, for continue_session()
   TrackerKind tracker = TrackerKind::kAuto;
 };
 
 struct TaskExit {
   int rank = 0;
-  int status = 0;            // wait(2) status
+  int status = 0;  // wait(2) status
 };
 
 // A restored tree in namespaces of its own. The destructor kills it unless detached.
@@ -111,15 +111,15 @@ class RestoredCapsule {
 
   uint32_t version() const;
   const pb::Manifest& manifest() const;
-  pid_t init_pid() const;                // the agent's view
-  std::vector<TaskRoot> roots() const;   // the agent's view
+  pid_t init_pid() const;               // the agent's view
+  std::vector<TaskRoot> roots() const;  // the agent's view
   // Readable when a task has ended; then take_exits() returns them.
   int event_fd() const;
   std::vector<TaskExit> take_exits();
   // Ends the capsule: kills everything in its namespaces.
   void kill();
   void detach();
-  void signal_all(int signal);           // to every process of the capsule but its init
+  void signal_all(int signal);  // to every process of the capsule but its init
   // Goes on checkpointing the restored tree, incrementally from the version it came from. Once.
   Session continue_session(SessionConfig config);
 

@@ -29,7 +29,7 @@ class Error : public std::runtime_error {
       : std::runtime_error(what), kind_(kind), errno_(error_number), remedy_(std::move(remedy)) {}
 
   ErrorKind kind() const { return kind_; }
-  int error_number() const { return errno_; }           // errno value, 0 when none is involved
+  int error_number() const { return errno_; }            // errno value, 0 when none is involved
   const std::string& remedy() const { return remedy_; }  // what the user can do, may be empty
 
  private:

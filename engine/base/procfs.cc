@@ -101,30 +101,54 @@ bool starts_mapping(std::string_view line) {
 void parse_status_line(std::string_view key, std::string_view value, ProcStatus& status) {
   const auto hex = [&](std::string_view text) { return to_number<uint64_t>(next_word(text), 16); };
   const auto decimal = [&](std::string_view text) { return to_number<int64_t>(next_word(text)); };
-  if (key == "Uid") status.uid = first_numbers<uid_t, 4>(value);
-  else if (key == "Gid") status.gid = first_numbers<gid_t, 4>(value);
-  else if (key == "Groups") status.groups = numbers<gid_t>(value);
-  else if (key == "Tgid") status.tgid = static_cast<pid_t>(decimal(value));
-  else if (key == "PPid") status.ppid = static_cast<pid_t>(decimal(value));
-  else if (key == "TracerPid") status.tracer = static_cast<pid_t>(decimal(value));
-  else if (key == "NSpid") status.ns_pid = numbers<pid_t>(value);
-  else if (key == "NStgid") status.ns_tgid = numbers<pid_t>(value);
-  else if (key == "NSpgid") status.ns_pgid = numbers<pid_t>(value);
-  else if (key == "NSsid") status.ns_sid = numbers<pid_t>(value);
-  else if (key == "Umask") status.umask = to_number<uint32_t>(next_word(value), 8);
-  else if (key == "Seccomp") status.seccomp = static_cast<int>(decimal(value));
-  else if (key == "NoNewPrivs") status.no_new_privs = decimal(value) != 0;
-  else if (key == "SigPnd") status.sig_pending = hex(value);
-  else if (key == "ShdPnd") status.shd_pending = hex(value);
-  else if (key == "SigBlk") status.sig_blocked = hex(value);
-  else if (key == "SigIgn") status.sig_ignored = hex(value);
-  else if (key == "SigCgt") status.sig_caught = hex(value);
-  else if (key == "CapInh") status.cap_inh = hex(value);
-  else if (key == "CapPrm") status.cap_prm = hex(value);
-  else if (key == "CapEff") status.cap_eff = hex(value);
-  else if (key == "CapBnd") status.cap_bnd = hex(value);
-  else if (key == "CapAmb") status.cap_amb = hex(value);
-  else if (key == "VmRSS") status.vm_rss_kib = static_cast<uint64_t>(decimal(value));
+  if (key == "Uid")
+    status.uid = first_numbers<uid_t, 4>(value);
+  else if (key == "Gid")
+    status.gid = first_numbers<gid_t, 4>(value);
+  else if (key == "Groups")
+    status.groups = numbers<gid_t>(value);
+  else if (key == "Tgid")
+    status.tgid = static_cast<pid_t>(decimal(value));
+  else if (key == "PPid")
+    status.ppid = static_cast<pid_t>(decimal(value));
+  else if (key == "TracerPid")
+    status.tracer = static_cast<pid_t>(decimal(value));
+  else if (key == "NSpid")
+    status.ns_pid = numbers<pid_t>(value);
+  else if (key == "NStgid")
+    status.ns_tgid = numbers<pid_t>(value);
+  else if (key == "NSpgid")
+    status.ns_pgid = numbers<pid_t>(value);
+  else if (key == "NSsid")
+    status.ns_sid = numbers<pid_t>(value);
+  else if (key == "Umask")
+    status.umask = to_number<uint32_t>(next_word(value), 8);
+  else if (key == "Seccomp")
+    status.seccomp = static_cast<int>(decimal(value));
+  else if (key == "NoNewPrivs")
+    status.no_new_privs = decimal(value) != 0;
+  else if (key == "SigPnd")
+    status.sig_pending = hex(value);
+  else if (key == "ShdPnd")
+    status.shd_pending = hex(value);
+  else if (key == "SigBlk")
+    status.sig_blocked = hex(value);
+  else if (key == "SigIgn")
+    status.sig_ignored = hex(value);
+  else if (key == "SigCgt")
+    status.sig_caught = hex(value);
+  else if (key == "CapInh")
+    status.cap_inh = hex(value);
+  else if (key == "CapPrm")
+    status.cap_prm = hex(value);
+  else if (key == "CapEff")
+    status.cap_eff = hex(value);
+  else if (key == "CapBnd")
+    status.cap_bnd = hex(value);
+  else if (key == "CapAmb")
+    status.cap_amb = hex(value);
+  else if (key == "VmRSS")
+    status.vm_rss_kib = static_cast<uint64_t>(decimal(value));
 }
 
 }  // namespace

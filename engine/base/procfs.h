@@ -59,7 +59,7 @@ struct MapsEntry {
   bool readable = false, writable = false, executable = false, shared = false;
   uint32_t dev_major = 0, dev_minor = 0;
   uint64_t ino = 0;
-  std::string path;   // "", "[heap]", "/usr/lib/x.so", with " (deleted)" taken off into `deleted`
+  std::string path;  // "", "[heap]", "/usr/lib/x.so", with " (deleted)" taken off into `deleted`
   bool deleted = false;
 
   static std::vector<MapsEntry> read(pid_t pid);

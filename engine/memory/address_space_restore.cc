@@ -25,9 +25,9 @@ constexpr uint64_t kScratchBytes = 256 << 10;
 constexpr uint64_t kTrampolineBytes = kPageSize + kScratchBytes;
 // Kept free around the trampoline: a mapping that grows down wants 256 pages below itself (mm/mmap.c, stack_guard_gap).
 constexpr uint64_t kMargin = 4 << 20;
-constexpr uint64_t kSearchFrom = 1ull << 32;   // above where programs of fixed address and their heaps lie
-constexpr uint64_t kChunkPages = 256;          // 1 MiB: stays in the cache between reading and writing
-constexpr uint64_t kMadvGuardInstall = 102;    // Linux 6.13
+constexpr uint64_t kSearchFrom = 1ull << 32;  // above where programs of fixed address and their heaps lie
+constexpr uint64_t kChunkPages = 256;         // 1 MiB: stays in the cache between reading and writing
+constexpr uint64_t kMadvGuardInstall = 102;   // Linux 6.13
 
 // Where nothing lies, now or in the new layout.
 uint64_t find_hole(pid_t pid, const pb::AddressSpace& memory) {
@@ -60,8 +60,9 @@ AddressSpaceRestore::AddressSpaceRestore(RemoteProcess& remote, const pb::Addres
 
 MemoryRestore::Trampoline AddressSpaceRestore::make_trampoline() {
   const uint64_t at = find_hole(remote_.pid(), memory_);
-  remote_.call("mmap of the trampoline", SYS_mmap,
-               {at, kTrampolineBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, ~0ull, 0});
+  remote_.call(
+      "mmap of the trampoline", SYS_mmap,
+      {at, kTrampolineBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, ~0ull, 0});
   // syscall; int3, and traps all over the rest of the page.
   std::array<std::byte, kPageSize> code;
   code.fill(std::byte{0xcc});
@@ -110,10 +111,9 @@ void AddressSpaceRestore::close_remote_fd() {
 
 uint64_t AddressSpaceRestore::call_mmap(const pb::Mapping& mapping, uint64_t flags, int fd) {
   if (mapping.noreserve()) flags |= MAP_NORESERVE;
-  const int64_t result =
-      remote_.syscall(SYS_mmap, {mapping.start(), mapping.end() - mapping.start(), mapping.prot(),
-                                 flags | MAP_FIXED_NOREPLACE, static_cast<uint64_t>(static_cast<int64_t>(fd)),
-                                 fd < 0 ? 0 : mapping.offset()});
+  const int64_t result = remote_.syscall(
+      SYS_mmap, {mapping.start(), mapping.end() - mapping.start(), mapping.prot(), flags | MAP_FIXED_NOREPLACE,
+                 static_cast<uint64_t>(static_cast<int64_t>(fd)), fd < 0 ? 0 : mapping.offset()});
   if (result < 0) {
     const int error = static_cast<int>(-result);
     throw Error(ErrorKind::kSystem,

@@ -19,11 +19,11 @@ class AddressSpaceRestore {
 
   // In this order:
   MemoryRestore::Trampoline make_trampoline();
-  void unmap_all();   // but the trampoline
+  void unmap_all();  // but the trampoline
   void map_vdso();
   void map_all();
   void fill_pages(const VersionReader& version);
-  void finish();      // protection, advice, locks, names, layout
+  void finish();  // protection, advice, locks, names, layout
 
  private:
   uint64_t call_mmap(const pb::Mapping& mapping, uint64_t flags, int fd);

@@ -11,8 +11,8 @@
 namespace icp {
 namespace {
 
-constexpr uint32_t kKnownAdvice[] = {MADV_RANDOM,     MADV_SEQUENTIAL, MADV_DONTFORK, MADV_MERGEABLE,
-                                     MADV_HUGEPAGE,   MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_WIPEONFORK};
+constexpr uint32_t kKnownAdvice[] = {MADV_RANDOM,   MADV_SEQUENTIAL, MADV_DONTFORK, MADV_MERGEABLE,
+                                     MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_WIPEONFORK};
 constexpr size_t kMaxName = 79;            // prctl(2), PR_SET_VMA_ANON_NAME
 constexpr uint64_t kLowestAddress = 4096;  // vm.mmap_min_addr decides above that
 constexpr uint64_t kMaxOffset = 1ull << 62;
@@ -47,8 +47,8 @@ void check_mapping(const pb::Mapping& mapping, uint64_t lowest) {
       check(false, "unknown kind");
   }
   check(!mapping.growsdown() || mapping.kind() == pb::Mapping::ANONYMOUS, "direction of growth");
-  check(mapping.name().size() <= kMaxName && std::none_of(mapping.name().begin(), mapping.name().end(),
-                                                          [](char c) { return c < 0x20 || c > 0x7e; }),
+  check(mapping.name().size() <= kMaxName &&
+            std::none_of(mapping.name().begin(), mapping.name().end(), [](char c) { return c < 0x20 || c > 0x7e; }),
         "name");
   for (const uint32_t advice : mapping.advice()) {
     check(std::find(std::begin(kKnownAdvice), std::end(kKnownAdvice), advice) != std::end(kKnownAdvice),

@@ -20,17 +20,16 @@ struct FlagName {
   VmFlag flag;
 };
 constexpr FlagName kFlagNames[] = {
-    {"mw", kVmMayWrite},  {"gd", kVmGrowsDown},  {"lo", kVmLocked},      {"lf", kVmLockOnFault},
-    {"nr", kVmNoReserve}, {"dc", kVmDontCopy},   {"dd", kVmDontDump},    {"wf", kVmWipeOnFork},
-    {"hg", kVmHugePage},  {"nh", kVmNoHugePage}, {"mg", kVmMergeable},   {"sr", kVmSequential},
-    {"rr", kVmRandom},    {"ht", kVmHugetlb},    {"io", kVmIo},          {"pf", kVmPfnMap},
-    {"um", kVmUserfault}, {"ui", kVmUserfault},  {"dp", kVmDroppable},   {"gu", kVmGuard},
+    {"mw", kVmMayWrite},    {"gd", kVmGrowsDown},  {"lo", kVmLocked},     {"lf", kVmLockOnFault}, {"nr", kVmNoReserve},
+    {"dc", kVmDontCopy},    {"dd", kVmDontDump},   {"wf", kVmWipeOnFork}, {"hg", kVmHugePage},    {"nh", kVmNoHugePage},
+    {"mg", kVmMergeable},   {"sr", kVmSequential}, {"rr", kVmRandom},     {"ht", kVmHugetlb},     {"io", kVmIo},
+    {"pf", kVmPfnMap},      {"um", kVmUserfault},  {"ui", kVmUserfault},  {"dp", kVmDroppable},   {"gu", kVmGuard},
     {"ss", kVmShadowStack},
 };
 
 // Values of madvise(2) that a mapping's flags stand for.
 constexpr std::pair<VmFlag, uint32_t> kAdvice[] = {
-    {kVmDontCopy, MADV_DONTFORK},     {kVmDontDump, MADV_DONTDUMP},   {kVmWipeOnFork, MADV_WIPEONFORK},
+    {kVmDontCopy, MADV_DONTFORK},     {kVmDontDump, MADV_DONTDUMP},     {kVmWipeOnFork, MADV_WIPEONFORK},
     {kVmHugePage, MADV_HUGEPAGE},     {kVmNoHugePage, MADV_NOHUGEPAGE}, {kVmMergeable, MADV_MERGEABLE},
     {kVmSequential, MADV_SEQUENTIAL}, {kVmRandom, MADV_RANDOM},
 };
@@ -47,8 +46,8 @@ bool same_origin(const MapsEntry& old, const MapsEntry& now) {
 // Flags of a mapping from those of a moment ago: mappings are split and merged all the time (mprotect does, and so does
 // the tracker), which changes no other flag. None when it may be new.
 std::optional<uint32_t> known_flags(const std::vector<RawMapping>& old, const MapsEntry& now) {
-  auto it = std::partition_point(old.begin(), old.end(),
-                                 [&](const RawMapping& raw) { return raw.maps.end <= now.start; });
+  auto it =
+      std::partition_point(old.begin(), old.end(), [&](const RawMapping& raw) { return raw.maps.end <= now.start; });
   std::optional<uint32_t> flags;
   uint64_t covered = now.start;
   const bool grows = now.path == "[heap]" || now.path == "[stack]";
@@ -67,7 +66,7 @@ std::optional<uint32_t> known_flags(const std::vector<RawMapping>& old, const Ma
 uint64_t shared_memory_device() {
   static const uint64_t device = [] {
     const UniqueFd fd(::memfd_create("icp-probe", MFD_CLOEXEC));
-    struct stat status{};
+    struct stat status {};
     return fd && ::fstat(fd.get(), &status) == 0 ? static_cast<uint64_t>(status.st_dev) : ~0ull;
   }();
   return device;
@@ -223,8 +222,7 @@ void MappingClassifier::classify_kernel_shared_memory(MemoryMapping& mapping) {
   }
   const auto kind = kind_on_shared_memory_device(maps.path);
   mapping.kind = maps.shared ? pb::Mapping::OBJECT : pb::Mapping::OBJECT_PRIVATE;
-  mapping.object =
-      ObjectKey{kind, kind == pb::MemoryObject::SYSV ? 0 : mapping.file.st_dev, mapping.file.st_ino};
+  mapping.object = ObjectKey{kind, kind == pb::MemoryObject::SYSV ? 0 : mapping.file.st_dev, mapping.file.st_ino};
 }
 
 void MappingClassifier::classify_file(MemoryMapping& mapping) {

@@ -44,7 +44,7 @@ enum VmFlag : uint32_t {
   kVmHugetlb = 1 << 13,
   kVmIo = 1 << 14,
   kVmPfnMap = 1 << 15,
-  kVmUserfault = 1 << 16,   // missing or minor faults go to somebody
+  kVmUserfault = 1 << 16,  // missing or minor faults go to somebody
   kVmDroppable = 1 << 17,
   kVmGuard = 1 << 18,
   kVmShadowStack = 1 << 19,
@@ -77,7 +77,7 @@ struct MemoryMapping {
   uint32_t flags = 0;
   pb::Mapping::Kind kind{};
   std::optional<ObjectKey> object;  // OBJECT, OBJECT_PRIVATE
-  struct stat file{};               // when there is a file behind it
+  struct stat file {};              // when there is a file behind it
   std::string problem, remedy;      // not empty: cannot be checkpointed, and why
   bool vanished = false;            // the problem is that it was unmapped meanwhile (running process)
 

@@ -1,9 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/memory/memory_capture.h"
 
-#include <spdlog/spdlog.h>
-
 #include <fcntl.h>
+#include <spdlog/spdlog.h>
 
 #include <map>
 #include <set>
@@ -18,8 +17,8 @@
 namespace icp {
 namespace {
 
-constexpr uint64_t kSmallRest = 8 << 20;      // bytes left to copy that another round would not make cheaper
-constexpr size_t kKeepStaging = 64 << 20;     // bytes of touched staging memory kept between versions
+constexpr uint64_t kSmallRest = 8 << 20;   // bytes left to copy that another round would not make cheaper
+constexpr size_t kKeepStaging = 64 << 20;  // bytes of touched staging memory kept between versions
 
 // True when one of the process's descriptors writes memory past the page tables (open(2), O_DIRECT).
 bool has_direct_io(pid_t pid) {
@@ -83,8 +82,8 @@ struct MemoryCapture::Impl {
   std::vector<std::unique_ptr<PrivateMemory>> unused;  // begun in this version, then replaced (exec)
   ObjectTable objects;
   VersionWriter* version = nullptr;
-  std::set<std::string> names;   // stores of the version under way
-  std::set<pid_t> in_version;    // processes of the version, once collected
+  std::set<std::string> names;  // stores of the version under way
+  std::set<pid_t> in_version;   // processes of the version, once collected
   bool precopied = false;
 
   PrivateMemory* find(const ProcessRef& process) {

@@ -25,7 +25,7 @@ struct MemoryOptions {
   uint64_t staging_limit = 1ull << 30;  // bytes of page copies held in the agent during a stop; beyond it
                                         // pages are written while the processes are stopped (and logged)
   unsigned precopy_rounds = 3;
-  std::string root;                     // not used: files are looked at through /proc/PID/map_files
+  std::string root;  // not used: files are looked at through /proc/PID/map_files
   // Makes every thread of the capsule pass through a stop. Called in each pre-copy round between arming and copying: a
   // kernel write that was under way when the pages were armed (O_DIRECT, process_vm_writev) has pinned them and goes
   // unseen, but no system call outlives a stop. Without it such writes can be missed in a pre-copy.

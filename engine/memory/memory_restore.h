@@ -16,10 +16,10 @@
 namespace icp {
 
 struct MemoryRestoreOptions {
-  Identity identity;           // files are opened with these rights
-  int root_fd = -1;            // O_PATH of the capsule's root directory
-  int agent_socket = -1;       // the agent's end of the socket every restored process has inherited ...
-  int process_socket = -1;     // ... and its number in the processes (for RemoteProcess::send_fd)
+  Identity identity;        // files are opened with these rights
+  int root_fd = -1;         // O_PATH of the capsule's root directory
+  int agent_socket = -1;    // the agent's end of the socket every restored process has inherited ...
+  int process_socket = -1;  // ... and its number in the processes (for RemoteProcess::send_fd)
   const RestoredSysv* sysv = nullptr;
 };
 

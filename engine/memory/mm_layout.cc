@@ -36,7 +36,7 @@ void capture_mm_layout(RemoteProcess& remote, pb::AddressSpace& out) {
   out.set_env_end(stat.env_end);
   out.set_auxv(read_proc(pid, "auxv"));
 
-  struct stat file{};
+  struct stat file {};
   if (::stat(fmt::format("/proc/{}/exe", pid).c_str(), &file) != 0) throw_errno("cannot look at /proc/{}/exe", pid);
   fill_identity(file, read_proc_link(pid, "exe"), *out.mutable_exe());
 }

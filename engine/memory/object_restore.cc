@@ -14,8 +14,8 @@
 namespace icp {
 namespace {
 
-constexpr uint64_t kMaxObject = 1ull << 46;   // bytes; more than can be mapped
-constexpr uint64_t kChunkPages = 256;         // 1 MiB, stays in the cache
+constexpr uint64_t kMaxObject = 1ull << 46;  // bytes; more than can be mapped
+constexpr uint64_t kChunkPages = 256;        // 1 MiB, stays in the cache
 constexpr uint32_t kOpenFlags = O_ACCMODE | O_APPEND | O_NONBLOCK | O_DIRECT | O_NOATIME | O_SYNC | O_DSYNC;
 
 void write_all(int fd, const std::byte* from, size_t bytes, uint64_t offset, const std::string& what) {
@@ -39,21 +39,20 @@ void for_each_saved(const VersionReader& version, const pb::MemoryObject& object
   PageStoreReader reader(version, object.index());
   std::vector<std::byte> buffer(kChunkPages * kPageSize);
   const uint64_t size = object.size();
-  reader.index().for_each_run_in_file_order(
-      0, 1ull << 48, [&](uint64_t offset, uint64_t pages, PageLocation location) {
-        if (offset + pages * kPageSize > page_up(size)) {
-          throw_error(ErrorKind::kImage, "damaged image: pages beyond the end of memory object {}", object.id());
-        }
-        while (pages > 0) {
-          const uint64_t count = std::min(pages, kChunkPages);
-          const std::span part(buffer.data(), count * kPageSize);
-          reader.read(location, count, part);
-          take(offset, part.first(std::min<uint64_t>(part.size(), size - offset)));
-          offset += part.size();
-          location.record += count;
-          pages -= count;
-        }
-      });
+  reader.index().for_each_run_in_file_order(0, 1ull << 48, [&](uint64_t offset, uint64_t pages, PageLocation location) {
+    if (offset + pages * kPageSize > page_up(size)) {
+      throw_error(ErrorKind::kImage, "damaged image: pages beyond the end of memory object {}", object.id());
+    }
+    while (pages > 0) {
+      const uint64_t count = std::min(pages, kChunkPages);
+      const std::span part(buffer.data(), count * kPageSize);
+      reader.read(location, count, part);
+      take(offset, part.first(std::min<uint64_t>(part.size(), size - offset)));
+      offset += part.size();
+      location.record += count;
+      pages -= count;
+    }
+  });
 }
 
 // Shared anonymous memory is a file without a name; one that looks exactly like what mmap(MAP_SHARED | MAP_ANONYMOUS)
@@ -62,8 +61,8 @@ UniqueFd anonymous_shared(uint64_t size) {
   void* at = ::mmap(nullptr, page_up(size), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
   if (at == MAP_FAILED) throw_errno("cannot make {} bytes of shared memory", size);
   const auto start = reinterpret_cast<uint64_t>(at);
-  UniqueFd fd(::open(fmt::format("/proc/self/map_files/{:x}-{:x}", start, start + page_up(size)).c_str(),
-                     O_RDWR | O_CLOEXEC));
+  UniqueFd fd(
+      ::open(fmt::format("/proc/self/map_files/{:x}-{:x}", start, start + page_up(size)).c_str(), O_RDWR | O_CLOEXEC));
   ::munmap(at, page_up(size));
   if (!fd) throw_errno("cannot open shared memory of {} bytes", size);
   return fd;
@@ -187,7 +186,7 @@ void ObjectRestore::create_file(const pb::MemoryObject& object, Made& made) {
   made.late = true;
   made.fd = files_.open(object.path(), O_RDWR);
   if (!made.fd) throw_errno("cannot open {} for writing", object.path());
-  struct stat status{};
+  struct stat status {};
   if (::fstat(made.fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
     throw_error(ErrorKind::kImage, "{} is not a regular file any more", object.path());
   }
@@ -240,7 +239,7 @@ std::vector<Range> ObjectRestore::windows(const pb::MemoryObject& object) const 
 
 // Pages that are right already are left alone, and so is the file's time of change then.
 void ObjectRestore::overwrite_file(const pb::MemoryObject& object, int fd) {
-  struct stat status{};
+  struct stat status {};
   if (::fstat(fd, &status) != 0) throw_errno("cannot look at {}", describe(object));
   if (object.kind() == pb::MemoryObject::SHM_FILE || static_cast<uint64_t>(status.st_size) < object.size()) {
     if (::ftruncate(fd, static_cast<off_t>(object.size())) != 0) throw_errno("cannot resize {}", describe(object));

@@ -60,7 +60,7 @@ uint32_t ObjectTable::note_mapping(const MemoryMapping& mapping, PageTracker& tr
 }
 
 uint32_t ObjectTable::note_file(int local_fd, const std::string& target) {
-  struct stat status{};
+  struct stat status {};
   if (::fstat(local_fd, &status) != 0) throw_errno("cannot look at {}", target);
   SharedObject& found = object(object_key_of_file(status, target));
   // Opened anew: the descriptor may be write-only.
@@ -76,8 +76,8 @@ bool ObjectTable::collect_mappers(const SharedObject& object, std::vector<Range>
       tracked = false;
     }
     for (const PageRange& page : pages) {
-      written.push_back({page.start - mapper.range.start + mapper.offset,
-                         page.end - mapper.range.start + mapper.offset});
+      written.push_back(
+          {page.start - mapper.range.start + mapper.offset, page.end - mapper.range.start + mapper.offset});
     }
   }
   normalise(written);

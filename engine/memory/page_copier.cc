@@ -86,8 +86,7 @@ size_t PageCopier::read_forced(Range range, std::byte* to) {
   }
   size_t done = 0;
   while (done < range.bytes()) {
-    const ssize_t got =
-        ::pread(mem_.get(), to + done, range.bytes() - done, static_cast<off_t>(range.start + done));
+    const ssize_t got = ::pread(mem_.get(), to + done, range.bytes() - done, static_cast<off_t>(range.start + done));
     if (got < 0 && errno == EINTR) continue;
     if (got <= 0) break;
     done += static_cast<size_t>(got);

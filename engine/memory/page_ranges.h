@@ -55,7 +55,10 @@ inline std::vector<Range> intersect(std::span<const Range> a, std::span<const Ra
   std::vector<Range> both;
   for (size_t i = 0, j = 0; i < a.size() && j < b.size();) {
     append_range(both, {std::max(a[i].start, b[j].start), std::min(a[i].end, b[j].end)});
-    if (a[i].end < b[j].end) ++i; else ++j;
+    if (a[i].end < b[j].end)
+      ++i;
+    else
+      ++j;
   }
   return both;
 }

@@ -48,8 +48,8 @@ void PrivateMemory::collect_mapping(const MemoryMapping& mapping, std::vector<Ar
   armed.push_back({whole, kind});
 
   std::vector<Range> trusted;
-  auto it = std::partition_point(armed_.begin(), armed_.end(),
-                                 [&](const Armed& a) { return a.range.end <= whole.start; });
+  auto it =
+      std::partition_point(armed_.begin(), armed_.end(), [&](const Armed& a) { return a.range.end <= whole.start; });
   for (; it != armed_.end() && it->range.start < whole.end; ++it) {
     if (it->kind == kind) append_range(trusted, it->range);
   }

@@ -83,16 +83,16 @@ class PrivateMemory {
   bool full_ = true;
   uint64_t written_ = 0;
 
-  std::vector<Armed> armed_;       // what the last pass collected, ascending
-  std::vector<Range> pending_;     // written, not copied yet
-  std::vector<Range> precopied_;   // copied in this version while the process ran
+  std::vector<Armed> armed_;      // what the last pass collected, ascending
+  std::vector<Range> pending_;    // written, not copied yet
+  std::vector<Range> precopied_;  // copied in this version while the process ran
   std::vector<MemoryMapping> running_;
   struct ToCopy {
     Range range;
     bool zeros_are_absent;
   };
-  std::vector<ToCopy> to_copy_;    // found by the last precopy_collect()
-  std::vector<Range> data_;        // at the stop: all pages with data
+  std::vector<ToCopy> to_copy_;  // found by the last precopy_collect()
+  std::vector<Range> data_;      // at the stop: all pages with data
   std::vector<Staged> staged_;
 };
 

@@ -41,7 +41,7 @@ int RestoredFiles::unlink(const std::string& path) const {
 int RestoredFiles::mapped_file(const pb::FileIdentity& file) {
   if (const auto known = open_.find(file.path()); known != open_.end()) {
     // Opened and compared before, by another process's mapping; still compare with this one's idea.
-    struct stat status{};
+    struct stat status {};
     if (::fstat(known->second.get(), &status) == 0 && static_cast<uint64_t>(status.st_size) == file.size() &&
         status.st_mtim.tv_sec * 1'000'000'000ll + status.st_mtim.tv_nsec == file.mtime_ns()) {
       return known->second.get();
@@ -55,7 +55,7 @@ int RestoredFiles::mapped_file(const pb::FileIdentity& file) {
     throw Error(ErrorKind::kImage, fmt::format("cannot open the mapped file {}: {}", file.path(), errno_text(saved)),
                 saved, "install the same programs and libraries as where the checkpoint was taken");
   }
-  struct stat status{};
+  struct stat status {};
   if (::fstat(fd.get(), &status) != 0) throw_errno("cannot look at {}", file.path());
   const int64_t mtime = status.st_mtim.tv_sec * 1'000'000'000ll + status.st_mtim.tv_nsec;
   if (!S_ISREG(status.st_mode) || static_cast<uint64_t>(status.st_size) != file.size() || mtime != file.mtime_ns()) {

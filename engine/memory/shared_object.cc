@@ -170,8 +170,8 @@ void SharedObject::update_all(StagingArena* arena) {
     if (data < 0) throw_errno("cannot look for data in {}", target_);
     uint64_t chunk = static_cast<uint64_t>(data) / kChunk * kChunk;
     if (windowed) {
-      const auto window = std::partition_point(windows_.begin(), windows_.end(),
-                                               [&](const Range& r) { return r.end <= chunk; });
+      const auto window =
+          std::partition_point(windows_.begin(), windows_.end(), [&](const Range& r) { return r.end <= chunk; });
       if (window == windows_.end()) break;
       if (window->start / kChunk * kChunk > chunk) {
         at = window->start / kChunk * kChunk;

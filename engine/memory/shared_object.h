@@ -95,7 +95,7 @@ class SharedObject {
   ObjectKey key_;
   std::string store_, target_;
   UniqueFd source_;
-  struct stat status_{};
+  struct stat status_ {};
   std::vector<Range> windows_;
   std::unique_ptr<PageIndex> index_;
   std::unique_ptr<PageStoreWriter> writer_;

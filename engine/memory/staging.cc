@@ -10,7 +10,7 @@
 namespace icp {
 namespace {
 
-constexpr size_t kHugePage = 2 << 20;  // bytes
+constexpr size_t kHugePage = 2 << 20;   // bytes
 constexpr int kMadvPopulateWrite = 23;  // Linux 5.14
 
 size_t round_up(size_t bytes) { return (bytes + kHugePage - 1) / kHugePage * kHugePage; }

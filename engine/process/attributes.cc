@@ -32,10 +32,8 @@ void check_attributes(const ProcessRef& process, Findings& findings) {
   if (const std::string root = read_proc_link(process.pid, "root"); root != "/")
     refuse("runs in a changed root directory " + root, "run it without chroot");
   const ProcStatus status = ProcStatus::read(process.pid);
-  if (status.seccomp != 0)
-    refuse("has a seccomp filter", "run it without the sandbox that installs the filter");
-  if (status.tracer != 0)
-    refuse(fmt::format("is traced by process {}", status.tracer), "detach the debugger");
+  if (status.seccomp != 0) refuse("has a seccomp filter", "run it without the sandbox that installs the filter");
+  if (status.tracer != 0) refuse(fmt::format("is traced by process {}", status.tracer), "detach the debugger");
 }
 
 void capture_attributes(StoppedProcess& process, pb::Process& state) {
@@ -54,8 +52,7 @@ void capture_attributes(StoppedProcess& process, pb::Process& state) {
 void restore_attributes(RemoteProcess& remote, const pb::Process& state) {
   remote.call("personality", SYS_personality, {state.personality()});
   remote.call("umask", SYS_umask, {state.umask() & 0777});
-  if (state.child_subreaper())
-    remote.call("prctl(PR_SET_CHILD_SUBREAPER)", SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1});
+  if (state.child_subreaper()) remote.call("prctl(PR_SET_CHILD_SUBREAPER)", SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1});
   if (state.thp_disabled()) remote.call("prctl(PR_SET_THP_DISABLE)", SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
   // Lowering it is for administrators: a step that may not keeps its own.
   std::ofstream(fmt::format("/proc/{}/oom_score_adj", remote.pid())) << state.oom_score_adj();
@@ -67,10 +64,10 @@ void restore_user_attributes(RemoteProcess& remote, const pb::Process& state) {
   remote.reset_scratch();
   const int64_t result = remote.syscall(SYS_chdir, {remote.stage_string(state.cwd()).value});
   if (result < 0)
-    throw Error(ErrorKind::kSystem,
-                fmt::format("cannot enter the working directory {}: {}", state.cwd(),
-                            errno_text(static_cast<int>(-result))),
-                static_cast<int>(-result));
+    throw Error(
+        ErrorKind::kSystem,
+        fmt::format("cannot enter the working directory {}: {}", state.cwd(), errno_text(static_cast<int>(-result))),
+        static_cast<int>(-result));
   if (state.pdeath_signal() > 0 && state.pdeath_signal() <= 64)
     remote.call("prctl(PR_SET_PDEATHSIG)", SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(state.pdeath_signal())});
   remote.call("prctl(PR_SET_DUMPABLE)", SYS_prctl, {PR_SET_DUMPABLE, state.dumpable() ? 1u : 0u});

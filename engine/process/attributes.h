@@ -13,8 +13,8 @@ void check_attributes(const ProcessRef& process, Findings& findings);
 void capture_attributes(StoppedProcess& process, pb::Process& state);
 // With root's rights still.
 void restore_attributes(RemoteProcess& remote, const pb::Process& state);
-// With the user's rights: the working directory must be one the user may enter, and the parent-death signal and dumpable
-// are reset by a change of credentials.
+// With the user's rights: the working directory must be one the user may enter, and the parent-death signal and
+// dumpable are reset by a change of credentials.
 void restore_user_attributes(RemoteProcess& remote, const pb::Process& state);
 
 }  // namespace icp

@@ -51,8 +51,7 @@ void capture_credentials(const ProcessRef& process, pb::Process& state) {
 
 void restore_credentials(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
   const gid_t wanted = state.credentials().gid();
-  const bool member =
-      std::find(identity.groups.begin(), identity.groups.end(), wanted) != identity.groups.end();
+  const bool member = std::find(identity.groups.begin(), identity.groups.end(), wanted) != identity.groups.end();
   const uint64_t gid = member ? wanted : identity.gid;
   const uint64_t uid = identity.uid;
   remote.reset_scratch();

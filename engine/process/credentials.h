@@ -13,9 +13,9 @@ namespace icp {
 void check_credentials(const ProcessRef& process, Findings& findings);
 void capture_credentials(const ProcessRef& process, pb::Process& state);
 
-// Takes the identity that Slurm (or the caller) vouches for: ids and capabilities in the image are not looked at, a saved
-// group id is honoured only if it is one of the identity's. Per thread, since the kernel keeps credentials so. The
-// thread has no way back to root afterwards.
+// Takes the identity that Slurm (or the caller) vouches for: ids and capabilities in the image are not looked at, a
+// saved group id is honoured only if it is one of the identity's. Per thread, since the kernel keeps credentials so.
+// The thread has no way back to root afterwards.
 void restore_credentials(RemoteProcess& remote, const pb::Process& state, const Identity& identity);
 
 }  // namespace icp

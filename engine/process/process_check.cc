@@ -24,8 +24,8 @@ void check_namespaces(const ProcessRef& process, const ProcessRef& first, Findin
   for (const char* name : {"mnt", "net", "uts", "ipc", "pid", "cgroup"}) {
     const std::string link = fmt::format("ns/{}", name);
     if (read_proc_link(process.pid, link) != read_proc_link(first.pid, link))
-      findings.push_back({process.pid, process.comm, "", fmt::format("is in another {} namespace than process {}", name,
-                                                                     first.pid),
+      findings.push_back({process.pid, process.comm, "",
+                          fmt::format("is in another {} namespace than process {}", name, first.pid),
                           "run the job without containers of its own inside"});
   }
   if (read_proc_link(process.pid, "ns/user") != read_proc_link(::getpid(), "ns/user"))
@@ -35,8 +35,8 @@ void check_namespaces(const ProcessRef& process, const ProcessRef& first, Findin
     findings.push_back({process.pid, process.comm, "", "makes its children in another pid namespace",
                         "run the job without containers of its own inside"});
   if (process.vpid == 1)
-    findings.push_back({process.pid, process.comm, "", "is the init of its pid namespace",
-                        "name its children instead (--pid)"});
+    findings.push_back(
+        {process.pid, process.comm, "", "is the init of its pid namespace", "name its children instead (--pid)"});
 }
 
 void check_program(const ProcessRef& process, Findings& findings) {
@@ -58,7 +58,8 @@ void check_threads(const ProcessRef& process, Findings& findings) {
 void check_shared_memory_maps(const ProcessRef& process, const std::map<pid_t, ProcessRef>& all, Findings& findings) {
   const auto parent = all.find(ProcStat::read(process.pid).ppid);
   if (parent == all.end() || parent->second.zombie) return;
-  for (const auto& [kind, what] : {std::pair{KCMP_VM, "memory"}, {KCMP_FILES, "descriptor table"}, {KCMP_FS, "working directory"}}) {
+  for (const auto& [kind, what] :
+       {std::pair{KCMP_VM, "memory"}, {KCMP_FILES, "descriptor table"}, {KCMP_FS, "working directory"}}) {
     if (::syscall(SYS_kcmp, process.pid, parent->first, kind, 0, 0) != 0) continue;
     findings.push_back({process.pid, process.comm, "",
                         fmt::format("shares its {} with process {} (a vfork under way?)", what, parent->first),

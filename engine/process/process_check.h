@@ -10,12 +10,12 @@
 
 namespace icp {
 
-// Credentials, attributes, namespaces, 32-bit programs, memory shared between processes, sessions that no fork can repeat.
-// Stops nothing; a process that ends meanwhile is left out.
+// Credentials, attributes, namespaces, 32-bit programs, memory shared between processes, sessions that no fork can
+// repeat. Stops nothing; a process that ends meanwhile is left out.
 void check_processes(const std::vector<ProcessRef>& processes, Findings& findings);
 
-// Numbers, parents, sessions, groups and states of processes, from /proc, as plan_tree() wants them. A parent that is not
-// among them is the capsule's init.
+// Numbers, parents, sessions, groups and states of processes, from /proc, as plan_tree() wants them. A parent that is
+// not among them is the capsule's init.
 void describe_tree(const std::vector<ProcessRef>& processes, pb::Capsule& capsule);
 
 }  // namespace icp

@@ -67,8 +67,7 @@ void restore_scheduling(pid_t tid, const pb::Thread& state) {
     if (CPU_EQUAL(&both, &saved)) ::sched_setaffinity(tid, sizeof saved, &saved);
   }
   if (state.ioprio() > 0) ::syscall(SYS_ioprio_set, kIoprioWhoProcess, tid, state.ioprio());
-  if (state.timer_slack_ns() > 0)
-    std::ofstream(fmt::format("/proc/{}/timerslack_ns", tid)) << state.timer_slack_ns();
+  if (state.timer_slack_ns() > 0) std::ofstream(fmt::format("/proc/{}/timerslack_ns", tid)) << state.timer_slack_ns();
 }
 
 }  // namespace icp

@@ -20,8 +20,8 @@ constexpr int64_t kRestartSys = 512, kRestartNoIntr = 513, kRestartNoHand = 514,
 
 // signal(7): calls that fail with EINTR after any stop, even one that no handler saw. The kernel did that because of
 // our interrupt, so they are made to restart, as if nothing had been; should a handler run, they still fail with EINTR.
-constexpr long kNeverRestarted[] = {SYS_epoll_wait, SYS_epoll_pwait, SYS_epoll_pwait2, SYS_semop, SYS_semtimedop,
-                                    SYS_rt_sigtimedwait, SYS_io_getevents, SYS_io_pgetevents};
+constexpr long kNeverRestarted[] = {SYS_epoll_wait, SYS_epoll_pwait,     SYS_epoll_pwait2, SYS_semop,
+                                    SYS_semtimedop, SYS_rt_sigtimedwait, SYS_io_getevents, SYS_io_pgetevents};
 
 bool in_system_call(const user_regs_struct& regs) { return static_cast<int64_t>(regs.orig_rax) >= 0; }
 

@@ -31,10 +31,11 @@ std::vector<ProcessRef> find_processes(const std::vector<pid_t>& roots);
 
 // What a thread was doing when it was stopped.
 struct ThreadStart {
-  user_regs_struct live{};   // registers to go on with
-  user_regs_struct image{};  // registers to save: the same, but for system calls that only the running kernel can resume
+  user_regs_struct live{};  // registers to go on with
+  user_regs_struct
+      image{};  // registers to save: the same, but for system calls that only the running kernel can resume
   uint64_t signal_mask = 0;
-  uint64_t rseq = 0;         // address of its struct rseq, 0 when none is registered
+  uint64_t rseq = 0;  // address of its struct rseq, 0 when none is registered
   uint32_t rseq_len = 0, rseq_signature = 0;
 };
 
@@ -65,8 +66,8 @@ class InterruptedCalls {
 
 // Stops one process: seizes all its threads, including those that appear meanwhile. Throws kGone if it ends.
 StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls);
-// Puts registers and signal mask of one thread back; it stays stopped. Done as soon as no more calls are to be made in it:
-// should the agent die, the thread then goes on as after any stop.
+// Puts registers and signal mask of one thread back; it stays stopped. Done as soon as no more calls are to be made in
+// it: should the agent die, the thread then goes on as after any stop.
 void settle_thread(StoppedProcess& process, size_t index);
 // Puts registers and signal mask of all threads back and lets them go on (stopped by job control if they were).
 // Never throws: a thread that was killed meanwhile is passed over.

@@ -96,8 +96,8 @@ void restore_thread(RemoteProcess& remote, const pb::Thread& state) {
 void restore_registers(Tracee& thread, const pb::Thread& state) {
   user_regs_struct regs;
   if (state.gpr().size() != sizeof regs)
-    throw_error(ErrorKind::kImage, "thread {} has {} bytes of registers instead of {}", state.tid(),
-                state.gpr().size(), sizeof regs);
+    throw_error(ErrorKind::kImage, "thread {} has {} bytes of registers instead of {}", state.tid(), state.gpr().size(),
+                sizeof regs);
   std::memcpy(&regs, state.gpr().data(), sizeof regs);
   std::vector<std::byte> xstate = thread.xstate();  // as large as this processor's
   const std::string& saved = state.xstate();

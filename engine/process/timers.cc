@@ -23,9 +23,7 @@ constexpr int kMostTimerId = 100'000;  // ids are handed out in sequence: bounds
 uint64_t to_ns(const timespec& time) {
   return static_cast<uint64_t>(time.tv_sec) * kNsPerSecond + static_cast<uint64_t>(time.tv_nsec);
 }
-timespec from_ns(uint64_t ns) {
-  return {static_cast<time_t>(ns / kNsPerSecond), static_cast<long>(ns % kNsPerSecond)};
-}
+timespec from_ns(uint64_t ns) { return {static_cast<time_t>(ns / kNsPerSecond), static_cast<long>(ns % kNsPerSecond)}; }
 uint64_t to_us(const timeval& time) {
   return static_cast<uint64_t>(time.tv_sec) * kUsPerSecond + static_cast<uint64_t>(time.tv_usec);
 }

@@ -4,9 +4,9 @@
  * remote system calls, and reads from it how the tasks ended.
  *
  * Usage: icp-init FD, a socket. It writes to FD: "R" when the namespaces are set up, "E<errno> <what>\n" on failure;
- * waits for one byte, sent when the capsule is whole; then writes "X <pid> <status>\n" for every child that ends. It ends
- * when no child is left. Linked statically and without
- * anything it does not need: restored processes start as copies of it.
+ * waits for one byte, sent when the capsule is whole; then writes "X <pid> <status>\n" for every child that ends. It
+ * ends when no child is left. Linked statically and without anything it does not need: restored processes start as
+ * copies of it.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -21,7 +21,7 @@
 
 static int channel;
 
-static void say(const char *text) {
+static void say(const char* text) {
   size_t length = strlen(text);
   while (length > 0) {
     const ssize_t written = send(channel, text, length, MSG_NOSIGNAL);
@@ -30,14 +30,14 @@ static void say(const char *text) {
   }
 }
 
-static void fail(const char *what) {
+static void fail(const char* what) {
   char line[256];
   snprintf(line, sizeof line, "E%d %s\n", errno, what);
   say(line);
   exit(1);
 }
 
-int main(int argc, char **argv) {
+int main(int argc, char** argv) {
   if (argc != 2) return 2;
   channel = atoi(argv[1]);
   /* What the agent ignores would be inherited by every process made from here. */

@@ -21,8 +21,7 @@ constexpr int kMostThreads = 1 << 16;
 
 }  // namespace
 
-ProcessRestore::ProcessRestore(const RestoreShared& shared, const pb::Process& state)
-    : shared_(shared), state_(state) {
+ProcessRestore::ProcessRestore(const RestoreShared& shared, const pb::Process& state) : shared_(shared), state_(state) {
   if (state.threads_size() < 1 || state.threads_size() > kMostThreads || state.threads(0).tid() != state.pid())
     throw_error(ErrorKind::kImage, "process {} has {} threads, or not its own number first", state.pid(),
                 state.threads_size());

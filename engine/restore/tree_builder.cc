@@ -42,7 +42,8 @@ struct SocketPair {
   if (::read(go, &byte, 1) != 1) ::_exit(1);  // the agent has given up
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   // High numbers first, so that one move cannot overwrite the other's source.
-  const int high_channel = ::fcntl(channel, F_DUPFD_CLOEXEC, 100), high_socket = ::fcntl(process_socket, F_DUPFD_CLOEXEC, 100);
+  const int high_channel = ::fcntl(channel, F_DUPFD_CLOEXEC, 100),
+            high_socket = ::fcntl(process_socket, F_DUPFD_CLOEXEC, 100);
   if (::dup2(high_channel, kChannelFd) < 0 || ::dup2(high_socket, kProcessSocketFd) < 0) ::_exit(1);
   ::syscall(SYS_close_range, kProcessSocketFd + 1, ~0u, 0);
   ::syscall(SYS_close_range, 0, kChannelFd - 1, 0);
@@ -222,8 +223,7 @@ void TreeBuilder::end_helpers(const std::vector<TreeStep>& steps) {
 }
 
 std::unique_ptr<Tracee> TreeBuilder::make_thread(RemoteProcess& process, uint32_t tid) {
-  constexpr uint64_t kThreadFlags =
-      CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
+  constexpr uint64_t kThreadFlags = CLONE_VM | CLONE_FS | CLONE_FILES | CLONE_SIGHAND | CLONE_THREAD | CLONE_SYSVSEM;
   const pid_t made = clone_with_pid(process, kThreadFlags, tid, 0);
   auto thread = std::make_unique<Tracee>(Tracee::adopt(made));
   thread->set_signal_mask(~0ull);

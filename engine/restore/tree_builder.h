@@ -23,11 +23,11 @@ namespace icp {
 struct Seed {
   std::unique_ptr<Tracee> leader;
   std::unique_ptr<RemoteProcess> remote;
-  pid_t pid = 0;   // the agent's view
+  pid_t pid = 0;  // the agent's view
 };
 
-// The namespaces of one capsule (pid, IPC, mount) and their init, held by ptrace while processes are made. The destructor
-// kills everything in them, unless release() has been called.
+// The namespaces of one capsule (pid, IPC, mount) and their init, held by ptrace while processes are made. The
+// destructor kills everything in them, unless release() has been called.
 class TreeBuilder {
  public:
   // Starts icp-init. `join` is called with its pid before it does anything.

@@ -66,13 +66,12 @@ class Planner {
     for (uint32_t at_pid = pid; at_pid != kInit; at_pid = parent_of(at_pid)) {
       if (!exists(at_pid))
         throw_error(ErrorKind::kImage, "process {} has an ancestor {} that is not in the image", pid, at_pid);
-      if (++steps > processes_.size())
-        throw_error(ErrorKind::kImage, "process {} is its own ancestor", pid);
+      if (++steps > processes_.size()) throw_error(ErrorKind::kImage, "process {} is its own ancestor", pid);
     }
   }
 
-  // The session a process must be forked in. A leader may be forked anywhere, unless a child of it is in another session:
-  // then the child was born before the setsid(), in the session its parent had at that time.
+  // The session a process must be forked in. A leader may be forked anywhere, unless a child of it is in another
+  // session: then the child was born before the setsid(), in the session its parent had at that time.
   uint32_t find_birth_session(uint32_t pid) {
     if (const auto known = birth_.find(pid); known != birth_.end()) return known->second;
     uint32_t birth = kAnySession;
@@ -179,8 +178,8 @@ class Planner {
   std::map<uint32_t, const pb::Process*> processes_;
   std::map<uint32_t, std::vector<uint32_t>> children_;
   std::map<uint32_t, uint32_t> birth_;
-  std::map<uint32_t, uint32_t> in_session_;                 // session -> its leader, once it leads
-  std::vector<std::pair<uint32_t, uint32_t>> helpers_;      // helper, its parent
+  std::map<uint32_t, uint32_t> in_session_;             // session -> its leader, once it leads
+  std::vector<std::pair<uint32_t, uint32_t>> helpers_;  // helper, its parent
   std::set<uint32_t> used_;
   uint32_t next_free_ = 2;
   std::vector<TreeStep> steps_;

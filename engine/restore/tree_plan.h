@@ -30,8 +30,9 @@ struct TreeStep {
 // parent before or after the parent's own setsid(); by a helper with the number of a session leader that has ended; or,
 // for an orphan, through a helper that a living leader forks. A process group whose leader has ended gets a helper too.
 //
-// Throws kRefused with a sentence if a tree cannot be rebuilt so, kImage if it is no tree at all (a missing parent, a cycle,
-// a number twice or out of range). Pure computation: also used while the job still runs, to refuse before the stop.
+// Throws kRefused with a sentence if a tree cannot be rebuilt so, kImage if it is no tree at all (a missing parent, a
+// cycle, a number twice or out of range). Pure computation: also used while the job still runs, to refuse before the
+// stop.
 std::vector<TreeStep> plan_tree(const pb::Capsule& capsule);
 
 }  // namespace icp

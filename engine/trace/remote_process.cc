@@ -39,8 +39,8 @@ void transfer_all(Transfer transfer, pid_t pid, uint64_t at, std::byte* local, s
     if (moved <= 0) {
       const int saved = moved == 0 ? EFAULT : errno;
       throw Error(saved == ESRCH ? ErrorKind::kGone : ErrorKind::kSystem,
-                  fmt::format("cannot {} {} bytes at {:#x} of process {}: {}", what, bytes, at, pid,
-                              errno_text(saved)), saved);
+                  fmt::format("cannot {} {} bytes at {:#x} of process {}: {}", what, bytes, at, pid, errno_text(saved)),
+                  saved);
     }
     at += static_cast<uint64_t>(moved);
     local += moved;
@@ -116,8 +116,7 @@ int64_t RemoteProcess::syscall(long number, std::initializer_list<uint64_t> argu
                event == PTRACE_EVENT_FORK || event == PTRACE_EVENT_CLONE || event == PTRACE_EVENT_VFORK) {
       last_child_ = static_cast<pid_t>(thread_->event_message());
     } else if (event != PTRACE_EVENT_STOP) {
-      throw_error(ErrorKind::kSystem, "process {} stopped with signal {} during a call in it", pid_,
-                  WSTOPSIG(status));
+      throw_error(ErrorKind::kSystem, "process {} stopped with signal {} during a call in it", pid_, WSTOPSIG(status));
     }
   }
   return static_cast<int64_t>(thread_->regs().rax);
@@ -198,8 +197,8 @@ int RemoteProcess::send_fd(int agent_end, int channel, int local) {
   ReceiveBuffer buffer;
   const RemoteAddr at = reserve(sizeof buffer);
   const auto inside = [&](const void* member) {
-    return reinterpret_cast<void*>(at.value + static_cast<uint64_t>(static_cast<const char*>(member) -
-                                                                    reinterpret_cast<const char*>(&buffer)));
+    return reinterpret_cast<void*>(
+        at.value + static_cast<uint64_t>(static_cast<const char*>(member) - reinterpret_cast<const char*>(&buffer)));
   };
   buffer.io = {inside(&buffer.byte), 1};
   buffer.message.msg_iov = static_cast<iovec*>(inside(&buffer.io));

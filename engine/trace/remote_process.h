@@ -59,10 +59,10 @@ class RemoteProcess {
   // Maps (unmaps) scratch memory of its own, anywhere.
   void map_scratch(size_t bytes);
   void unmap_scratch();
-  // From now on the thread finds back to these registers should the agent die during a call (return_frame.h): the ones it
-  // was stopped with, for the image. Needs a return stub as the syscall instruction, and writes below the thread's stack
-  // pointer and red zone, where a signal's frame would lie; returns false, with calls left unprotected, if nothing can be
-  // written there.
+  // From now on the thread finds back to these registers should the agent die during a call (return_frame.h): the ones
+  // it was stopped with, for the image. Needs a return stub as the syscall instruction, and writes below the thread's
+  // stack pointer and red zone, where a signal's frame would lie; returns false, with calls left unprotected, if
+  // nothing can be written there.
   bool protect_calls(const user_regs_struct& regs, uint64_t signal_mask);
   // Copies the bytes in (16-byte aligned) and returns where they lie. Throws when scratch is full.
   RemoteAddr stage(std::span<const std::byte> bytes);
@@ -100,8 +100,8 @@ class RemoteProcess {
 // executable mapping. Throws kRefused when none is found.
 RemoteAddr find_syscall_instruction(pid_t pid);
 
-// Puts the return stub (return_frame.h) into the unused end of the process's vdso, a private copy of one page, unless it is
-// there already. Its address, or 0 where there is no room or no vdso. The process must be stopped by the caller.
+// Puts the return stub (return_frame.h) into the unused end of the process's vdso, a private copy of one page, unless
+// it is there already. Its address, or 0 where there is no room or no vdso. The process must be stopped by the caller.
 RemoteAddr install_return_stub(pid_t pid);
 
 }  // namespace icp

@@ -81,7 +81,8 @@ std::vector<std::byte> make_return_frame(RemoteAddr at, const user_regs_struct& 
   // The features that ptrace offers stand where the signal frame's own description goes.
   SoftwareBytes software{kXstateMagic1, static_cast<uint32_t>(xstate.size() + sizeof kXstateMagic2), 0,
                          static_cast<uint32_t>(xstate.size())};
-  if (xstate.size() > kXstateHeader) std::memcpy(&software.xfeatures, state + kSoftwareBytes, sizeof software.xfeatures);
+  if (xstate.size() > kXstateHeader)
+    std::memcpy(&software.xfeatures, state + kSoftwareBytes, sizeof software.xfeatures);
   std::memcpy(state + kSoftwareBytes, &software, sizeof software);
   std::memcpy(state + xstate.size(), &kXstateMagic2, sizeof kXstateMagic2);
   return bytes;

@@ -64,8 +64,9 @@ Tracee Tracee::seize(pid_t tid, bool follow_children) {
   if (request(PTRACE_SEIZE, tid, 0L, options) != 0) {
     if (errno == EPERM && has_ended(tid)) throw_error(ErrorKind::kGone, "thread {} has ended", tid);
     if (errno == EPERM)
-      throw Error(ErrorKind::kBusy, fmt::format("cannot seize thread {}: {} (is a debugger attached to it?)", tid,
-                                                errno_text(EPERM)), EPERM);
+      throw Error(ErrorKind::kBusy,
+                  fmt::format("cannot seize thread {}: {} (is a debugger attached to it?)", tid, errno_text(EPERM)),
+                  EPERM);
     throw_ptrace(tid, "seize");
   }
   return Tracee(tid);

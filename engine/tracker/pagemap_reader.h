@@ -21,8 +21,7 @@ class PagemapReader {
  public:
   explicit PagemapReader(pid_t pid);  // throws kGone, kSystem
   // Calls `visit(address, entries)` for consecutive pages of [start, end), in order.
-  void read(uint64_t start, uint64_t end,
-            const std::function<void(uint64_t, std::span<const uint64_t>)>& visit) const;
+  void read(uint64_t start, uint64_t end, const std::function<void(uint64_t, std::span<const uint64_t>)>& visit) const;
 
  private:
   pid_t pid_;

@@ -15,8 +15,8 @@ namespace icp {
 namespace {
 
 std::string identity(const MapsEntry& entry) {
-  return fmt::format("{:x}-{:x} {}{}{}{} {:x} {}:{} {}", entry.start, entry.end, entry.readable, entry.writable, entry.executable,
-                     entry.shared, entry.offset, entry.dev_major, entry.dev_minor, entry.ino);
+  return fmt::format("{:x}-{:x} {}{}{}{} {:x} {}:{} {}", entry.start, entry.end, entry.readable, entry.writable,
+                     entry.executable, entry.shared, entry.offset, entry.dev_major, entry.dev_minor, entry.ino);
 }
 
 bool wipe(int clear_refs) { return ::pwrite(clear_refs, "4", 1, 0) == 1; }
@@ -35,9 +35,8 @@ bool SoftDirtyTracker::available() {
     const auto start = reinterpret_cast<uint64_t>(page);
     const auto dirty = [&] {
       bool bit = false;
-      pagemap.read(start, start + kPageSize, [&](uint64_t, std::span<const uint64_t> entries) {
-        bit = (entries[0] & kPagemapSoftDirty) != 0;
-      });
+      pagemap.read(start, start + kPageSize,
+                   [&](uint64_t, std::span<const uint64_t> entries) { bit = (entries[0] & kPagemapSoftDirty) != 0; });
       return bit;
     };
     works = dirty() && wipe(clear_refs.get()) && !dirty();

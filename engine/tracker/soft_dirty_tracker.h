@@ -38,8 +38,8 @@ class SoftDirtyTracker final : public PageTracker {
   pid_t pid_;
   PagemapReader pagemap_;
   UniqueFd clear_refs_;
-  std::set<std::string> known_;     // mappings when the bits were last wiped
-  std::vector<Entry> entries_;      // ascending
+  std::set<std::string> known_;                       // mappings when the bits were last wiped
+  std::vector<Entry> entries_;                        // ascending
   std::vector<std::pair<uint64_t, uint64_t>> fresh_;  // mappings of this pass that are not known
 };
 

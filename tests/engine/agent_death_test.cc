@@ -72,7 +72,8 @@ TEST(AgentDeath, TheJobGoesOnAndTheLastVersionIsWhole) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
   const TempDir directory;
   ASSERT_EQ(::chown(directory.path().c_str(), kNobody, kNobody), 0);
-  auto& shared = *new (::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Shared{};
+  auto& shared =
+      *new (::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Shared{};
   const pid_t job = ::fork();
   if (job == 0) run_job(shared);
   while (shared.computed == 0 || shared.slept == 0) ::usleep(1'000);

@@ -112,19 +112,20 @@ TEST_F(FilesRoundtrip, EventsTimersSignalsEpoll) {
 }
 
 TEST_F(FilesRoundtrip, UnixSocketPairWithDataInFlight) {
-  EXPECT_EQ(roundtrip(
-                [](Gate& gate) {
-                  int pair[2];
-                  CHECK_OR_DIE(::socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0);
-                  CHECK_OR_DIE(::send(pair[0], "one", 3, 0) == 3 && ::send(pair[0], "three", 5, 0) == 5);
-                  gate.ready_and_go();
-                  char text[16];
-                  CHECK_OR_DIE(::recv(pair[1], text, sizeof text, 0) == 3 && ::recv(pair[1], text, sizeof text, 0) == 5);
-                  CHECK_OR_DIE(::send(pair[1], "back", 4, 0) == 4 && ::recv(pair[0], text, sizeof text, 0) == 4);
-                  return 0;
-                },
-                {.generations = 2}),
-            0);
+  EXPECT_EQ(
+      roundtrip(
+          [](Gate& gate) {
+            int pair[2];
+            CHECK_OR_DIE(::socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair) == 0);
+            CHECK_OR_DIE(::send(pair[0], "one", 3, 0) == 3 && ::send(pair[0], "three", 5, 0) == 5);
+            gate.ready_and_go();
+            char text[16];
+            CHECK_OR_DIE(::recv(pair[1], text, sizeof text, 0) == 3 && ::recv(pair[1], text, sizeof text, 0) == 5);
+            CHECK_OR_DIE(::send(pair[1], "back", 4, 0) == 4 && ::recv(pair[0], text, sizeof text, 0) == 4);
+            return 0;
+          },
+          {.generations = 2}),
+      0);
 }
 
 TEST_F(FilesRoundtrip, TcpListenerIsRefusedByName) {

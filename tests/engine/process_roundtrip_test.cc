@@ -172,24 +172,25 @@ TEST_F(ProcessRoundtrip, PendingRealTimeSignalsInOrderWithValues) {
 }
 
 TEST_F(ProcessRoundtrip, AlternateStackAndMask) {
-  EXPECT_EQ(roundtrip([](Gate& gate) {
-              static char stack[65536];
-              const stack_t alternate{.ss_sp = stack, .ss_flags = 0, .ss_size = sizeof stack};
-              CHECK_OR_DIE(::sigaltstack(&alternate, nullptr) == 0);
-              install(SIGUSR1, SA_ONSTACK);
-              sigset_t set, now;
-              sigemptyset(&set);
-              sigaddset(&set, SIGWINCH);
-              sigprocmask(SIG_BLOCK, &set, nullptr);
-              gate.ready_and_go();
-              stack_t after;
-              CHECK_OR_DIE(::sigaltstack(nullptr, &after) == 0 && after.ss_sp == stack && after.ss_size == sizeof stack);
-              sigprocmask(SIG_SETMASK, nullptr, &now);
-              CHECK_OR_DIE(sigismember(&now, SIGWINCH) == 1 && sigismember(&now, SIGUSR1) == 0);
-              CHECK_OR_DIE(::raise(SIGUSR1) == 0 && handled == 1);
-              return 0;
-            }),
-            0);
+  EXPECT_EQ(
+      roundtrip([](Gate& gate) {
+        static char stack[65536];
+        const stack_t alternate{.ss_sp = stack, .ss_flags = 0, .ss_size = sizeof stack};
+        CHECK_OR_DIE(::sigaltstack(&alternate, nullptr) == 0);
+        install(SIGUSR1, SA_ONSTACK);
+        sigset_t set, now;
+        sigemptyset(&set);
+        sigaddset(&set, SIGWINCH);
+        sigprocmask(SIG_BLOCK, &set, nullptr);
+        gate.ready_and_go();
+        stack_t after;
+        CHECK_OR_DIE(::sigaltstack(nullptr, &after) == 0 && after.ss_sp == stack && after.ss_size == sizeof stack);
+        sigprocmask(SIG_SETMASK, nullptr, &now);
+        CHECK_OR_DIE(sigismember(&now, SIGWINCH) == 1 && sigismember(&now, SIGUSR1) == 0);
+        CHECK_OR_DIE(::raise(SIGUSR1) == 0 && handled == 1);
+        return 0;
+      }),
+      0);
 }
 
 double seconds_since(const timespec& start) {
@@ -319,50 +320,53 @@ TEST_F(ProcessRoundtrip, PosixTimerKeepsIdAndRest) {
 }
 
 TEST_F(ProcessRoundtrip, LimitsUmaskNiceNameDirectory) {
-  EXPECT_EQ(roundtrip([](Gate& gate) {
-              CHECK_OR_DIE(::chdir("/usr/share") == 0);
-              ::umask(027);
-              CHECK_OR_DIE(::nice(5) == 5);
-              CHECK_OR_DIE(::prctl(PR_SET_NAME, "renamed") == 0);
-              CHECK_OR_DIE(::prctl(PR_SET_PDEATHSIG, SIGUSR2) == 0);
-              const rlimit limit{64 << 20, 128 << 20};
-              CHECK_OR_DIE(::setrlimit(RLIMIT_CORE, &limit) == 0);
-              gate.ready_and_go();
-              char text[256];
-              CHECK_OR_DIE(::getcwd(text, sizeof text) != nullptr && std::strcmp(text, "/usr/share") == 0);
-              CHECK_OR_DIE(::umask(0) == 027);
-              CHECK_OR_DIE(::getpriority(PRIO_PROCESS, 0) == 5);
-              CHECK_OR_DIE(::prctl(PR_GET_NAME, text) == 0 && std::strcmp(text, "renamed") == 0);
-              int signal = 0;
-              CHECK_OR_DIE(::prctl(PR_GET_PDEATHSIG, &signal) == 0 && signal == SIGUSR2);
-              rlimit now;
-              CHECK_OR_DIE(::getrlimit(RLIMIT_CORE, &now) == 0 && now.rlim_cur == limit.rlim_cur && now.rlim_max == limit.rlim_max);
-              CHECK_OR_DIE(::readlink("/proc/self/exe", text, sizeof text) > 0 && std::strstr(text, "_test") != nullptr);
-              CHECK_OR_DIE(::getuid() == 65534 && ::geteuid() == 65534 && ::getgid() == 65534);
-              return 0;
-            }),
-            0);
+  EXPECT_EQ(
+      roundtrip([](Gate& gate) {
+        CHECK_OR_DIE(::chdir("/usr/share") == 0);
+        ::umask(027);
+        CHECK_OR_DIE(::nice(5) == 5);
+        CHECK_OR_DIE(::prctl(PR_SET_NAME, "renamed") == 0);
+        CHECK_OR_DIE(::prctl(PR_SET_PDEATHSIG, SIGUSR2) == 0);
+        const rlimit limit{64 << 20, 128 << 20};
+        CHECK_OR_DIE(::setrlimit(RLIMIT_CORE, &limit) == 0);
+        gate.ready_and_go();
+        char text[256];
+        CHECK_OR_DIE(::getcwd(text, sizeof text) != nullptr && std::strcmp(text, "/usr/share") == 0);
+        CHECK_OR_DIE(::umask(0) == 027);
+        CHECK_OR_DIE(::getpriority(PRIO_PROCESS, 0) == 5);
+        CHECK_OR_DIE(::prctl(PR_GET_NAME, text) == 0 && std::strcmp(text, "renamed") == 0);
+        int signal = 0;
+        CHECK_OR_DIE(::prctl(PR_GET_PDEATHSIG, &signal) == 0 && signal == SIGUSR2);
+        rlimit now;
+        CHECK_OR_DIE(::getrlimit(RLIMIT_CORE, &now) == 0 && now.rlim_cur == limit.rlim_cur &&
+                     now.rlim_max == limit.rlim_max);
+        CHECK_OR_DIE(::readlink("/proc/self/exe", text, sizeof text) > 0 && std::strstr(text, "_test") != nullptr);
+        CHECK_OR_DIE(::getuid() == 65534 && ::geteuid() == 65534 && ::getgid() == 65534);
+        return 0;
+      }),
+      0);
 }
 
 TEST_F(ProcessRoundtrip, ChildrenZombiesAndExitStatus) {
-  EXPECT_EQ(roundtrip([](Gate& gate) {
-              const pid_t exited = ::fork();
-              if (exited == 0) ::_exit(3);
-              const pid_t killed = ::fork();
-              if (killed == 0) {
-                ::raise(SIGTERM);
-                ::_exit(1);
-              }
-              siginfo_t info;
-              CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(exited), &info, WEXITED | WNOWAIT) == 0);
-              CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(killed), &info, WEXITED | WNOWAIT) == 0);
-              gate.ready_and_go();
-              int status = 0;
-              CHECK_OR_DIE(::waitpid(exited, &status, 0) == exited && WIFEXITED(status) && WEXITSTATUS(status) == 3);
-              CHECK_OR_DIE(::waitpid(killed, &status, 0) == killed && WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
-              return 0;
-            }),
-            0);
+  EXPECT_EQ(
+      roundtrip([](Gate& gate) {
+        const pid_t exited = ::fork();
+        if (exited == 0) ::_exit(3);
+        const pid_t killed = ::fork();
+        if (killed == 0) {
+          ::raise(SIGTERM);
+          ::_exit(1);
+        }
+        siginfo_t info;
+        CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(exited), &info, WEXITED | WNOWAIT) == 0);
+        CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(killed), &info, WEXITED | WNOWAIT) == 0);
+        gate.ready_and_go();
+        int status = 0;
+        CHECK_OR_DIE(::waitpid(exited, &status, 0) == exited && WIFEXITED(status) && WEXITSTATUS(status) == 3);
+        CHECK_OR_DIE(::waitpid(killed, &status, 0) == killed && WIFSIGNALED(status) && WTERMSIG(status) == SIGTERM);
+        return 0;
+      }),
+      0);
 }
 
 TEST_F(ProcessRoundtrip, StoppedChildStaysStopped) {
@@ -386,7 +390,8 @@ TEST_F(ProcessRoundtrip, StoppedChildStaysStopped) {
 
 TEST_F(ProcessRoundtrip, SessionsAndGroupsOfLivingAndDeadLeaders) {
   EXPECT_EQ(roundtrip([](Gate& gate) {
-              // A session whose leader has ended, with a group whose leader has ended, orphaned to our subreaper-less init.
+              // A session whose leader has ended, with a group whose leader has ended, orphaned to our subreaper-less
+              // init.
               int ids[2];
               CHECK_OR_DIE(::pipe(ids) == 0);
               const pid_t leader = ::fork();

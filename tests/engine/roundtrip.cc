@@ -79,7 +79,7 @@ class Roundtrip {
     if (!readable(ready_.read.get()) || ::read(ready_.read.get(), &byte, 1) != 1)
       throw_error(ErrorKind::kSystem, "the process under test did not get ready");
     config_.outer = outer_streams_of(pid_, 0);
-    struct stat status{};  // the test's standard error may be a file or a terminal
+    struct stat status {};  // the test's standard error may be a file or a terminal
     if (::stat(fmt::format("/proc/{}/fd/2", pid_).c_str(), &status) == 0)
       config_.outer.push_back({0, 2, status.st_dev, status.st_ino, true});
   }

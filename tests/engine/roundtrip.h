@@ -3,8 +3,8 @@
 //
 // A test gives a function that runs in a process of its own: it makes some state, says ready(), waits for go() and then
 // checks the state, returning 0 if all is as it was. Between ready() and go() the process is checkpointed, killed by
-// SIGKILL and restored, once or several times. go() comes through standard input, an outer stream, which only a restored
-// process gets.
+// SIGKILL and restored, once or several times. go() comes through standard input, an outer stream, which only a
+// restored process gets.
 #pragma once
 
 #include <gtest/gtest.h>
@@ -21,8 +21,8 @@ namespace icp::test {
 class Gate {
  public:
   Gate(int ready_fd, int go_fd) : ready_fd_(ready_fd), go_fd_(go_fd) {}
-  void ready();           // state is made
-  void go();              // blocks until the process has been restored for good
+  void ready();  // state is made
+  void go();     // blocks until the process has been restored for good
   void ready_and_go() {
     ready();
     go();
@@ -35,9 +35,9 @@ class Gate {
 using Body = std::function<int(Gate&)>;
 
 struct RoundtripOptions {
-  int generations = 1;    // checkpoint, kill, restore; each but the first from a restored process
-  int versions = 1;       // versions taken before the kill, in the first generation
-  unsigned pause_ms = 20; // between ready and checkpoint, so that the process blocks in its next call
+  int generations = 1;     // checkpoint, kill, restore; each but the first from a restored process
+  int versions = 1;        // versions taken before the kill, in the first generation
+  unsigned pause_ms = 20;  // between ready and checkpoint, so that the process blocks in its next call
   bool expect_refused = false;
 };
 
@@ -46,12 +46,12 @@ struct RoundtripOptions {
 int roundtrip(const Body& body, const RoundtripOptions& options = {});
 
 // In the process under test: prints what failed and ends the process.
-#define CHECK_OR_DIE(condition)                                                                     \
-  do {                                                                                              \
-    if (!(condition)) {                                                                             \
-      dprintf(2, "%s:%d: %s failed (errno %d: %m)\n", __FILE__, __LINE__, #condition, errno);       \
-      _exit(99);                                                                                    \
-    }                                                                                               \
+#define CHECK_OR_DIE(condition)                                                               \
+  do {                                                                                        \
+    if (!(condition)) {                                                                       \
+      dprintf(2, "%s:%d: %s failed (errno %d: %m)\n", __FILE__, __LINE__, #condition, errno); \
+      _exit(99);                                                                              \
+    }                                                                                         \
   } while (false)
 
 // A directory of its own, removed at the end.

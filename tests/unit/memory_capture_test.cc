@@ -111,7 +111,7 @@ TEST(MemoryCapture, SysvSegmentsFromTheirMappersTrackers) {
   TestChild child([&](uint64_t step) {
     if (step == 1) std::memset(at, 1, 8 * kMiB);
     if (step == 2) at[5 * kMiB] = 7;
-    if (step == 3) ::madvise(at, kMiB, MADV_DONTNEED);   // drops entries, not data
+    if (step == 3) ::madvise(at, kMiB, MADV_DONTNEED);  // drops entries, not data
     if (step == 4) at[kMiB] = 3, ::madvise(at + kMiB, kPageSize, MADV_DONTNEED);
     if (step == 5) ::madvise(at + 2 * kMiB, 16 * kPageSize, MADV_REMOVE);
     if (step == 6) {  // somebody comes, writes and goes

@@ -39,7 +39,7 @@ class Mutator {
   }
 
   void batch() {
-    struct sigaction action{};
+    struct sigaction action {};
     action.sa_handler = jump_out;
     action.sa_flags = SA_NODEFER;
     ::sigaction(SIGSEGV, &action, nullptr);
@@ -141,8 +141,16 @@ class Mutator {
   }
 
   void advise(uint64_t slot) {
-    constexpr int kAdvice[] = {MADV_DONTNEED, MADV_DONTNEED, MADV_FREE, MADV_HUGEPAGE, MADV_NOHUGEPAGE,
-                               MADV_REMOVE,   20 /* COLD */, 21 /* PAGEOUT */, 25 /* COLLAPSE */, kGuardInstall,
+    constexpr int kAdvice[] = {MADV_DONTNEED,
+                               MADV_DONTNEED,
+                               MADV_FREE,
+                               MADV_HUGEPAGE,
+                               MADV_NOHUGEPAGE,
+                               MADV_REMOVE,
+                               20 /* COLD */,
+                               21 /* PAGEOUT */,
+                               25 /* COLLAPSE */,
+                               kGuardInstall,
                                103 /* no guard */};
     const auto [start, bytes] = part(slot);
     const int advice = kAdvice[below(std::size(kAdvice))];
@@ -226,10 +234,12 @@ constexpr const char* kVariable = "ICP_PROPERTY_CHILD";
 // Writes into the child's slots from outside, as process_vm_writev does for MPI.
 void write_from_outside(pid_t pid, std::mt19937_64& random) {
   for (const MapsEntry& entry : MapsEntry::read(pid)) {
-    if (!entry.writable || entry.start < kArena || entry.end > kArena + kSlots * kSlotBytes || random() % 3 != 0) continue;
+    if (!entry.writable || entry.start < kArena || entry.end > kArena + kSlots * kSlotBytes || random() % 3 != 0)
+      continue;
     uint64_t value = random();
     const iovec here{&value, sizeof value};
-    const iovec there{reinterpret_cast<void*>(entry.start + random() % ((entry.end - entry.start) / 8) * 8), sizeof value};
+    const iovec there{reinterpret_cast<void*>(entry.start + random() % ((entry.end - entry.start) / 8) * 8),
+                      sizeof value};
     (void)!::process_vm_writev(pid, &here, 1, &there, 1, 0);
   }
 }

@@ -234,7 +234,8 @@ class CaptureRig {
 
   static bool worth_comparing(const pb::Mapping& mapping) {
     if (mapping.end() - mapping.start() > 256u << 20) return false;
-    if (mapping.kind() == pb::Mapping::FILE_PRIVATE) return (mapping.prot() & PROT_WRITE) != 0 || mapping.start() >> 40 == 0x20;
+    if (mapping.kind() == pb::Mapping::FILE_PRIVATE)
+      return (mapping.prot() & PROT_WRITE) != 0 || mapping.start() >> 40 == 0x20;
     return mapping.kind() == pb::Mapping::ANONYMOUS || mapping.kind() == pb::Mapping::OBJECT ||
            mapping.kind() == pb::Mapping::OBJECT_PRIVATE;
   }
@@ -249,8 +250,8 @@ class CaptureRig {
       uint64_t described = 0;
       for (int i = 0; i < reference.process->memory().mappings_size(); ++i) {
         const pb::Mapping& mapping = reference.process->memory().mappings(i);
-        described += static_cast<uint64_t>(std::distance(store.lower_bound(mapping.start()),
-                                                         store.lower_bound(mapping.end())));
+        described +=
+            static_cast<uint64_t>(std::distance(store.lower_bound(mapping.start()), store.lower_bound(mapping.end())));
         compare_mapping(mapping, reference.mappings[static_cast<size_t>(i)], store, objects);
       }
       if (described != store.size()) note("the store holds pages outside of all mappings");
@@ -263,8 +264,8 @@ class CaptureRig {
 
   void compare_mapping(const pb::Mapping& mapping, const PageContents& pages, const PageContents& store,
                        std::map<uint32_t, PageContents>& objects) {
-    const UniqueFd file(mapping.has_file() && !pages.empty() ? ::open(mapping.file().path().c_str(), O_RDONLY | O_CLOEXEC)
-                                                             : -1);
+    const UniqueFd file(
+        mapping.has_file() && !pages.empty() ? ::open(mapping.file().path().c_str(), O_RDONLY | O_CLOEXEC) : -1);
     for (const auto& [address, content] : pages) {
       std::vector<std::byte> expected(kPageSize);
       const uint64_t offset = address - mapping.start() + mapping.offset();

@@ -135,8 +135,8 @@ TEST_P(Trackers, NoWriteIsLost) {
       written += reported;
       if (before.empty() || before[address] == content || reported) continue;
       // Discarded pages are not data any more, and that is how they are told.
-      EXPECT_TRUE(one.kind != MappingClass::kShared && !data) << one.name << " step " << step << " page "
-                                                              << (address - start) / kPageSize;
+      EXPECT_TRUE(one.kind != MappingClass::kShared && !data)
+          << one.name << " step " << step << " page " << (address - start) / kPageSize;
     }
     if (tracker->incremental() && (step == 1 || step >= 8)) {
       EXPECT_LE(written, one.kind == MappingClass::kAnonymous ? 20u : kPages / 2 + 20) << step;
