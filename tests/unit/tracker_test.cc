@@ -57,7 +57,7 @@ const Case kCases[] = {
 };
 
 // What the child does to its memory, step by step.
-void act(char* at, uint64_t step) {
+void act(char* at, bool shared, uint64_t step) {
   switch (step) {
     case 0:
       std::memset(at, 1, kBytes / 2);
@@ -72,7 +72,7 @@ void act(char* at, uint64_t step) {
       break;
     case 3:
       if (::fork() == 0) {
-        at[20 * kPageSize] = 4;  // the child's own copy, or everybody's
+        if (!shared) at[20 * kPageSize] = 4;  // a tracker does not see other mappers' writes
         ::_exit(0);
       }
       ::wait(nullptr);
@@ -84,7 +84,8 @@ void act(char* at, uint64_t step) {
       at[33 * kPageSize] = 5;
       break;
     case 5: {  // out and back again: the pages move, their tracking is lost on the way
-      void* aside = ::mremap(at, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, at + (1 << 30));
+      void* aside = ::mremap(at, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, anonymous(MAP_PRIVATE));
+      if (aside == MAP_FAILED) break;  // a segment that mprotect has split: two mappings cannot move at once
       static_cast<char*>(aside)[40 * kPageSize] = 6;
       ::mremap(aside, kBytes, kBytes, MREMAP_MAYMOVE | MREMAP_FIXED, at);
       break;
@@ -111,7 +112,7 @@ TEST_P(Trackers, NoWriteIsLost) {
   if (std::find(offered.begin(), offered.end(), kind) == offered.end()) GTEST_SKIP() << "not on this kernel";
   char* at = one.map();
   ASSERT_NE(at, MAP_FAILED);
-  TestChild child([at](uint64_t step) { act(at, step); });
+  TestChild child([&](uint64_t step) { act(at, one.kind == MappingClass::kShared, step); });
   const auto start = reinterpret_cast<uint64_t>(at);
   InterruptedCalls calls;
   std::unique_ptr<PageTracker> tracker;
@@ -132,14 +133,14 @@ TEST_P(Trackers, NoWriteIsLost) {
                                       [a = address](const PageRange& r) { return r.start <= a && a < r.end; });
       const bool reported = range != pages.end() && range->written;
       const bool data = range != pages.end();
-      written += reported;
+      written += reported && !range->zero;  // reading the memory above made zero pages
       if (before.empty() || before[address] == content || reported) continue;
       // Discarded pages are not data any more, and that is how they are told.
       EXPECT_TRUE(one.kind != MappingClass::kShared && !data)
           << one.name << " step " << step << " page " << (address - start) / kPageSize;
     }
     if (tracker->incremental() && (step == 1 || step >= 8)) {
-      EXPECT_LE(written, one.kind == MappingClass::kAnonymous ? 20u : kPages / 2 + 20) << step;
+      EXPECT_LE(written, std::string_view(one.name) == "anonymous" ? 20u : kPages / 2 + 20) << step;
     }
     before = now;
   }
