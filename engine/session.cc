@@ -131,7 +131,18 @@ void Session::Impl::prepare(VersionWriter& writer) {
       if (error.kind() != ErrorKind::kGone) throw;
     }
   }
+  const auto first = std::find_if(running.begin(), running.end(), [](const ProcessRef& ref) { return !ref.zombie; });
+  if (first == running.end()) throw_error(ErrorKind::kGone, "all processes have ended");
+  memory.set_quiesce([this] { const StoppedTree tree(live_pids(), calls); });
+  const UniqueFd ipc = open_ipc_namespace(first->pid);
+  const IpcNamespaceScope scope(ipc.get());
   memory.precopy(running);
+}
+
+std::vector<pid_t> Session::Impl::live_pids() const {
+  std::vector<pid_t> pids;
+  for (const ProcessRef& ref : processes()) pids.push_back(ref.pid);
+  return pids;
 }
 
 void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
@@ -222,8 +233,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   prepare(writer);
   pb::Capsule capsule;
   pb::Manifest manifest;
-  std::vector<pid_t> pids;
-  for (const ProcessRef& ref : processes()) pids.push_back(ref.pid);
+  const std::vector<pid_t> pids = live_pids();
   const uint64_t stop_begin = now_ns(CLOCK_MONOTONIC);
   StoppedTree tree(pids, calls);
   manifest.set_taken_unix_ns(now_ns(CLOCK_REALTIME));

@@ -16,6 +16,7 @@ struct Session::Impl {
   Impl(SessionConfig session_config, std::vector<TaskRoot> session_roots);
 
   std::vector<ProcessRef> processes() const;
+  std::vector<pid_t> live_pids() const;
   bool alive() const;
   CheckpointResult checkpoint(bool kill);
 

@@ -61,6 +61,8 @@ class MemoryCapture {
   bool needs_tracker(const ProcessRef& process) const;
   void track(StoppedProcess& process);
 
+  // Sets MemoryOptions::quiesce, for an object that came without it (a restored capsule's).
+  void set_quiesce(std::function<void()> quiesce);
   void begin(VersionWriter& version);
   void precopy(const std::vector<ProcessRef>& processes);
   // All processes are stopped, with no scratch memory of ours mapped in them; zombies have no memory. Fills
