@@ -44,6 +44,8 @@ SharedObject& ObjectTable::object(const ObjectKey& key) {
 void ObjectTable::open_source(SharedObject& object, const std::string& path, const std::string& target) {
   if (object.has_source()) return;
   UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd && errno == ENOENT)  // unmapped or closed since it was seen
+    throw_error(ErrorKind::kGone, "{} is gone before its content could be read", target);
   if (!fd) throw_errno("cannot open {} to read its content", target);
   object.set_source(std::move(fd), target);
 }
