@@ -102,6 +102,35 @@ void note_start(Tracee& thread, pid_t pid, InterruptedCalls& calls, ThreadStart&
   calls.normalise(thread.tid(), start.live, start.image);
 }
 
+// Seizes and stops all threads and notes what they were doing.
+void hold_process(StoppedProcess& process, InterruptedCalls& calls) {
+  const pid_t pid = process.ref.pid;
+  seize_all_threads(process);
+  if (ProcStat::read(pid).start_time_ticks != process.ref.start_time)
+    throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  process.starts.resize(process.threads.size());
+  for (size_t i = 0; i < process.threads.size(); ++i) {
+    process.vtids.push_back(capsule_tid(pid, process.threads[i].tid()));
+    process.job_stopped = process.job_stopped || process.threads[i].job_stopped();
+    note_start(process.threads[i], pid, calls, process.starts[i]);
+  }
+  const RemoteAddr stub = install_return_stub(pid);
+  process.remote =
+      std::make_unique<RemoteProcess>(process.threads[0], pid, stub.value != 0 ? stub : find_syscall_instruction(pid));
+  process.calls_protected = stub.value != 0;
+  if (process.calls_protected) process.remote->protect_calls(process.starts[0].image, process.starts[0].signal_mask);
+}
+
+// Threads that may not have stopped yet, with registers still their own. The leader last, as in resume_process().
+void release_partly_held(StoppedProcess& process) noexcept {
+  process.remote.reset();
+  while (process.threads.size() > 1) process.threads.pop_back();
+  const bool ended = process.threads.empty() || process.threads[0].tid() == 0;
+  ProcessRef now;
+  if (!ended && (!read_process(process.ref.pid, now) || now.zombie)) process.threads[0].forget_ended();
+  process.threads.clear();
+}
+
 }  // namespace
 
 std::vector<ProcessRef> find_processes(const std::vector<pid_t>& roots) {
@@ -136,20 +165,12 @@ StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
   StoppedProcess process;
   process.ref = ref;
   if (ref.zombie) return process;
-  seize_all_threads(process);
-  if (ProcStat::read(ref.pid).start_time_ticks != ref.start_time)
-    throw_error(ErrorKind::kGone, "process {} has ended", ref.pid);
-  process.starts.resize(process.threads.size());
-  for (size_t i = 0; i < process.threads.size(); ++i) {
-    process.vtids.push_back(capsule_tid(ref.pid, process.threads[i].tid()));
-    process.job_stopped = process.job_stopped || process.threads[i].job_stopped();
-    note_start(process.threads[i], ref.pid, calls, process.starts[i]);
+  try {
+    hold_process(process, calls);
+  } catch (...) {
+    release_partly_held(process);
+    throw;
   }
-  const RemoteAddr stub = install_return_stub(ref.pid);
-  process.remote = std::make_unique<RemoteProcess>(process.threads[0], ref.pid,
-                                                   stub.value != 0 ? stub : find_syscall_instruction(ref.pid));
-  process.calls_protected = stub.value != 0;
-  if (process.calls_protected) process.remote->protect_calls(process.starts[0].image, process.starts[0].signal_mask);
   return process;
 }
 
@@ -163,17 +184,19 @@ void settle_thread(StoppedProcess& process, size_t index) {
 
 void resume_process(StoppedProcess& process) noexcept {
   process.remote.reset();
-  for (size_t i = 0; i < process.threads.size(); ++i) {
-    Tracee& thread = process.threads[i];
+  // The leader last: if the process was killed while it was stopped, its end reaches its parent only when we, the
+  // tracer, have waited for all other threads and then for the leader.
+  while (!process.threads.empty()) {
+    Tracee& thread = process.threads.back();
+    const size_t index = process.threads.size() - 1;
     try {
-      if (thread.tid() == 0) continue;
-      if (i < process.starts.size()) settle_thread(process, i);
+      if (thread.tid() != 0 && index < process.starts.size()) settle_thread(process, index);
       thread.detach();
     } catch (const std::exception&) {
-      // Killed while it was stopped: nothing to put back.
+      thread.forget_ended();
     }
+    process.threads.pop_back();
   }
-  process.threads.clear();
 }
 
 StoppedTree::StoppedTree(const std::vector<pid_t>& roots, InterruptedCalls& calls) {

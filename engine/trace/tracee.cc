@@ -2,6 +2,7 @@
 #include "engine/trace/tracee.h"
 
 #include <elf.h>
+#include <sched.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -30,16 +31,11 @@ long request(int kind, pid_t tid, Address address, Data data) {
   return ::ptrace(static_cast<__ptrace_request>(kind), tid, address, data);
 }
 
-int wait_for(pid_t tid) {
-  int status = 0;
-  for (;;) {
-    const pid_t got = ::waitpid(tid, &status, __WALL);
-    if (got == tid) return status;
-    if (got < 0 && errno != EINTR) throw_ptrace(tid, "wait for");
-  }
-}
+constexpr int kQuickLooks = 200;           // a stop comes within microseconds, when the other processor is free
+constexpr useconds_t kLookInterval = 100;  // microseconds
+constexpr int kLooksForAnEnd = 20'000;     // two seconds: how long a killed thread may take to be gone
 
-// The kernel answers EPERM, as for a thread that another tracer holds.
+// A zombie or nothing; seizing one fails with EPERM, as if another tracer held it.
 bool has_ended(pid_t tid) {
   const int saved = errno;
   bool ended = true;
@@ -51,6 +47,31 @@ bool has_ended(pid_t tid) {
   }
   errno = saved;
   return ended;
+}
+
+// True when the next event of the thread has come; its status is then in `status`.
+bool take_event(pid_t tid, int& status) {
+  const pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
+  if (got < 0 && errno != EINTR) throw_ptrace(tid, "wait for");
+  return got == tid;
+}
+
+// Not a blocking wait: the end of a process's leader is reported only when its other threads have been waited for,
+// which is for us, their tracer, to do. A leader found dead is therefore an end, with its status still to come.
+int wait_for(pid_t tid) {
+  for (int look = 0;; ++look) {
+    int status = 0;
+    if (take_event(tid, status)) return status;
+    if (look < kQuickLooks) {
+      ::sched_yield();
+      continue;
+    }
+    if (has_ended(tid)) {
+      if (take_event(tid, status)) return status;
+      throw_error(ErrorKind::kGone, "thread {} has ended", tid);
+    }
+    ::usleep(kLookInterval);
+  }
 }
 
 bool is_event_stop(int status) { return (status >> 16) == PTRACE_EVENT_STOP; }
@@ -106,6 +127,8 @@ Tracee::~Tracee() {
     detach();
   } catch (const Error&) {
     // It has ended: nothing is left to let go.
+    int status = 0;
+    if (tid_ != 0) ::waitpid(tid_, &status, __WALL | WNOHANG);
   }
 }
 
@@ -226,14 +249,18 @@ void Tracee::restop() {
 
 void Tracee::forget_ended() noexcept {
   const pid_t tid = std::exchange(tid_, 0);
-  for (int status = 0; tid != 0 && ::waitpid(tid, &status, __WALL) == tid && WIFSTOPPED(status);) {
+  for (int look = 0; tid != 0 && look < kLooksForAnEnd; ++look) {
+    int status = 0;
+    const pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
+    if (got < 0 || (got == tid && !WIFSTOPPED(status))) return;
+    if (got == 0) ::usleep(kLookInterval);
   }
 }
 
 void Tracee::detach() {
+  if (tid_ == 0) return;
+  if (request(PTRACE_DETACH, tid_, 0L, 0L) != 0) throw_ptrace(tid_, "detach from");
   const pid_t tid = std::exchange(tid_, 0);
-  if (tid == 0) return;
-  if (request(PTRACE_DETACH, tid, 0L, 0L) != 0) throw_ptrace(tid, "detach from");
   if (owes_stop_) ::kill(tid, SIGSTOP);
 }
 
