@@ -28,6 +28,7 @@ namespace {
 
 constexpr uint32_t kImageFormat = 1;
 constexpr int kPassingTries = 20;  // a vfork or an ending process is over within a few milliseconds
+constexpr int kLastingTries = 3;
 constexpr auto kPassingWait = std::chrono::milliseconds(10);
 constexpr size_t kFindingsInText = 5;
 
@@ -200,7 +201,10 @@ CheckpointResult Session::Impl::checkpoint(bool kill) {
   const uint64_t begin = now_ns(CLOCK_MONOTONIC);
   Findings findings = check_now(processes(), config.outer);
   for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
-    if (std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; })) break;
+    // Something may look unsupported only because its process is ending: a second and third look tell.
+    const bool lasting =
+        std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; });
+    if (lasting && tries > kLastingTries) break;
     std::this_thread::sleep_for(kPassingWait);
     findings = check_now(processes(), config.outer);
   }
