@@ -7,9 +7,6 @@ import time
 import harness
 import leftovers
 
-LIBEXEC = [harness.BUILD / "coordinator" / name for name in (
-    "icp", "icpstepd", "icp-proxy", "icp-init")]
-
 
 class JobCase(harness.ClusterCase):
     with_plugin = True
@@ -17,8 +14,6 @@ class JobCase(harness.ClusterCase):
 
     @classmethod
     def setUpClass(cls):
-        programs = [p for p in (*harness.PROGRAMS, *LIBEXEC) if p.exists()]
-        cls.options = {"install": programs, **cls.options}
         super().setUpClass()
         cls.cluster.set_icp_config(
             f"log: {cls.cluster.log_dir}/icpstepd.log\nmin_interval: 0.1s\nlog_level: debug\n{cls.config}")
