@@ -1,10 +1,10 @@
 # icpstepd, the step agent, with its messages and configuration; icp-proxy. Included by CMakeLists.txt.
 find_package(yaml-cpp REQUIRED)
-find_package(Boost 1.74 REQUIRED)
 
 # Standard library only: the SPANK plugin links it.
 add_library(icp_protocol STATIC protocol/packet.cc)
 target_link_libraries(icp_protocol PUBLIC icp_flags)
+set_target_properties(icp_protocol PROPERTIES POSITION_INDEPENDENT_CODE ON)
 
 add_library(icp_config STATIC config.cc)
 target_link_libraries(icp_config PUBLIC icp_flags icp_engine PRIVATE icp_duration yaml-cpp)
@@ -13,6 +13,7 @@ add_library(icp_step_agent STATIC icpstepd/cgroups.cc icpstepd/image_choice.cc i
                                   icpstepd/notices.cc icpstepd/restart.cc icpstepd/step_agent.cc icpstepd/versions.cc)
 target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_duration Boost::headers
                                             spdlog::spdlog fmt::fmt Threads::Threads)
+target_precompile_headers(icp_step_agent REUSE_FROM icp_coordinator)
 
 add_executable(icpstepd icpstepd/main.cc)
 target_link_libraries(icpstepd PRIVATE icp_step_agent CLI11::CLI11)
@@ -25,14 +26,3 @@ target_link_options(icp-proxy PRIVATE -static-libstdc++ -static-libgcc)
 install(TARGETS icpstepd icp-proxy RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/slurm-icp)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/icp.yaml.5 DESTINATION ${CMAKE_INSTALL_MANDIR}/man5)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/spank_icp.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)
-
-# tests/unit makes the targets, later than here.
-function(icp_link_unit_tests)
-  foreach(test config_test packet_test image_choice_test)
-    if(TARGET ${test})
-      target_link_libraries(${test} PRIVATE icp_step_agent)
-      target_compile_definitions(${test} PRIVATE ICP_SOURCE_DIR="${CMAKE_SOURCE_DIR}")
-    endif()
-  endforeach()
-endfunction()
-cmake_language(DEFER DIRECTORY ${CMAKE_SOURCE_DIR} CALL icp_link_unit_tests)

@@ -22,6 +22,11 @@ class JobCase(harness.ClusterCase):
         path = self.cluster.log_dir / "icpstepd.log"
         return path.read_text(errors="replace") if path.exists() else ""
 
+    def wait_agent_log(self, pattern, timeout=30):
+        """Wait until the agents' log matches: the epilog runs after srun has ended."""
+        return self.wait_for(lambda: re.search(pattern, self.agent_log()), timeout,
+                             f"{pattern!r} in the agents' log, which has {self.agent_log()[-1500:]!r}")
+
     def ledger_files(self):
         """What the plugin keeps of jobs (its lock files excepted)."""
         run = self.cluster.icp_run_dir

@@ -63,7 +63,7 @@ std::string info_of(pid_t pid, int fd) {
 }
 
 TEST(Finish, LocksAndOwners) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("lock", "0123456789");
   Captured captured;
   {

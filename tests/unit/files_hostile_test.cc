@@ -73,7 +73,7 @@ TEST(HostileFiles, Paths) {
 }
 
 TEST(HostileFiles, PositionsAndSizes) {
-  TempDir dir;
+  TempDir dir("/tmp");
   Image image;
   pb::OpenFile& file = image.add(1);
   file.set_flags(O_RDWR);
@@ -204,7 +204,7 @@ TEST(HostileFiles, UnixSockets) {
     bound.set_name(name);
     refused(image);
   }
-  TempDir dir;
+  TempDir dir("/tmp");
   image = {};
   pb::UnixSocket& bound = socket(image, 1, 5, 0);
   bound.set_paired(false);

@@ -142,7 +142,7 @@ TEST(Pipe, BelongsToTheUser) {
 }
 
 TEST(Fifo, IsFoundByPathAndRefilled) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir / "fifo";
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
   Captured captured;
@@ -163,7 +163,7 @@ TEST(Fifo, IsFoundByPathAndRefilled) {
 }
 
 TEST(Fifo, AReaderWithoutAnyWriterIsFine) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir / "fifo";
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
   Child child([&] { must(::open(path.c_str(), O_RDONLY | O_NONBLOCK) == 3); });
@@ -173,7 +173,7 @@ TEST(Fifo, AReaderWithoutAnyWriterIsFine) {
 }
 
 TEST(Fifo, ADeletedOneBecomesAPipe) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir / "fifo";
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
   Child child([&] {

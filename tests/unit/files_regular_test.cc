@@ -15,7 +15,7 @@ using ::testing::HasSubstr;
 off_t offset(int fd) { return ::lseek(fd, 0, SEEK_CUR); }
 
 TEST(RegularFile, KeepsPositionFlagsAndSharing) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("data", "0123456789");
   Child child([&] {
     must(::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_TRUNC | O_CLOEXEC, 0600) == 3);
@@ -43,7 +43,7 @@ TEST(RegularFile, KeepsPositionFlagsAndSharing) {
 }
 
 TEST(RegularFile, CutsGrownFilesByPolicyAndOnlyAtTheEnd) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("log", "12345");
   Child child([&] { must(::open(path.c_str(), O_WRONLY | O_APPEND) == 3); });
   const Captured captured = capture(child);
@@ -65,7 +65,7 @@ TEST(RegularFile, CutsGrownFilesByPolicyAndOnlyAtTheEnd) {
 }
 
 TEST(RegularFile, LeavesGrownFilesThatAreOnlyReadAlone) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("input", "12345");
   Child child([&] { must(::open(path.c_str(), O_RDONLY) == 3); });
   const Captured captured = capture(child);
@@ -76,7 +76,7 @@ TEST(RegularFile, LeavesGrownFilesThatAreOnlyReadAlone) {
 }
 
 TEST(RegularFile, NamesWhatIsMissingShorterOrOfAnotherType) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("data", "12345");
   Child child([&] { must(::open(path.c_str(), O_RDWR) == 3); });
   const Captured captured = capture(child);
@@ -90,7 +90,7 @@ TEST(RegularFile, NamesWhatIsMissingShorterOrOfAnotherType) {
 
 TEST(RegularFile, IsOpenedWithTheUsersRightsOnly) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("secret", "12345");
   ::chmod(path.c_str(), 0600);
   Child child([&] { must(::open(path.c_str(), O_RDWR) == 3); });
@@ -102,7 +102,7 @@ TEST(RegularFile, IsOpenedWithTheUsersRightsOnly) {
 }
 
 TEST(RegularFile, FollowsRenamesAndRefusesALostName) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string renamed = dir.write("renamed", "x"), linked = dir.write("linked", "x");
   Child child([&] { must(::open(renamed.c_str(), O_RDONLY) == 3 && ::open(linked.c_str(), O_RDONLY) == 4); });
   std::filesystem::rename(renamed, dir / "new name");
@@ -117,7 +117,7 @@ TEST(RegularFile, FollowsRenamesAndRefusesALostName) {
 }
 
 TEST(RegularFile, NamesNeedNotBeText) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("caf\xe9 \xff (deleted)", "12345");
   Child child([&] { must(::open(path.c_str(), O_RDONLY) == 3); });
   const Captured captured = capture(child);
@@ -128,7 +128,7 @@ TEST(RegularFile, NamesNeedNotBeText) {
 }
 
 TEST(RegularFile, TakesASymbolicLinkRelativeToTheRoot) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("data", "12345");
   Child child([&] { must(::open(path.c_str(), O_RDONLY) == 3); });
   Captured captured = capture(child);
@@ -139,7 +139,7 @@ TEST(RegularFile, TakesASymbolicLinkRelativeToTheRoot) {
 }
 
 TEST(ObjectFile, AsksForMemfdsShmFilesAndDeletedFiles) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("gone", "12345"), shm = "/dev/shm/icp-files-test-" + std::to_string(::getpid());
   std::vector<std::string> targets;
   Child child([&] {
@@ -170,7 +170,7 @@ TEST(ObjectFile, AsksForMemfdsShmFilesAndDeletedFiles) {
 }
 
 TEST(Capture, ManyFilesCostLittle) {
-  TempDir dir;
+  TempDir dir("/tmp");
   Child child([&] {
     for (int i = 0; i < 200; i++) must(::open(dir.write(std::to_string(i), "x").c_str(), O_RDONLY) == 3 + i);
     for (int i = 0; i < 3; i++) {
@@ -186,7 +186,7 @@ TEST(Capture, ManyFilesCostLittle) {
 }
 
 TEST(Directory, GoesOnWhereItWas) {
-  TempDir dir;
+  TempDir dir("/tmp");
   for (const char* name : {"a", "b", "c", "d"}) dir.write(name, "");
   Child child([&] {
     DIR* open = ::opendir((dir / "").c_str());
@@ -218,7 +218,7 @@ TEST(CharDevice, PlainOnesComeBack) {
 }
 
 TEST(OuterStream, IsReplacedByTheNewTasks) {
-  TempDir dir;
+  TempDir dir("/tmp");
   int in[2], out[2];
   ASSERT_EQ(::pipe2(in, O_CLOEXEC), 0);
   ASSERT_EQ(::pipe2(out, O_CLOEXEC), 0);
@@ -260,7 +260,7 @@ TEST(OuterStream, IsReplacedByTheNewTasks) {
 }
 
 TEST(Locks, FlockAndOfdComeBackUnlessTaken) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("lock", "0123456789");
   Captured captured;
   {
@@ -291,7 +291,7 @@ TEST(Locks, FlockAndOfdComeBackUnlessTaken) {
 }
 
 TEST(Locks, PosixLocksBelongToTheProcess) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string path = dir.write("lock", "0123456789");
   Child child([&] {
     must(::open(path.c_str(), O_RDWR) == 3 && ::dup(3) == 4);

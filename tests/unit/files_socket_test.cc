@@ -122,7 +122,7 @@ TEST(UnixSocket, ClosedPeerAndShutdown) {
 }
 
 TEST(UnixSocket, ListenerComesBackUnderItsName) {
-  TempDir dir;
+  TempDir dir("/tmp");
   for (const std::string& name : {dir / "sock", std::string("\0icp-files-test", 15)}) {
     Captured captured;
     {
@@ -149,7 +149,7 @@ TEST(UnixSocket, ListenerComesBackUnderItsName) {
 }
 
 TEST(UnixSocket, ConnectedByNameInsideBecomesAPair) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string name = dir / "sock";
   Captured captured;
   {
@@ -167,7 +167,7 @@ TEST(UnixSocket, ConnectedByNameInsideBecomesAPair) {
 }
 
 TEST(UnixSocket, DatagramClientIsConnectedAgain) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string name = dir / "log";
   const UniqueFd server(bound(SOCK_DGRAM, name));
   Child child([&] { must(connected(SOCK_DGRAM, name) == 3 && ::socket(AF_UNIX, SOCK_STREAM, 0) == 4); });
@@ -180,7 +180,7 @@ TEST(UnixSocket, DatagramClientIsConnectedAgain) {
 }
 
 TEST(UnixSocket, RefusesConnectionsOutAndDescriptorsInFlight) {
-  TempDir dir;
+  TempDir dir("/tmp");
   const std::string name = dir / "sock";
   const UniqueFd server(bound(SOCK_STREAM, name));
   ASSERT_EQ(::listen(server.get(), 5), 0);

@@ -21,6 +21,7 @@
 #include "engine/files/file_table.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/unit/temp_dir.h"
 
 namespace icp::test {
 
@@ -147,23 +148,6 @@ inline bool would_block(int fd) {
   char byte;
   return ::read(fd, &byte, 1) < 0 && errno == EAGAIN;
 }
-
-class TempDir {
- public:
-  TempDir() {
-    char name[] = "/tmp/icp-files-XXXXXX";
-    path_ = ::mkdtemp(name);
-  }
-  ~TempDir() { std::filesystem::remove_all(path_); }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-  std::string write(const std::string& name, const std::string& text) const {
-    std::ofstream(*this / name, std::ios::binary) << text;
-    return *this / name;
-  }
-
- private:
-  std::string path_;
-};
 
 inline std::string content(const std::string& path) {
   std::ifstream in(path, std::ios::binary);

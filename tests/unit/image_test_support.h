@@ -17,32 +17,11 @@
 #include "engine/base/error.h"
 #include "engine/image/image_dir.h"
 #include "engine/image/page_store.h"
+#include "tests/unit/temp_dir.h"
 
 namespace icp::test {
 
 constexpr uint64_t kPage = 4096;
-
-// Removed with everything in it. In memory where possible: every commit flushes to disk, thousands of times in all.
-class TempDir {
- public:
-  TempDir() {
-    const bool shm = ::access("/dev/shm", W_OK) == 0;
-    std::string name = (shm ? "/dev/shm" : std::filesystem::temp_directory_path().string()) + "/icp-test-XXXXXX";
-    if (::mkdtemp(name.data()) == nullptr) throw_errno("cannot make {}", name);
-    path_ = name;
-  }
-  ~TempDir() {
-    std::error_code ignored;
-    std::filesystem::remove_all(path_, ignored);
-  }
-  TempDir(const TempDir&) = delete;
-  TempDir& operator=(const TempDir&) = delete;
-  const std::string& path() const { return path_; }
-  std::string operator/(const std::string& name) const { return path_ + "/" + name; }
-
- private:
-  std::string path_;
-};
 
 inline Identity own_identity() { return {::geteuid(), ::getegid(), {}}; }
 
