@@ -69,6 +69,31 @@ std::string absolute_path(const Entry& entry) {
   return text;
 }
 
+net::Endpoint endpoint(const Entry& entry) {
+  std::string text = entry.text(), why;
+  const bool all = text.starts_with("*");
+  if (all) text.erase(0, 1);
+  const auto value = net::parse_endpoint(text, all, why);
+  if (!value) entry.fail(why);
+  return *value;
+}
+
+std::chrono::milliseconds positive_duration(const Entry& entry) {
+  const std::chrono::milliseconds value = duration(entry);
+  if (value.count() == 0) entry.fail("it must be longer than nothing");
+  return value;
+}
+
+uint32_t number(const Entry& entry, uint32_t most) {
+  const std::string text = entry.text();
+  uint32_t value = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), value);
+  if (error != std::errc() || stop != text.data() + text.size() || text.empty() || value > most) {
+    entry.fail(fmt::format("'{}' is not a number from 0 to {}", text, most));
+  }
+  return value;
+}
+
 using Reader = std::function<void(Config&, const Entry&)>;
 
 const std::map<std::string, Reader>& readers() {
@@ -110,6 +135,44 @@ const std::map<std::string, Reader>& readers() {
        [](Config& c, const Entry& e) {
          c.log_level =
              one_of<std::string>(e, {{"debug", "debug"}, {"info", "info"}, {"warning", "warning"}, {"error", "error"}});
+       }},
+      {"coordinator",
+       [](Config& c, const Entry& e) {
+         std::string why;
+         if (e.text().empty()) return c.coordinators.clear();
+         const auto value = net::parse_endpoints(e.text(), why);
+         if (!value) e.fail(why);
+         c.coordinators = *value;
+       }},
+      {"coordinator_user",
+       [](Config& c, const Entry& e) {
+         c.coordinator_user = e.text();
+         if (c.coordinator_user.empty()) e.fail("a user is needed");
+       }},
+      {"munge_socket", [](Config& c, const Entry& e) { c.munge_socket = e.text().empty() ? "" : absolute_path(e); }},
+      {"on_demand",
+       [](Config& c, const Entry& e) {
+         c.on_demand = one_of<bool>(e, {{"no", false}, {"yes", true}});
+       }},
+      {"listen", [](Config& c, const Entry& e) { c.listen = endpoint(e); }},
+      {"state_dir", [](Config& c, const Entry& e) { c.state_dir = absolute_path(e); }},
+      {"coordinator_log",
+       [](Config& c, const Entry& e) {
+         c.coordinator_log = e.text();
+         const bool word =
+             c.coordinator_log == "syslog" || c.coordinator_log == "none" || c.coordinator_log == "stderr";
+         if (!word) c.coordinator_log = absolute_path(e);
+       }},
+      {"prepare_timeout", [](Config& c, const Entry& e) { c.prepare_timeout = positive_duration(e); }},
+      {"stop_timeout", [](Config& c, const Entry& e) { c.stop_timeout = positive_duration(e); }},
+      {"write_timeout", [](Config& c, const Entry& e) { c.write_timeout = positive_duration(e); }},
+      {"max_writers", [](Config& c, const Entry& e) { c.max_writers = number(e, 1'000'000); }},
+      {"jitter", [](Config& c, const Entry& e) { c.jitter = number(e, 50); }},
+      {"site_script", [](Config& c, const Entry& e) { c.site_script = e.text().empty() ? "" : absolute_path(e); }},
+      {"metrics",
+       [](Config& c, const Entry& e) {
+         c.metrics.reset();
+         if (!e.text().empty()) c.metrics = endpoint(e);
        }},
   };
   return all;

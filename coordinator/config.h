@@ -4,8 +4,11 @@
 
 #include <chrono>
 #include <cstdint>
+#include <optional>
 #include <string>
+#include <vector>
 
+#include "coordinator/protocol/endpoint.h"
 #include "engine/files/file_table.h"
 #include "engine/tracker/page_tracker.h"
 
@@ -25,6 +28,21 @@ struct Config {
   std::string run_dir = "/run/slurm-icp";
   std::string log = "/var/log/slurm-icp/icpstepd.log";  // a path, "syslog" or "none"
   std::string log_level = "info";                       // debug, info, warning, error
+
+  std::vector<net::Endpoint> coordinators;  // empty: none
+  std::string coordinator_user = "slurm";
+  std::string munge_socket;  // empty: MUNGE's default
+  bool on_demand = false;
+
+  // icpctld's own.
+  net::Endpoint listen{"", 6830};  // an empty host: all addresses
+  std::string state_dir = "/var/lib/slurm-icp";
+  std::string coordinator_log = "stderr";  // a path, "syslog", "stderr" or "none"
+  std::chrono::milliseconds prepare_timeout{600'000}, stop_timeout{10'000}, write_timeout{3'600'000};
+  uint32_t max_writers = 16;  // steps; 0: no limit
+  uint32_t jitter = 10;       // percent of the interval, 0 to 50
+  std::string site_script;    // an absolute path, or empty
+  std::optional<net::Endpoint> metrics;
 
   // Reads a file. A missing file is an empty one, unless `must_exist`. Throws Error (kUsage) that names file, line and
   // key for unknown keys, wrong types and bad values.

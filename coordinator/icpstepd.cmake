@@ -6,8 +6,23 @@ add_library(icp_protocol STATIC protocol/packet.cc)
 target_link_libraries(icp_protocol PUBLIC icp_flags)
 set_target_properties(icp_protocol PROPERTIES POSITION_INDEPENDENT_CODE ON)
 
+# Messages, authentication and frames between icpctld and its peers.
+find_package(OpenSSL REQUIRED)
+pkg_check_modules(MUNGE REQUIRED IMPORTED_TARGET munge)
+add_library(icp_net_proto STATIC)
+target_sources(icp_net_proto PRIVATE protocol/coordinator.proto)
+protobuf_generate(TARGET icp_net_proto LANGUAGE cpp IMPORT_DIRS ${CMAKE_CURRENT_SOURCE_DIR}
+                  PROTOC_OUT_DIR ${CMAKE_CURRENT_BINARY_DIR})
+target_link_libraries(icp_net_proto PUBLIC protobuf::libprotobuf)
+target_include_directories(icp_net_proto SYSTEM PUBLIC ${CMAKE_BINARY_DIR} PRIVATE ${CMAKE_CURRENT_BINARY_DIR})
+
+add_library(icp_net STATIC protocol/connection.cc protocol/coordinator_client.cc protocol/endpoint.cc protocol/frame.cc
+                           protocol/munge_auth.cc)
+target_link_libraries(icp_net PUBLIC icp_flags icp_engine icp_net_proto fmt::fmt Boost::headers
+                      PRIVATE OpenSSL::Crypto PkgConfig::MUNGE Threads::Threads)
+
 add_library(icp_config STATIC config.cc)
-target_link_libraries(icp_config PUBLIC icp_flags icp_engine PRIVATE icp_duration yaml-cpp)
+target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp_duration yaml-cpp)
 
 add_library(icp_step_agent STATIC icpstepd/cgroups.cc icpstepd/image_choice.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
                                   icpstepd/notices.cc icpstepd/restart.cc icpstepd/step_agent.cc icpstepd/versions.cc)

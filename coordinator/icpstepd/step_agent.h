@@ -14,10 +14,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <utility>
-
-// Boost 1.74's asio/awaitable.hpp uses std::exchange without <utility>: it goes after the standard headers.
-#include <boost/asio.hpp>
 
 #include "coordinator/config.h"
 #include "coordinator/icpstepd/cgroups.h"
@@ -26,6 +22,7 @@
 #include "coordinator/icpstepd/notices.h"
 #include "coordinator/icpstepd/restart.h"
 #include "coordinator/icpstepd/versions.h"
+#include "coordinator/protocol/asio.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/base/unique_fd.h"
 
