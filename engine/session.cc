@@ -197,7 +197,7 @@ void Session::Impl::capture_undo(std::vector<StoppedProcess>& stopped, const std
     if (process.remote) process.remote->unmap_scratch();
 }
 
-CheckpointResult Session::Impl::checkpoint(bool kill) {
+CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
   const uint64_t begin = now_ns(CLOCK_MONOTONIC);
   Findings findings = check_now(processes(), config.outer);
   for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
@@ -212,14 +212,14 @@ CheckpointResult Session::Impl::checkpoint(bool kill) {
 
   ImageDir image = ImageDir::create(config.image_path, config.identity, config.node);
   for (int tries = 1;; ++tries) {
-    VersionWriter writer = image.begin_version();
+    VersionWriter writer = image.begin_version(options.version);
     try {
-      return write_version(writer, begin, kill);
+      return write_version(writer, begin, options);
     } catch (const Error& error) {
       memory.abandon();
       // A process that ended in the middle: the others are looked at afresh.
       const bool passing = error.kind() == ErrorKind::kGone || error.kind() == ErrorKind::kBusy;
-      if (!passing || tries == kPassingTries || !alive()) throw;
+      if (!passing || options.gate || tries == kPassingTries || !alive()) throw;
     } catch (...) {
       memory.abandon();
       throw;
@@ -233,17 +233,24 @@ bool Session::Impl::alive() const {
   return std::any_of(all.begin(), all.end(), [](const ProcessRef& ref) { return !ref.zombie; });
 }
 
-CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t begin, bool kill) {
+CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options) {
+  using Phase = CheckpointOptions::Phase;
+  const auto pass = [&options](Phase phase) {
+    if (options.gate) options.gate(phase);
+  };
   prepare(writer);
+  pass(Phase::kPrepared);
   pb::Capsule capsule;
   pb::Manifest manifest;
   const std::vector<pid_t> pids = live_pids();
   const uint64_t stop_begin = now_ns(CLOCK_MONOTONIC);
   StoppedTree tree(pids, calls);
+  pass(Phase::kStopped);
   manifest.set_taken_unix_ns(now_ns(CLOCK_REALTIME));
   manifest.set_taken_boot_ns(now_ns(CLOCK_MONOTONIC));
   collect(tree, capsule);
-  if (!kill) tree.resume();
+  pass(Phase::kCollected);
+  if (!options.kill) tree.resume();
   const uint64_t stop_end = now_ns(CLOCK_MONOTONIC);
 
   const MemoryStats memory_stats = memory.write();
@@ -253,11 +260,13 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
 
   CheckpointResult result;
   result.version = writer.version();
+  result.taken_unix_ns = manifest.taken_unix_ns();
   manifest.set_format(kImageFormat);
   manifest.set_version(writer.version());
   manifest.set_parent(memory_stats.full ? 0 : last_version);
   *manifest.mutable_host() = this_host();
   *manifest.mutable_job() = config.job;
+  for (const std::string& node : options.nodes) manifest.mutable_job()->add_nodes(node);
   manifest.set_icp_release(ICP_VERSION);
   pb::VersionStats& stats = *manifest.mutable_stats();
   stats.set_pages_written(memory_stats.pages_written);
@@ -271,11 +280,14 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   stats.set_full(memory_stats.full);
   stats.set_bytes_written(writer.bytes_written());
   stats.set_total_ns(now_ns(CLOCK_MONOTONIC) - begin);
-  writer.commit(manifest);
+  writer.finish(manifest);
+  pass(Phase::kWritten);
+  writer.publish();
   last_version = result.version;
   stats.set_total_ns(now_ns(CLOCK_MONOTONIC) - begin);
   result.stats = stats;
-  if (kill) tree.kill();
+  if (options.committed) options.committed(result);
+  if (options.kill) tree.kill();
   return result;
 }
 
@@ -287,7 +299,13 @@ Session::~Session() = default;
 
 Findings Session::check() const { return check_now(impl_->processes(), impl_->config.outer); }
 
-CheckpointResult Session::checkpoint(bool kill) { return impl_->checkpoint(kill); }
+CheckpointResult Session::checkpoint(const CheckpointOptions& options) { return impl_->checkpoint(options); }
+
+CheckpointResult Session::checkpoint(bool kill) {
+  CheckpointOptions options;
+  options.kill = kill;
+  return checkpoint(options);
+}
 
 bool Session::alive() const { return impl_->alive(); }
 

@@ -43,7 +43,29 @@ struct TaskRoot {
 // Outcome of one version.
 struct CheckpointResult {
   uint32_t version = 0;
+  uint64_t taken_unix_ns = 0;
   pb::VersionStats stats;
+};
+
+// How one version is to be taken.
+struct CheckpointOptions {
+  // Kill the processes once the version is committed; they do not run on after the stop.
+  bool kill = false;
+  uint32_t version = 0;            // its number, higher than any of this node in the image; 0: the next one
+  std::vector<std::string> nodes;  // all nodes that take this version together: it is whole when each has committed
+  // Called in the session's thread when a phase is through. Returns when the next one may begin, which is how several
+  // sessions make one consistent version; whatever it throws gives the version up and lets the processes run on. May
+  // be empty. With one, a version that fails for a passing reason is not tried again here.
+  enum class Phase {
+    kPrepared,   // written pages were copied while the processes ran
+    kStopped,    // every process is stopped
+    kCollected,  // everything is in memory; returning lets the processes run on
+    kWritten,    // all files are flushed; returning renames them into place
+  };
+  std::function<void(Phase)> gate;
+  // Called once the version is the latest one of this node. Returning kills the processes if that was asked for;
+  // throwing lets them run on. May be empty.
+  std::function<void(const CheckpointResult&)> committed;
 };
 
 // The tree below some roots, and its versions. All members throw Error; a failed checkpoint leaves the processes
@@ -60,8 +82,8 @@ class Session {
   // What stops a checkpoint now, resource by resource. Stops nothing.
   Findings check() const;
   // One version: prepare, stop, collect, go on, write, commit. Throws kRefused (with all findings in its text)
-  // before anything is stopped. With `kill`, the processes are killed once the version is committed, without having
-  // run on since the stop.
+  // before anything is stopped.
+  CheckpointResult checkpoint(const CheckpointOptions& options);
   CheckpointResult checkpoint(bool kill = false);
   // True while at least one process of the tree is alive.
   bool alive() const;

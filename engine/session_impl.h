@@ -18,12 +18,12 @@ struct Session::Impl {
   std::vector<ProcessRef> processes() const;
   std::vector<pid_t> live_pids() const;
   bool alive() const;
-  CheckpointResult checkpoint(bool kill);
+  CheckpointResult checkpoint(const CheckpointOptions& options);
 
   // Phases of a version.
   void prepare(VersionWriter& writer);
   void collect(StoppedTree& tree, pb::Capsule& capsule);
-  CheckpointResult write_version(VersionWriter& writer, uint64_t begin, bool kill);
+  CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
 
   SysvScope sysv_scope(const std::vector<StoppedProcess>& stopped) const;
   void capture_undo(std::vector<StoppedProcess>& stopped, const std::vector<pb::Process*>& states,

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "coordinator/config.h"
@@ -39,6 +40,9 @@ bool is_completed(const std::string& image, const Identity& identity);
 // Makes the directory that will hold the image (and those above it, 0700, as the user); an image that is there
 // already is of an earlier job with the same number unless `keep`, and is moved aside. Throws Error.
 void prepare_image_path(const std::string& image, const Identity& identity, bool keep);
+
+// Any number that is taken in the image, and the latest one this node has committed; 0 when there is none, or no image.
+std::pair<uint32_t, uint32_t> highest_versions(const std::string& image, const protocol::StepFacts& facts);
 
 Identity identity_of(const protocol::StepFacts& facts);
 

@@ -11,15 +11,15 @@ namespace icp {
 
 void start_logging(const Config& config, const std::string& who) {
   std::shared_ptr<spdlog::logger> logger;
-  const auto to_syslog = [&who] { return spdlog::syslog_logger_st("syslog", "icpstepd " + who, LOG_PID, LOG_DAEMON); };
+  const auto to_syslog = [&who] { return spdlog::syslog_logger_mt("syslog", "icpstepd " + who, LOG_PID, LOG_DAEMON); };
   ::umask(0077);
   if (config.log == "none") {
-    logger = spdlog::create<spdlog::sinks::null_sink_st>("none");
+    logger = spdlog::create<spdlog::sinks::null_sink_mt>("none");
   } else if (config.log == "syslog") {
     logger = to_syslog();
   } else {
     try {
-      logger = spdlog::basic_logger_st("file", config.log);  // O_APPEND: all agents of the node write whole lines
+      logger = spdlog::basic_logger_mt("file", config.log);  // O_APPEND: all agents of the node write whole lines
       logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %l " + who + ": %v");
     } catch (const spdlog::spdlog_ex& error) {
       logger = to_syslog();

@@ -38,13 +38,15 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
   std::string why;
   if (!facts_.interval.empty()) interval_ = parse_duration(facts_.interval, why).value_or(interval_);
   if (interval_.count() > 0) interval_ = std::max(interval_, config_.min_interval);
-  // Slurm gives a batch step the job's number of tasks as its total; it is one task on one node all the same.
-  if (facts_.step >= 0 && facts_.total_tasks != facts_.local_tasks && problem_.empty()) {
+  if (several_nodes() && config_.coordinators.empty() && problem_.empty()) {
     problem_ = "the step has tasks on several nodes, and those are checkpointed only with a coordinator (icpctld)";
   }
 }
 
 StepAgent::~StepAgent() = default;
+
+// Slurm gives a batch step the job's number of tasks as its total; it is one task on one node all the same.
+bool StepAgent::several_nodes() const { return facts_.step >= 0 && facts_.total_tasks != facts_.local_tasks; }
 
 void StepAgent::run() {
   watch(control_, [this] { on_control(); });
@@ -120,6 +122,11 @@ void StepAgent::finish(bool goodbye) {
     mark_completed(image_, identity_of(facts_));
   }
   spdlog::info("end of the step{}", goodbye ? "" : ": slurmstepd is gone");
+  if (link_) {
+    net::ToCoordinator message;
+    message.mutable_end()->set_completed(all_well);
+    link_->say(message);
+  }
   versions_.stop();
   if (capsule_) capsule_->kill();
   io_.stop();
@@ -240,7 +247,8 @@ std::vector<TaskStreams> StepAgent::task_streams() const {
 }
 
 void StepAgent::begin_versions_when_all_run() {
-  const bool wanted = interval_.count() > 0 && plan_ && plan_->kind == StartPlan::kFresh && problem_.empty() &&
+  const bool wanted = (interval_.count() > 0 || !config_.coordinators.empty()) && plan_ &&
+                      plan_->kind == StartPlan::kFresh && problem_.empty() &&
                       !(facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever);
   if (!wanted || versions_.begun() || tasks_.size() != facts_.local_tasks) return;
   std::vector<TaskRoot> roots;
@@ -250,12 +258,12 @@ void StepAgent::begin_versions_when_all_run() {
   }
   if (roots.empty()) return;
   try {
-    prepare_image_path(image_, identity_of(facts_), facts_.restarts > 0);
+    // What is there of an earlier job is moved aside by the first task's node alone.
+    prepare_image_path(image_, identity_of(facts_), facts_.restarts > 0 || tasks_.begin()->first != 0);
     unmark_completed(image_, identity_of(facts_));
     SessionConfig config = versions_.session_config(image_, task_streams());
     config.more_processes = [this] { return orphans(); };
-    versions_.begin(Session(std::move(config), roots));
-    start_timer();
+    start_versions(Session(std::move(config), roots));
   } catch (const Error& error) {
     spdlog::error("{}", error.what());
     problem_ = error.what();
@@ -276,6 +284,57 @@ std::vector<pid_t> StepAgent::orphans() const {
   return {};
 }
 
+void StepAgent::start_versions(Session session) {
+  versions_.begin(std::move(session));
+  if (!config_.coordinators.empty()) start_link();
+  if (interval_.count() > 0) start_timer();
+}
+
+// ---- the coordinator ----------------------------------------------------------------------------
+
+net::AgentHello StepAgent::hello() const {
+  net::AgentHello hello;
+  hello.set_job(facts_.job);
+  hello.set_step(facts_.step);
+  hello.set_restarts(facts_.restarts);
+  hello.set_uid(facts_.uid);
+  hello.set_node(facts_.node);
+  hello.set_nodes(several_nodes() ? facts_.nodes : 1);
+  hello.set_tasks(facts_.local_tasks);
+  hello.set_interval_ms(static_cast<uint64_t>(interval_.count()));
+  hello.set_image(image_);
+  const auto [highest, committed] = highest_versions(image_, facts_);
+  hello.set_highest_version(highest);
+  hello.set_committed(committed);
+  for (const net::VersionNumbers& numbers : versions_.recent()) *hello.add_recent() = numbers;
+  return hello;
+}
+
+void StepAgent::start_link() {
+  CoordinatorLink::Events events;
+  events.begin = [this](const net::BeginRound& begin) {
+    versions_.take(begin, *link_);
+    link_->set_hello(hello());
+  };
+  events.changed = [this](const std::string& why) { on_link_changed(why); };
+  try {
+    link_ = std::make_unique<CoordinatorLink>(config_, hello(), io_, std::move(events));
+  } catch (const Error& error) {
+    on_link_changed(error.what());
+  }
+}
+
+void StepAgent::on_link_changed(const std::string& why) {
+  if (why.empty()) return spdlog::info("connected to the coordinator");
+  spdlog::warn("no coordinator: {}", why);
+  if (facts_.interval.empty()) return;  // who asked for nothing misses nothing
+  notices_.complain(fmt::format(
+      "slurm-icp: step {}: the coordinator cannot be reached ({}): {}", step(), why,
+      several_nodes() ? "no checkpoints until it can (the job runs on)" : "checkpoints are taken without it"));
+}
+
+// ---- the agent's own timer ----------------------------------------------------------------------
+
 void StepAgent::start_timer() {
   due_ = std::chrono::steady_clock::now() + interval_;
   wait_until(due_);
@@ -289,7 +348,10 @@ void StepAgent::wait_until(std::chrono::steady_clock::time_point when) {
 }
 
 void StepAgent::on_timer() {
-  const bool again = versions_.take();
+  // The coordinator's timer holds while it is there; a version of several nodes is nothing one of them can decide.
+  const bool own = !several_nodes() && !(link_ && link_->scheduled());
+  const bool again = own && versions_.take();
+  if (own && link_ && !again) link_->set_hello(hello());
   if (!versions_.begun()) return;
   const auto now = std::chrono::steady_clock::now();
   // From when this one was due; intervals that it overran are left out.
@@ -362,16 +424,15 @@ void StepAgent::after_restore(RestartResult result) {
   tell_user(result.line);
   capsule_events_ = std::make_unique<Socket>(io_, ::fcntl(capsule_->event_fd(), F_DUPFD_CLOEXEC, 3));
   watch(*capsule_events_, [this] { on_capsule(); });
-  if (interval_.count() == 0) return;
+  if (interval_.count() == 0 && config_.coordinators.empty()) return;
   try {
     const bool same_image = plan_->image == image_;
     prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0);
     SessionConfig config = versions_.session_config(image_, task_streams());
     config.whole_ipc_namespace = true;  // the capsule's own
     config.more_processes = [this] { return read_children(capsule_->init_pid()); };
-    versions_.begin(same_image ? capsule_->continue_session(std::move(config))
-                               : Session(std::move(config), capsule_->roots()));
-    start_timer();
+    start_versions(same_image ? capsule_->continue_session(std::move(config))
+                              : Session(std::move(config), capsule_->roots()));
   } catch (const Error& error) {
     notices_.complain(
         fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));

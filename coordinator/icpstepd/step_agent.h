@@ -17,6 +17,7 @@
 
 #include "coordinator/config.h"
 #include "coordinator/icpstepd/cgroups.h"
+#include "coordinator/icpstepd/coordinator_link.h"
 #include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/ipc_watch.h"
 #include "coordinator/icpstepd/notices.h"
@@ -67,6 +68,10 @@ class StepAgent {
   void begin_versions_when_all_run();
   void restore_when_all_lent();
   void after_restore(RestartResult result);
+  void start_versions(Session session);
+  void start_link();
+  net::AgentHello hello() const;
+  void on_link_changed(const std::string& why);
   void start_timer();
   void wait_until(std::chrono::steady_clock::time_point when);
   void end_task(Task& task, int status);
@@ -74,6 +79,7 @@ class StepAgent {
   Task* find(int64_t rank);
   std::vector<TaskStreams> task_streams() const;
   std::vector<pid_t> orphans() const;
+  bool several_nodes() const;
   std::string step() const;
   void tell_user(const std::string& line);
 
@@ -95,6 +101,7 @@ class StepAgent {
   Signalled signalled_ = Signalled::kTask;
   std::chrono::milliseconds interval_{0};
   std::chrono::steady_clock::time_point due_;  // the next version
+  std::unique_ptr<CoordinatorLink> link_;      // none without a coordinator
 };
 
 }  // namespace icp

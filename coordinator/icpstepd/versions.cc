@@ -14,6 +14,9 @@ namespace icp {
 namespace {
 
 constexpr int kPassingTries = 8;
+constexpr size_t kRecent = 64;
+// For a phase in which the processes run: the coordinator's own time-outs end it, or the connection's end.
+constexpr std::chrono::hours kLongWait(24);
 
 // A step's standard stream is replaced by the new step's at a restart. /dev/null and its like are not: they are the
 // same everywhere, and a program may have opened them by itself for something else.
@@ -82,10 +85,75 @@ bool Versions::take() {
   }
 }
 
+void Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
+  net::ToCoordinator message;
+  net::PhaseDone& done = *message.mutable_done();
+  done.set_round(begin.round());
+  const auto done_with = [&](net::Phase phase) {
+    done.set_phase(phase);
+    link.say(message);
+  };
+  try {
+    if (!session_ || !session_->alive()) throw_error(ErrorKind::kGone, "the step's processes have ended");
+    if (script_has_steps())
+      throw_error(ErrorKind::kRefused, "the batch script runs steps: they are checkpointed, it is not");
+    CheckpointOptions options;
+    options.kill = begin.kill();
+    options.version = begin.version();
+    if (!begin.alone()) options.nodes.assign(begin.nodes().begin(), begin.nodes().end());
+    const std::chrono::milliseconds stopped(begin.stop_timeout_ms());
+    // Alone there is nobody to wait for.
+    options.gate = [&](CheckpointOptions::Phase phase) {
+      if (begin.alone()) return;
+      using Phase = CheckpointOptions::Phase;
+      switch (phase) {
+        case Phase::kPrepared:
+          done_with(net::PREPARE);
+          return link.wait_go(begin.round(), net::STOP, kLongWait);
+        case Phase::kStopped:
+          done_with(net::STOP);
+          return link.wait_go(begin.round(), net::COLLECT, stopped);
+        case Phase::kCollected:
+          done_with(net::COLLECT);
+          return link.wait_go(begin.round(), net::WRITE, stopped);
+        case Phase::kWritten:
+          done_with(net::WRITE);
+          return link.wait_go(begin.round(), net::COMMIT, kLongWait);
+      }
+    };
+    options.committed = [&](const CheckpointResult& result) {
+      report(result);
+      *done.mutable_numbers() = recent_.back();
+      done_with(net::COMMIT);
+      // Killed only when all nodes have committed: else the job goes on, here too.
+      if (begin.kill()) link.wait_go(begin.round(), net::FINISH, stopped);
+    };
+    session_->checkpoint(options);
+  } catch (const Error& error) {
+    done.set_error(error.what());
+    done.set_remedy(error.remedy());
+    done.set_passing(error.kind() != ErrorKind::kRefused && error.kind() != ErrorKind::kPermission);
+    done_with(net::NONE);
+    failed(error);
+  }
+}
+
 void Versions::report(const CheckpointResult& result) {
   passing_failures_ = 0;
   notices_.all_is_well();
   const auto& stats = result.stats;
+  net::VersionNumbers numbers;
+  numbers.set_version(result.version);
+  numbers.set_taken_unix_ns(result.taken_unix_ns);
+  numbers.set_stop_ns(stats.stop_ns());
+  numbers.set_total_ns(stats.total_ns());
+  numbers.set_bytes(stats.bytes_written());
+  numbers.set_pages(stats.pages_written());
+  numbers.set_processes(stats.processes());
+  numbers.set_full(stats.full());
+  numbers.set_tracker(stats.tracker());
+  if (recent_.size() == kRecent) recent_.pop_front();
+  recent_.push_back(numbers);
   const std::string size = counted_bytes(stats.processes(), stats.bytes_written());
   const double stop_ms = static_cast<double>(stats.stop_ns()) / 1e6;
   spdlog::info("version {}{}: {}, {} pages, stopped {:.1f} ms, {:.3f} s in all, {}", result.version,

@@ -2,12 +2,14 @@
 // The versions of one step on this node: what libicp's session is told, and what is said about its results.
 #pragma once
 
+#include <deque>
 #include <memory>
 #include <optional>
 #include <string>
 #include <vector>
 
 #include "coordinator/config.h"
+#include "coordinator/icpstepd/coordinator_link.h"
 #include "coordinator/icpstepd/notices.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/base/error.h"
@@ -33,6 +35,11 @@ class Versions {
   // One version now. A failure is told to the user (once) and logged; the processes run on. True: it failed for
   // something that passes (a process ended or was made at the wrong moment), and is worth another try soon.
   bool take();
+  // One version as part of a round of the coordinator, which hears of each phase through `link`, and of a failure. The
+  // processes run on whatever happens, but for a round that kills them.
+  void take(const net::BeginRound& begin, CoordinatorLink& link);
+  // Those taken last, oldest first.
+  const std::deque<net::VersionNumbers>& recent() const { return recent_; }
   void stop() { session_.reset(); }
 
  private:
@@ -44,6 +51,7 @@ class Versions {
   const Config& config_;
   Notices& notices_;
   std::unique_ptr<Session> session_;
+  std::deque<net::VersionNumbers> recent_;
   int passing_failures_ = 0;  // one after the other
 };
 

@@ -128,9 +128,9 @@ UniqueFd ImageRoot::open_node_dir(uint32_t version) const {
   return open_private_dir(parent.get(), node, node_path(version), identity);
 }
 
-bool ImageRoot::has_node(uint32_t version) const {
+bool ImageRoot::has_node(uint32_t version, const std::string& other) const {
   struct stat info {};
-  return ::fstatat(fd.get(), fmt::format("{}/{}", version_dir_name(version), node).c_str(), &info,
+  return ::fstatat(fd.get(), fmt::format("{}/{}", version_dir_name(version), other).c_str(), &info,
                    AT_SYMLINK_NOFOLLOW) == 0;
 }
 
@@ -198,6 +198,12 @@ std::optional<uint32_t> ImageDir::latest() const {
   const std::vector<uint32_t> numbers = root_->version_numbers(true);
   if (numbers.empty()) return std::nullopt;
   return numbers.back();
+}
+
+uint32_t ImageDir::highest() const {
+  const FsIdentity guard(root_->identity);
+  const std::vector<uint32_t> numbers = root_->version_numbers(false);
+  return numbers.empty() ? 0 : numbers.back();
 }
 
 }  // namespace icp

@@ -50,9 +50,11 @@ class VersionWriter {
   void add_need(uint32_t version);
   uint64_t bytes_written() const;
   // Fills in format, version, files, needs and, where they are empty, release and stats.bytes_written; writes the
-  // manifest, flushes everything, renames into place, flushes the
-  // directory. The version is the latest one when this returns.
-  void commit(pb::Manifest manifest);
+  // manifest and flushes everything.
+  void finish(pb::Manifest manifest);
+  // Renames what was finished into place and flushes the directory. The version is the latest one when this returns.
+  void publish();
+  void commit(pb::Manifest manifest);  // both
 
  private:
   friend class ImageDir;
@@ -105,6 +107,9 @@ class ImageDir {
   // The highest committed version of the node, be it damaged: open_version() says so then, rather than that an older
   // one is taken without a word.
   std::optional<uint32_t> latest() const;
+
+  // The highest number of any node, committed or not; 0: none.
+  uint32_t highest() const;
 
   VersionReader open_version(uint32_t version) const;  // kImage if missing or damaged
   // A new version. `version` 0: one more than the highest directory of any node, also of a damaged one; a coordinator

@@ -26,7 +26,8 @@ struct ImageRoot {
   UniqueFd open_node_dir(uint32_t version) const;
   // Numbers of all version directories, ascending; with_node: only those that hold this node.
   std::vector<uint32_t> version_numbers(bool with_node) const;
-  bool has_node(uint32_t version) const;
+  bool has_node(uint32_t version) const { return has_node(version, node); }
+  bool has_node(uint32_t version, const std::string& other) const;
 };
 
 }  // namespace icp

@@ -35,6 +35,7 @@ struct VersionReader::Impl {
   }
   void check_numbers() const;
   void check_needs() const;
+  void check_nodes() const;
   void check_files() const;
 };
 
@@ -69,6 +70,20 @@ void VersionReader::Impl::check_needs() const {
   }
   if (last != version) {
     throw_error(ErrorKind::kImage, "{} does not name itself among the versions it needs", own_path(kManifestName));
+  }
+}
+
+// A version of several nodes is one only when all of them have committed it: some hold a later state than the others
+// do.
+void VersionReader::Impl::check_nodes() const {
+  for (const std::string& node : manifest.job().nodes()) {
+    if (!is_safe_name(node)) {
+      throw_error(ErrorKind::kImage, "{} names a node with an impossible name", own_path(kManifestName));
+    }
+    if (!root->has_node(version, node)) {
+      throw_error(ErrorKind::kImage, "version {} of {} is not whole: node {} has not committed it", version, root->path,
+                  node);
+    }
   }
 }
 
@@ -107,6 +122,7 @@ VersionReader ImageDir::open_version(uint32_t version) const {
   }
   impl->check_numbers();
   impl->check_needs();
+  impl->check_nodes();
   impl->check_files();
   return VersionReader(std::move(impl));
 }

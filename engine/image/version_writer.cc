@@ -176,7 +176,7 @@ uint64_t VersionWriter::bytes_written() const {
   return sum;
 }
 
-void VersionWriter::commit(pb::Manifest manifest) {
+void VersionWriter::finish(pb::Manifest manifest) {
   Impl& impl = *impl_;
   manifest.set_format(kImageFormat);
   manifest.set_version(impl.version);
@@ -197,7 +197,16 @@ void VersionWriter::commit(pb::Manifest manifest) {
   const FsIdentity guard(impl.root->identity);
   impl.write_sealed(std::string(kManifestName), manifest.SerializeAsString());
   impl.flush_files();
-  impl.move_into_place();
+}
+
+void VersionWriter::publish() {
+  const FsIdentity guard(impl_->root->identity);
+  impl_->move_into_place();
+}
+
+void VersionWriter::commit(pb::Manifest manifest) {
+  finish(std::move(manifest));
+  publish();
 }
 
 }  // namespace icp

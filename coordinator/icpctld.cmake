@@ -1,0 +1,16 @@
+# icpctld, the coordinator. Included by CMakeLists.txt.
+pkg_check_modules(SQLITE REQUIRED IMPORTED_TARGET sqlite3)
+pkg_check_modules(SYSTEMD REQUIRED IMPORTED_TARGET libsystemd)
+find_path(SLURM_INCLUDE_DIR slurm/slurm.h REQUIRED)
+find_library(SLURM_LIBRARY slurm REQUIRED)
+
+add_library(icp_ctld STATIC icpctld/catalog.cc icpctld/requests.cc icpctld/round.cc icpctld/server.cc icpctld/slurm_jobs.cc
+                            icpctld/steps.cc)
+target_include_directories(icp_ctld SYSTEM PRIVATE ${SLURM_INCLUDE_DIR})
+target_link_libraries(icp_ctld PUBLIC icp_config icp_net icp_protocol spdlog::spdlog Threads::Threads
+                      PRIVATE PkgConfig::SQLITE ${SLURM_LIBRARY})
+
+add_executable(icpctld icpctld/main.cc)
+target_link_libraries(icpctld PRIVATE icp_ctld CLI11::CLI11 PkgConfig::SYSTEMD)
+
+install(TARGETS icpctld RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})

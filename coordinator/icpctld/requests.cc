@@ -1,0 +1,283 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpctld/requests.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+using std::chrono::milliseconds;
+
+constexpr uint32_t kDefaultMaxWait = 10;  // seconds, as Slurm's
+constexpr uint32_t kMostMaxWait = 7 * 24 * 3600;
+constexpr size_t kMostSteps = 10'000, kMostVersions = 1000;
+
+net::Reply failure(uint32_t code, const std::string& text = {}) {
+  net::Reply reply;
+  reply.set_code(code);
+  reply.set_text(text);
+  return reply;
+}
+
+uint64_t unix_ms(std::chrono::system_clock::time_point time) {
+  return static_cast<uint64_t>(
+      std::max<int64_t>(0, std::chrono::duration_cast<milliseconds>(time.time_since_epoch()).count()));
+}
+
+}  // namespace
+
+Requests::Requests(boost::asio::io_context& io, Steps& steps, Catalog& catalog, uid_t self)
+    : io_(io), steps_(steps), catalog_(catalog), self_(self) {}
+
+Requests::~Requests() { slurm_.join(); }
+
+void Requests::in_pool(std::function<uint32_t()> work, std::function<void(uint32_t)> then) {
+  boost::asio::post(slurm_, [this, work = std::move(work), then = std::move(then)] {
+    const uint32_t code = work();
+    boost::asio::post(io_, [code, then] { then(code); });
+  });
+}
+
+std::optional<int32_t> Requests::step_of(const Asked& asked) const {
+  return asked.request.has_step() ? std::optional(asked.request.step()) : std::nullopt;
+}
+
+void Requests::handle(uid_t caller, const net::Request& request, Answer answer) {
+  const auto asked = std::make_shared<Asked>(Asked{caller, request, std::move(answer), {}, false});
+  switch (request.operation()) {
+    case net::OP_STATUS:
+      return status(asked);
+    case net::OP_IPC:
+      return ipc(asked);
+    case net::OP_ABLE:
+    case net::OP_CREATE:
+    case net::OP_DISABLE:
+    case net::OP_ENABLE:
+    case net::OP_ERROR:
+    case net::OP_RESTART:
+    case net::OP_REQUEUE:
+    case net::OP_VACATE:
+      break;
+    default:
+      return asked->answer(failure(kNotSupported));
+  }
+  if (request.job() == 0) return asked->answer(failure(kInvalidJobId));
+  // Who owns a job is Slurm's to say, never its agents'.
+  in_pool([asked] { return load_job(asked->request.job(), asked->job); },
+          [this, asked](uint32_t code) { judge(asked, code); });
+}
+
+void Requests::judge(const Pointer& asked, uint32_t code) {
+  const net::Request& request = asked->request;
+  asked->job_known = code == 0;
+  uid_t owner = asked->job.uid;
+  if (code != 0) {
+    const auto steps = catalog_.steps(request.job(), 1);
+    // Without slurmctld, and for jobs that it has forgotten, our own record holds: agents run as root, by MUNGE's word.
+    if (steps.empty() || (!is_unreachable(code) && code != kInvalidJobId)) return asked->answer(failure(code));
+    owner = steps[0].uid;
+    if (!is_unreachable(code) && request.operation() != net::OP_ERROR) return asked->answer(failure(code));
+  }
+  if (!may(asked->caller, owner)) return asked->answer(failure(kAccessDenied));
+  carry_out(asked);
+}
+
+void Requests::carry_out(const Pointer& asked) {
+  switch (asked->request.operation()) {
+    case net::OP_ERROR:
+      return last_error(asked);
+    case net::OP_RESTART:
+      return restart(asked);
+    default:
+      break;
+  }
+  if (asked->job_known && asked->job.state == SlurmJob::kPending) return asked->answer(failure(kJobPending));
+  if (asked->job_known && asked->job.state == SlurmJob::kFinished) return asked->answer(failure(kAlreadyDone));
+  switch (asked->request.operation()) {
+    case net::OP_ABLE:
+      return able(asked);
+    case net::OP_DISABLE:
+      return change_disabled(asked, true);
+    case net::OP_ENABLE:
+      return change_disabled(asked, false);
+    case net::OP_CREATE:
+      return create(asked, false, false);
+    case net::OP_VACATE:
+      return create(asked, true, false);
+    default:
+      return create(asked, true, true);
+  }
+}
+
+void Requests::able(const Pointer& asked) {
+  net::Reply reply;
+  const uint32_t job = asked->request.job();
+  reply.set_disabled(catalog_.disabled(job, std::nullopt) > 0 ||
+                     (asked->request.has_step() && catalog_.disabled(job, asked->request.step()) > 0));
+  for (const auto& step : steps_.running(job, step_of(*asked))) {
+    if (step->round) reply.set_began_unix(unix_ms(step->round_began) / 1000);
+  }
+  asked->answer(reply);
+}
+
+void Requests::change_disabled(const Pointer& asked, bool disable) {
+  const uint32_t job = asked->request.job();
+  const uint32_t count = catalog_.disabled(job, step_of(*asked));
+  if (disable && count < UINT32_MAX) catalog_.set_disabled(job, step_of(*asked), count + 1);
+  if (!disable && count > 0) catalog_.set_disabled(job, step_of(*asked), count - 1);
+  asked->answer({});
+}
+
+void Requests::last_error(const Pointer& asked) {
+  net::Reply reply;
+  // The newest run of the job; of several steps, one that went wrong tells more than one that did not.
+  for (const StepFactsRecord& step : catalog_.steps(asked->request.job(), kMostSteps)) {
+    if (asked->request.has_step() && step.key.step != asked->request.step()) continue;
+    if (reply.last_code() != 0) break;
+    reply.set_last_code(step.last_code);
+    reply.set_text(step.last_error);
+  }
+  asked->answer(reply);
+}
+
+// create, vacate, requeue: of one step, or of all that the job runs. With several, the first error is the answer, and
+// the job is ended only after all of them are through.
+void Requests::create(const Pointer& asked, bool kill, bool requeue) {
+  const net::Request& request = asked->request;
+  if (requeue && (!asked->job_known || !asked->job.batch)) return asked->answer(failure(kNotSupported));
+  if (!request.image_dir().empty()) {
+    return asked->answer(failure(kNotSupported, "ImageDir is not supported by this version of slurm-icp"));
+  }
+  if (request.max_wait_s() > kMostMaxWait) return asked->answer(failure(kNotSupported, "MaxWait is too long"));
+  const auto found = steps_.running(request.job(), step_of(*asked));
+  std::vector<std::shared_ptr<Step>> chosen;
+  for (const auto& step : found) {
+    // A script that runs steps is not checkpointed, they are.
+    const bool script = step->facts.key.step < 0;
+    if (!script || found.size() == 1 || request.has_step()) chosen.push_back(step);
+  }
+  if (chosen.empty())
+    return asked->answer(failure(kNotSupported, "no step of the job has an agent: it did not ask for checkpoints"));
+  for (const auto& step : chosen) {
+    if (step->round) return asked->answer(failure(kInProgress));
+    if (steps_.is_disabled(*step)) return asked->answer(failure(kDisabled));
+    if (!step->complete()) return asked->answer(failure(kCheckpointFailed, "not all agents of the step are connected"));
+  }
+
+  struct Together {
+    size_t open = 0, at_kill = 0;
+    uint32_t code = 0;
+    std::string text;
+    std::vector<std::function<void(const std::string&)>> go_on;
+    bool ending = false;
+  };
+  const auto all = std::make_shared<Together>();
+  all->open = chosen.size();
+  const auto end_job = [this, asked, all, requeue] {
+    if (all->ending || all->go_on.size() < all->open) return;
+    all->ending = true;
+    const auto tell = [all](const std::string& why) {
+      const auto waiting = std::move(all->go_on);
+      all->go_on.clear();
+      for (const auto& go : waiting) go(why);
+    };
+    if (all->code != 0) return tell("another step of the job could not be checkpointed");
+    const uint32_t job = asked->request.job();
+    in_pool([job, requeue] { return requeue ? requeue_job(job) : cancel_job(job); },
+            [tell, requeue](uint32_t code) {
+              tell(code == 0 ? std::string()
+                             : fmt::format("slurmctld does not {} the job: {}", requeue ? "requeue" : "cancel",
+                                           slurm_text(code)));
+            });
+  };
+  const uint32_t max_wait = request.max_wait_s() == 0 ? kDefaultMaxWait : request.max_wait_s();
+  const bool wait = request.wait();
+  for (const auto& step : chosen) {
+    Wish wish;
+    wish.kill = kill;
+    if (!wait || request.max_wait_s() != 0) wish.max_wait = std::chrono::seconds(max_wait);
+    wish.finished = [asked, all, wait, end_job](uint32_t code, const std::string& text) {
+      all->open--;
+      if (code != 0 && all->code == 0) all->code = code, all->text = text;
+      if (all->open > 0) return end_job();
+      if (wait) asked->answer(failure(all->code, all->text));
+    };
+    if (kill) {
+      wish.before_kill = [all, end_job](std::function<void(const std::string&)> go_on) {
+        all->go_on.push_back(std::move(go_on));
+        end_job();
+      };
+    }
+    if (const uint32_t code = steps_.create(step, wish); code != 0) wish.finished(code, {});
+  }
+  if (!wait) asked->answer(failure(all->code, all->text));
+}
+
+// Slurm keeps a finished job's record for MinJobAge: requeueing it starts it again under its number, and the step finds
+// its last version by itself.
+void Requests::restart(const Pointer& asked) {
+  if (!asked->job_known) return asked->answer(failure(kInvalidJobId));
+  if (asked->job.state != SlurmJob::kFinished || asked->job.completing) return asked->answer(failure(kJobNotFinished));
+  if (!asked->job.batch) return asked->answer(failure(kNotSupported));
+  in_pool([job = asked->request.job()] { return requeue_job(job); },
+          [asked](uint32_t code) { asked->answer(failure(code)); });
+}
+
+void Requests::status(const Pointer& asked) {
+  const net::Request& request = asked->request;
+  net::Reply reply;
+  for (const StepFactsRecord& record : catalog_.steps(request.job(), kMostSteps)) {
+    if (request.has_step() && record.key.step != request.step()) continue;
+    if (!may(asked->caller, record.uid)) continue;
+    net::StepStatus& status = *reply.add_steps();
+    status.set_job(record.key.job);
+    status.set_step(record.key.step);
+    status.set_restarts(record.key.restarts);
+    status.set_uid(record.uid);
+    status.set_image(record.image);
+    status.set_nodes_expected(record.nodes);
+    status.set_running(record.running);
+    status.set_interval_ms(record.interval_ms);
+    status.set_last_code(record.last_code);
+    status.set_last_error(record.last_error);
+    status.set_versions_total(record.versions);
+    const size_t limit = std::min<size_t>(request.versions(), kMostVersions);
+    for (net::VersionRecord& version : catalog_.versions(record.key, limit))
+      *status.add_versions() = std::move(version);
+    const auto live = steps_.all().find(record.key);
+    if (live == steps_.all().end()) continue;
+    const Step& step = *live->second;
+    for (const auto& [node, send] : step.agents) status.add_nodes(node);
+    status.set_disabled(steps_.is_disabled(step));
+    if (record.interval_ms > 0) status.set_next_unix_ms(unix_ms(step.next_due));
+    if (step.round) {
+      status.set_phase(step.round->phase());
+      status.set_round_began_unix_ms(unix_ms(step.round_began));
+    }
+  }
+  if (request.job() != 0 && reply.steps_size() == 0) reply = failure(kInvalidJobId);
+  asked->answer(reply);
+}
+
+void Requests::ipc(const Pointer& asked) {
+  net::Reply reply;
+  for (const auto& [key, step] : steps_.all()) {
+    if ((asked->request.job() != 0 && key.job != asked->request.job()) || !may(asked->caller, step->facts.uid))
+      continue;
+    for (const auto& [node, objects] : step->ipc) {
+      net::NodeIpc& part = *reply.add_ipc();
+      part.set_job(key.job);
+      part.set_step(key.step);
+      part.set_uid(step->facts.uid);
+      part.set_node(node);
+      *part.mutable_objects() = objects.objects();
+    }
+  }
+  asked->answer(reply);
+}
+
+}  // namespace icp

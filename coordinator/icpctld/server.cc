@@ -1,0 +1,168 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpctld/server.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+namespace asio = boost::asio;
+using asio::ip::tcp;
+using boost::system::error_code;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kHandshake{10'000};
+constexpr milliseconds kFirstWord{10'000};  // after the handshake a peer says who it is
+constexpr size_t kMostConnections = 20'000;
+
+}  // namespace
+
+Server::Server(asio::io_context& io, const Config& config, Steps& steps, Requests& requests)
+    : io_(io),
+      config_(config),
+      steps_(steps),
+      requests_(requests),
+      munge_(config.munge_socket),
+      acceptor_(io),
+      again_(io) {
+  listen(config.listen);
+  accept();
+}
+
+Server::~Server() {
+  for (const PeerPointer& peer : peers_) peer->connection->close();
+  pool_.join();
+}
+
+void Server::listen(const net::Endpoint& endpoint) {
+  tcp::endpoint where(tcp::v6(), endpoint.port);
+  error_code error;
+  if (!endpoint.host.empty()) {
+    tcp::resolver resolver(io_);
+    const auto found = resolver.resolve(endpoint.host, std::to_string(endpoint.port), tcp::resolver::passive, error);
+    if (error || found.empty()) {
+      throw_error(ErrorKind::kUsage, "listen in icp.yaml: {}: {}", endpoint.host,
+                  error ? error.message() : "no address");
+    }
+    where = *found.begin();
+  }
+  acceptor_.open(where.protocol(), error);
+  if (error && endpoint.host.empty()) {  // no IPv6 on this machine
+    where = tcp::endpoint(tcp::v4(), endpoint.port);
+    acceptor_.open(where.protocol(), error);
+  }
+  if (!error) acceptor_.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error && endpoint.host.empty() && where.protocol() == tcp::v6())
+    acceptor_.set_option(asio::ip::v6_only(false), error);
+  if (!error) acceptor_.bind(where, error);
+  if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
+  if (error) throw_error(ErrorKind::kSystem, "cannot listen at {}: {}", to_text(endpoint), error.message());
+}
+
+void Server::accept() {
+  acceptor_.async_accept([this](error_code error, tcp::socket socket) {
+    if (error == asio::error::operation_aborted) return;
+    if (!error) came(std::move(socket));
+    if (!error) return accept();
+    // No descriptor left, as a rule: those that are open go on.
+    spdlog::error("cannot accept a connection: {}", error.message());
+    again_.expires_after(milliseconds(200));
+    again_.async_wait([this](error_code stopped) {
+      if (!stopped) accept();
+    });
+  });
+}
+
+void Server::came(tcp::socket socket) {
+  if (peers_.size() >= kMostConnections) {
+    spdlog::error("{} connections: another one is turned away", peers_.size());
+    return;
+  }
+  const auto peer = std::make_shared<Peer>(io_);
+  net::Connection::Handlers handlers;
+  handlers.ready = [this, peer] {
+    peer->silent.expires_after(kFirstWord);
+    peer->silent.async_wait([this, peer](error_code error) {
+      if (!error && !peer->step && !peer->asked) drop(peer, "says nothing");
+    });
+  };
+  handlers.received = [this, peer](const std::string& payload) { received(peer, payload); };
+  handlers.closed = [this, peer](const std::string& why) { gone(peer, why); };
+  peer->connection = net::Connection::accept(std::move(socket), munge_, pool_, kHandshake, std::move(handlers));
+  peers_.push_back(peer);
+}
+
+void Server::received(const PeerPointer& peer, const std::string& payload) {
+  net::ToCoordinator message;
+  if (!message.ParseFromString(payload)) return drop(peer, "sends something that is no message");
+  try {
+    if (message.has_agent()) return agent(peer, message.agent());
+    if (message.has_request()) return command(peer, message.request());
+    if (!peer->step) return drop(peer, "speaks before it says who it is");
+    steps_.agent_said(peer->step, peer->node, message);
+  } catch (const Error& error) {
+    // The catalog: a full disk, most likely. Nobody's connection suffers from that.
+    spdlog::error("{}", error.what());
+  }
+}
+
+void Server::agent(const PeerPointer& peer, const net::AgentHello& hello) {
+  // Step agents are root: what they say of a job's owner is believed.
+  if (peer->connection->uid() != 0) return drop(peer, "wants to be an agent and is not root");
+  if (peer->step) return drop(peer, "says twice who it is");
+  std::string why;
+  // A connection that this one replaces must not take the new one with it when it goes.
+  for (const PeerPointer& other : peers_) {
+    if (other->step && other->node == hello.node() &&
+        other->step->facts.key == StepKey{hello.job(), hello.step(), hello.restarts()}) {
+      const PeerPointer old = other;
+      drop(old, "its agent connected again");
+      break;
+    }
+  }
+  peer->step = steps_.agent_came(
+      hello, [connection = peer->connection](const net::ToPeer& out) { connection->send(out.SerializeAsString()); },
+      why);
+  if (!peer->step) return drop(peer, why);
+  peer->node = hello.node();
+}
+
+void Server::command(const PeerPointer& peer, const net::Request& request) {
+  if (peer->step || peer->asked) return drop(peer, "asks out of turn");
+  peer->asked = true;
+  requests_.handle(peer->connection->uid(), request, [peer](const net::Reply& reply) {
+    net::ToPeer message;
+    *message.mutable_reply() = reply;
+    peer->connection->send(message.SerializeAsString());
+    peer->asked = false;
+  });
+}
+
+void Server::drop(const PeerPointer& peer, const std::string& why) {
+  spdlog::warn("{} (user {}): {}", peer->connection->address(), static_cast<int64_t>(peer->connection->uid()), why);
+  peer->connection->close();
+  gone(peer, why);
+}
+
+void Server::gone(const PeerPointer& peer, const std::string& why) {
+  peer->silent.cancel();
+  if (peer->step) {
+    spdlog::debug("agent on {}: {}", peer->node, why);
+    const auto step = std::move(peer->step);
+    peer->step.reset();
+    try {
+      steps_.agent_left(step, peer->node, why);
+    } catch (const Error& error) {
+      spdlog::error("{}", error.what());
+    }
+  } else {
+    spdlog::debug("{}: {}", peer->connection->address(), why);
+  }
+  peers_.remove(peer);
+}
+
+}  // namespace icp

@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// icpctld's socket: connections, who they are, and where their messages go.
+#pragma once
+
+#include <list>
+#include <memory>
+#include <string>
+
+#include "coordinator/config.h"
+#include "coordinator/icpctld/requests.h"
+#include "coordinator/icpctld/steps.h"
+#include "coordinator/protocol/connection.h"
+
+namespace icp {
+
+// One thread.
+class Server {
+ public:
+  // Listens at config.listen. Throws Error when it cannot.
+  Server(boost::asio::io_context& io, const Config& config, Steps& steps, Requests& requests);
+  ~Server();
+  size_t connections() const { return peers_.size(); }
+
+ private:
+  struct Peer {
+    net::Connection::Pointer connection;
+    std::shared_ptr<Step> step;  // of an agent
+    std::string node;
+    bool asked = false;  // a command, whose answer is not out yet
+    boost::asio::steady_timer silent;
+    explicit Peer(boost::asio::io_context& io) : silent(io) {}
+  };
+  using PeerPointer = std::shared_ptr<Peer>;
+
+  void listen(const net::Endpoint& endpoint);
+  void accept();
+  void came(boost::asio::ip::tcp::socket socket);
+  void received(const PeerPointer& peer, const std::string& payload);
+  void agent(const PeerPointer& peer, const net::AgentHello& hello);
+  void command(const PeerPointer& peer, const net::Request& request);
+  void drop(const PeerPointer& peer, const std::string& why);
+  void gone(const PeerPointer& peer, const std::string& why);
+
+  boost::asio::io_context& io_;
+  const Config& config_;
+  Steps& steps_;
+  Requests& requests_;
+  net::MungeAuth munge_;
+  boost::asio::thread_pool pool_{2};
+  boost::asio::ip::tcp::acceptor acceptor_;
+  boost::asio::steady_timer again_;
+  std::list<PeerPointer> peers_;
+};
+
+}  // namespace icp

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What Slurm itself says of a job, and what icpctld asks Slurm to do with it. Blocking calls of libslurm: not for the
+// thread that serves connections.
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <string>
+
+namespace icp {
+
+struct SlurmJob {
+  enum State { kPending, kRunning, kFinished };
+  uint32_t id = 0;
+  uid_t uid = 0;
+  State state = kPending;
+  bool batch = false;
+  bool completing = false;
+};
+
+// Slurm's error numbers, as scontrol checkpoint shows them (facts of Slurm 18.08 and slurm_errno.h).
+enum SlurmCode : uint32_t {
+  kSlurmSuccess = 0,
+  kInProgress = 114,  // EALREADY
+  kAccessDenied = 2002,
+  kInvalidJobId = 2017,
+  kAlreadyDone = 2021,
+  kJobPending = 2024,
+  kNotSupported = 2036,
+  kDisabled = 2037,
+  kJobNotFinished = 2088,
+  kTimedOut = 5004,
+  kCheckpointFailed = 2200,  // ours: the text says what; no number of Slurm's
+};
+
+// slurm_conf: empty for Slurm's default. Once, before the others.
+void init_slurm(const std::string& slurm_conf);
+// 0, or kInvalidJobId, or the number of a communication error.
+uint32_t load_job(uint32_t id, SlurmJob& job);
+// True for an error number that means that slurmctld could not be asked.
+bool is_unreachable(uint32_t code);
+uint32_t requeue_job(uint32_t id);
+uint32_t cancel_job(uint32_t id);
+std::string slurm_text(uint32_t code);
+
+}  // namespace icp

@@ -1,0 +1,304 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpctld/steps.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <set>
+
+#include "coordinator/icpctld/slurm_jobs.h"
+#include "coordinator/protocol/packet.h"
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+using boost::system::error_code;
+using std::chrono::milliseconds;
+
+constexpr uint32_t kMaxNodes = 100'000;
+constexpr size_t kMaxName = 256, kMaxPath = 4096;
+constexpr milliseconds kRetry{250};
+constexpr int kPassingTries = 8;
+
+std::string name_of(const StepKey& key) { return fmt::format("{}.{}", key.job, protocol::step_name(key.step)); }
+
+std::string name_of(const Step& step) { return name_of(step.facts.key); }
+
+}  // namespace
+
+Steps::Steps(boost::asio::io_context& io, const Config& config, Catalog& catalog)
+    : io_(io),
+      config_(config),
+      catalog_(catalog),
+      // An agent may still wait in a round of the icpctld before this one: its number must not come again.
+      next_round_(static_cast<uint64_t>(
+          std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch())
+              .count())),
+      random_(std::random_device{}()) {}
+
+std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgent send, std::string& why) {
+  const std::string node = hello.node();
+  if (hello.job() == 0 || node.empty() || node.size() > kMaxName || hello.image().size() > kMaxPath ||
+      hello.nodes() == 0 || hello.nodes() > kMaxNodes || hello.recent_size() > 64) {
+    why = "its hello makes no sense";
+    return nullptr;
+  }
+  const StepKey key{hello.job(), hello.step(), hello.restarts()};
+  std::shared_ptr<Step>& step = steps_[key];
+  if (!step) {
+    step.reset(new Step(io_));
+    step->facts.key = key;
+    step->facts.uid = hello.uid();
+    step->facts.image = hello.image();
+    step->facts.nodes = hello.nodes();
+    step->facts.interval_ms = hello.interval_ms();
+    step->facts.running = true;
+  }
+  if (step->facts.uid != hello.uid() || step->facts.nodes != hello.nodes() || step->facts.image != hello.image()) {
+    why = fmt::format("it contradicts other agents of step {}", name_of(key));
+    if (step->agents.empty()) steps_.erase(key);
+    return nullptr;
+  }
+  // A second agent of the node: the first one's connection is dead and not noticed yet.
+  if (step->round && step->agents.contains(node)) step->round->lost(node, "it connected again");
+  step->agents[node] = std::move(send);
+  step->hellos[node] = hello;
+  step->highest_version = std::max(step->highest_version, hello.highest_version());
+  catalog_.step_seen(step->facts);
+  net::ToPeer welcome;
+  welcome.mutable_welcome()->set_scheduled(true);
+  step->agents[node](welcome);
+  if (step->round) advanced(step);
+  record_known_versions(*step);
+  if (step->complete()) {
+    spdlog::info("step {}: {} agent{}, interval {} ms", name_of(key), step->facts.nodes,
+                 step->facts.nodes == 1 ? "" : "s", step->facts.interval_ms);
+    if (step->facts.interval_ms > 0 && !step->round && step->next_due == std::chrono::system_clock::time_point{}) {
+      step->due_ = Step::Clock::now();
+      plan_next(step);
+    }
+  }
+  return step;
+}
+
+// Versions that were committed while no icpctld was there, or whose last word was lost with it: those that every agent
+// of the step knows.
+void Steps::record_known_versions(Step& step) {
+  if (!step.complete()) return;
+  std::map<uint32_t, std::pair<size_t, net::VersionNumbers>> known;
+  for (const auto& [node, hello] : step.hellos) {
+    for (const net::VersionNumbers& numbers : hello.recent()) {
+      auto& [count, sum] = known[numbers.version()];
+      if (count++ == 0) {
+        sum = numbers;
+        continue;
+      }
+      sum.set_bytes(sum.bytes() + numbers.bytes());
+      sum.set_pages(sum.pages() + numbers.pages());
+      sum.set_processes(sum.processes() + numbers.processes());
+      sum.set_stop_ns(std::max(sum.stop_ns(), numbers.stop_ns()));
+      sum.set_total_ns(std::max(sum.total_ns(), numbers.total_ns()));
+    }
+  }
+  for (const auto& [version, counted] : known) {
+    if (counted.first == step.facts.nodes) catalog_.version(step.facts.key, counted.second, step.facts.nodes);
+  }
+}
+
+void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& node, const std::string& reason) {
+  step->agents.erase(node);
+  step->hellos.erase(node);
+  step->ipc.erase(node);
+  if (step->round) {
+    step->round->lost(node, reason);
+    advanced(step);
+  }
+  if (!step->agents.empty()) return;
+  step->due_timer_.cancel();
+  step->phase_timer_.cancel();
+  if (step->wish_ && step->waiting_) {
+    const auto told = step->wish_->finished;
+    step->wish_.reset();
+    if (told) told(kAlreadyDone, "the step has ended");
+  }
+  catalog_.step_ended(step->facts.key);
+  steps_.erase(step->facts.key);
+  spdlog::info("step {}: its last agent has left ({})", name_of(*step), reason);
+}
+
+void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& node, const net::ToCoordinator& message) {
+  if (message.has_done() && step->round) {
+    step->round->done(node, message.done());
+    step->highest_version = std::max(step->highest_version, step->round->highest_version());
+    advanced(step);
+  } else if (message.has_version()) {
+    step->highest_version = std::max(step->highest_version, message.version().numbers().version());
+    if (step->facts.nodes == 1) catalog_.version(step->facts.key, message.version().numbers(), 1);
+  } else if (message.has_ipc()) {
+    step->ipc[node] = message.ipc();
+  }
+}
+
+std::vector<std::shared_ptr<Step>> Steps::running(uint32_t job, std::optional<int32_t> wanted) const {
+  std::vector<std::shared_ptr<Step>> found;
+  for (auto at = steps_.lower_bound({job, INT32_MIN, 0}); at != steps_.end() && at->first.job == job; ++at) {
+    if (!wanted || at->first.step == *wanted) found.push_back(at->second);
+  }
+  return found;
+}
+
+bool Steps::is_disabled(const Step& step) const {
+  return catalog_.disabled(step.facts.key.job, std::nullopt) > 0 ||
+         catalog_.disabled(step.facts.key.job, step.facts.key.step) > 0;
+}
+
+// ---- when -------------------------------------------------------------------------------------
+
+void Steps::plan_next(const std::shared_ptr<Step>& step) {
+  const auto interval = milliseconds(step->facts.interval_ms);
+  const auto now = Step::Clock::now();
+  // From when the last one was due; intervals that it overran are left out.
+  while (step->due_ <= now) step->due_ += interval;
+  const int64_t most = interval.count() * config_.jitter / 100;
+  const auto shift = milliseconds(most == 0 ? 0 : std::uniform_int_distribution<int64_t>(-most, most)(random_));
+  const auto when = std::max(step->due_ + shift, now);
+  step->next_due = std::chrono::system_clock::now() + std::chrono::duration_cast<milliseconds>(when - now);
+  step->due_timer_.expires_at(when);
+  step->due_timer_.async_wait([this, step](error_code error) {
+    if (!error) due(step);
+  });
+}
+
+void Steps::due(const std::shared_ptr<Step>& step) {
+  const bool busy = step->round || step->wish_;
+  if (!busy && step->complete() && !is_disabled(*step)) {
+    step->wish_.emplace();
+    begin_or_wait(step);
+  }
+  plan_next(step);
+}
+
+uint32_t Steps::create(const std::shared_ptr<Step>& step, Wish wish) {
+  if (step->round || step->wish_) return kInProgress;
+  if (is_disabled(*step)) return kDisabled;
+  if (!step->complete()) return kCheckpointFailed;
+  step->wish_ = std::move(wish);
+  begin_or_wait(step);
+  return kSlurmSuccess;
+}
+
+void Steps::begin_or_wait(const std::shared_ptr<Step>& step) {
+  step->latest_ =
+      step->wish_->max_wait.count() == 0 ? Step::Clock::time_point::max() : Step::Clock::now() + step->wish_->max_wait;
+  if (config_.max_writers != 0 && writers_ >= config_.max_writers) {
+    step->waiting_ = true;
+    waiting_.push_back(step);
+    return;
+  }
+  begin(step);
+}
+
+void Steps::next_writer() {
+  while (!waiting_.empty() && (config_.max_writers == 0 || writers_ < config_.max_writers)) {
+    const std::shared_ptr<Step> step = waiting_.front().lock();
+    waiting_.pop_front();
+    if (!step || !step->wish_ || !step->waiting_) continue;
+    step->waiting_ = false;
+    begin(step);
+  }
+}
+
+// ---- a round ----------------------------------------------------------------------------------
+
+void Steps::begin(const std::shared_ptr<Step>& step) {
+  writers_++;
+  step->killing_ = false;
+  step->round_began = std::chrono::system_clock::now();
+  std::set<std::string> nodes;
+  for (const auto& [node, send] : step->agents) nodes.insert(node);
+  const RoundLimits limits{config_.prepare_timeout, config_.stop_timeout, config_.write_timeout};
+  // The agents outlive the round: agent_left() ends it first.
+  Step* const raw = step.get();
+  step->round = std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->wish_->kill, limits,
+                                        [raw](const std::string& node, const net::ToPeer& message) {
+                                          const auto agent = raw->agents.find(node);
+                                          if (agent != raw->agents.end()) agent->second(message);
+                                        });
+  step->round->begin();
+  advanced(step);
+}
+
+void Steps::watch_phase(const std::shared_ptr<Step>& step) {
+  const auto until = std::min(Step::Clock::now() + step->round->limit(), step->latest_);
+  step->phase_timer_.expires_at(until);
+  step->phase_timer_.async_wait([this, step](error_code error) {
+    if (error || !step->round) return;
+    step->round->time_out();
+    advanced(step);
+  });
+}
+
+// After anything that may have moved the round.
+void Steps::advanced(const std::shared_ptr<Step>& step) {
+  if (step->round->over()) return finished(step);
+  if (!step->round->may_kill()) return watch_phase(step);
+  if (step->killing_) return;
+  step->killing_ = true;
+  const auto go_on = [this, weak = std::weak_ptr(step), id = step->round->id()](const std::string& why) {
+    const auto same = weak.lock();
+    if (!same || !same->round || same->round->id() != id) return;
+    if (why.empty()) {
+      same->round->finish_kill();
+    } else {
+      same->round->give_up(why);
+    }
+    advanced(same);
+  };
+  if (step->wish_->before_kill) return step->wish_->before_kill(go_on);
+  go_on({});
+}
+
+void Steps::finished(const std::shared_ptr<Step>& step) {
+  step->phase_timer_.cancel();
+  const std::unique_ptr<Round> round = std::move(step->round);
+  const Wish wish = std::move(*step->wish_);
+  step->wish_.reset();
+  writers_--;
+  const RoundResult& result = round->result();
+  uint32_t code = 0;
+  std::string text = result.error;
+  if (result.committed) {
+    counters_.committed++;
+    counters_.bytes += result.numbers.bytes();
+    catalog_.version(step->facts.key, result.numbers, step->facts.nodes);
+    spdlog::info("step {}: version {}{}: {} processes, {} bytes, stopped {:.1f} ms, {:.3f} s in all", name_of(*step),
+                 round->version(), result.numbers.full() ? " (full)" : "", result.numbers.processes(),
+                 result.numbers.bytes(), static_cast<double>(result.numbers.stop_ns()) / 1e6,
+                 static_cast<double>(result.numbers.total_ns()) / 1e9);
+  }
+  if (!text.empty()) {
+    counters_.failed++;
+    code = result.timed_out ? kTimedOut : kCheckpointFailed;
+    if (!result.remedy.empty()) text += "; " + result.remedy;
+    spdlog::warn("step {}: {}: {}", name_of(*step), result.committed ? "after the version was committed" : "no version",
+                 text);
+  }
+  catalog_.result(step->facts.key, code, text);
+  step->facts.last_code = code;
+  step->facts.last_error = text;
+  // Something of the moment, as a process that ended just then: soon again, a few times.
+  const bool again = !result.committed && result.passing && !result.timed_out && step->complete() &&
+                     step->facts.interval_ms > 0 && !wish.finished && ++step->passing_failures_ <= kPassingTries;
+  if (!again) step->passing_failures_ = 0;
+  if (wish.finished) wish.finished(code, text);
+  next_writer();
+  if (again && !step->round && !step->wish_) {
+    step->due_timer_.expires_after(kRetry);
+    step->due_timer_.async_wait([this, step](error_code error) {
+      if (!error) due(step);
+    });
+  }
+}
+
+}  // namespace icp

@@ -1,0 +1,112 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The steps whose agents are connected: when each is due for a version, the rounds under way, and what came of them.
+#pragma once
+
+#include <sys/types.h>
+
+#include <chrono>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "coordinator/config.h"
+#include "coordinator/icpctld/catalog.h"
+#include "coordinator/icpctld/round.h"
+#include "coordinator/protocol/asio.h"
+#include "coordinator/protocol/coordinator.pb.h"
+
+namespace icp {
+
+// How a version was asked for.
+struct Wish {
+  bool kill = false;
+  std::chrono::milliseconds max_wait{0};  // for the whole version; 0: the configured time-outs
+  // Called once with Slurm's code and a text (0: committed). Before a round that kills does so, `before_kill` must call
+  // its argument: with an empty text to go on, else with why not. May be empty.
+  std::function<void(uint32_t code, const std::string& text)> finished;
+  std::function<void(std::function<void(const std::string& why)>)> before_kill;
+};
+
+// One step, from its first agent to its last. Owned by Steps.
+class Step {
+ public:
+  using Clock = std::chrono::steady_clock;
+
+  StepFactsRecord facts;
+  std::map<std::string, std::function<void(const net::ToPeer&)>> agents;  // by node
+  std::map<std::string, net::AgentHello> hellos;
+  std::map<std::string, net::IpcObjects> ipc;
+  uint32_t highest_version = 0;
+  std::unique_ptr<Round> round;
+  std::chrono::system_clock::time_point round_began;
+  std::chrono::system_clock::time_point next_due;
+
+  bool complete() const { return agents.size() == facts.nodes; }
+
+ private:
+  friend class Steps;
+  explicit Step(boost::asio::io_context& io) : due_timer_(io), phase_timer_(io) {}
+
+  boost::asio::steady_timer due_timer_, phase_timer_;
+  Clock::time_point due_, latest_;  // latest_: the end of max_wait
+  std::optional<Wish> wish_;        // of the round under way or waiting
+  bool waiting_ = false;            // for a writer's place
+  bool killing_ = false;
+  int passing_failures_ = 0;
+};
+
+// One thread.
+class Steps {
+ public:
+  using SendToAgent = std::function<void(const net::ToPeer&)>;
+
+  Steps(boost::asio::io_context& io, const Config& config, Catalog& catalog);
+
+  // Nothing when the hello makes no sense or contradicts what other agents of the step said (`why`).
+  std::shared_ptr<Step> agent_came(const net::AgentHello& hello, SendToAgent send, std::string& why);
+  void agent_left(const std::shared_ptr<Step>& step, const std::string& node, const std::string& reason);
+  void agent_said(const std::shared_ptr<Step>& step, const std::string& node, const net::ToCoordinator& message);
+
+  // The steps of a job that run now; of one step when given.
+  std::vector<std::shared_ptr<Step>> running(uint32_t job, std::optional<int32_t> step) const;
+  const std::map<StepKey, std::shared_ptr<Step>>& all() const { return steps_; }
+  // Takes a version as soon as a place is free. Slurm's code: 0 when it was accepted.
+  uint32_t create(const std::shared_ptr<Step>& step, Wish wish);
+  bool is_disabled(const Step& step) const;
+  void set_config(const Config& config) { config_ = config; }
+
+  struct Counters {
+    uint64_t committed = 0, failed = 0, bytes = 0;
+  };
+  const Counters& counters() const { return counters_; }
+  size_t rounds_under_way() const { return writers_; }
+
+ private:
+  void plan_next(const std::shared_ptr<Step>& step);
+  void due(const std::shared_ptr<Step>& step);
+  void begin_or_wait(const std::shared_ptr<Step>& step);
+  void begin(const std::shared_ptr<Step>& step);
+  void watch_phase(const std::shared_ptr<Step>& step);
+  void advanced(const std::shared_ptr<Step>& step);
+  void finished(const std::shared_ptr<Step>& step);
+  void next_writer();
+  void record_known_versions(Step& step);
+
+  boost::asio::io_context& io_;
+  Config config_;
+  Catalog& catalog_;
+  std::map<StepKey, std::shared_ptr<Step>> steps_;
+  std::deque<std::weak_ptr<Step>> waiting_;
+  size_t writers_ = 0;
+  uint64_t next_round_;
+  std::minstd_rand random_;
+  Counters counters_;
+};
+
+}  // namespace icp

@@ -1,0 +1,191 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpstepd/coordinator_link.h"
+
+#include <pwd.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <random>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+namespace asio = boost::asio;
+using boost::system::error_code;
+using std::chrono::milliseconds;
+
+constexpr milliseconds kConnectTimeout{5'000}, kFirstPause{200}, kLongestPause{10'000}, kLastWords{200};
+
+uid_t uid_of(const std::string& user) {
+  passwd entry{};
+  passwd* found = nullptr;
+  char buffer[4096];
+  if (::getpwnam_r(user.c_str(), &entry, buffer, sizeof buffer, &found) != 0 || found == nullptr) {
+    throw_error(ErrorKind::kUsage, "coordinator_user in icp.yaml: there is no user {}", user);
+  }
+  return entry.pw_uid;
+}
+
+}  // namespace
+
+CoordinatorLink::CoordinatorLink(const Config& config, net::AgentHello hello, asio::io_context& agent, Events events)
+    : coordinators_(config.coordinators),
+      munge_(config.munge_socket),
+      server_(uid_of(config.coordinator_user)),
+      agent_(agent),
+      events_(std::make_shared<Events>(std::move(events))),
+      hello_(std::move(hello)) {
+  asio::post(io_, [this] { connect(); });
+  // Signals are the agent's thread's.
+  sigset_t all, before;
+  sigfillset(&all);
+  ::pthread_sigmask(SIG_SETMASK, &all, &before);
+  thread_ = std::thread([this] {
+    const auto guard = asio::make_work_guard(io_);
+    io_.run();
+  });
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+}
+
+CoordinatorLink::~CoordinatorLink() {
+  *events_ = {};
+  asio::post(io_, [this] {
+    if (connection_) connection_->finish();
+    leave(std::chrono::steady_clock::now() + kLastWords);
+  });
+  thread_.join();
+  if (connection_) connection_->close();
+}
+
+// What was said last still goes out, unless nobody reads it.
+void CoordinatorLink::leave(std::chrono::steady_clock::time_point latest) {
+  if (!connection_ || connection_->queued() == 0 || std::chrono::steady_clock::now() > latest) return io_.stop();
+  timer_.expires_after(milliseconds(1));
+  timer_.async_wait([this, latest](error_code) { leave(latest); });
+}
+
+void CoordinatorLink::connect() {
+  const net::Endpoint& endpoint = coordinators_[next_++ % coordinators_.size()];
+  timer_.expires_after(kConnectTimeout);
+  timer_.async_wait([this](error_code error) {
+    if (error) return;
+    resolver_.cancel();
+    error_code ignored;
+    socket_.close(ignored);
+  });
+  const std::string name = to_text(endpoint);
+  resolver_.async_resolve(
+      endpoint.host, std::to_string(endpoint.port), [this, name](error_code error, const auto& found) {
+        if (error) return retry(fmt::format("{}: {}", name, error.message()));
+        asio::async_connect(socket_, found, [this, name](error_code failed, const asio::ip::tcp::endpoint&) {
+          if (failed) return retry(fmt::format("{}: {}", name, failed.message()));
+          timer_.cancel();
+          opened(std::move(socket_));
+          socket_ = asio::ip::tcp::socket(io_);
+        });
+      });
+}
+
+void CoordinatorLink::opened(net::Connection::Socket socket) {
+  net::Connection::Handlers handlers;
+  handlers.ready = [this] {
+    pause_ = milliseconds(0);
+    net::ToCoordinator message;
+    {
+      const std::lock_guard lock(mutex_);
+      *message.mutable_agent() = hello_;
+    }
+    connection_->send(message.SerializeAsString());
+  };
+  handlers.received = [this](const std::string& payload) { received(payload); };
+  handlers.closed = [this, name = to_text(coordinators_[(next_ - 1) % coordinators_.size()])](const std::string& why) {
+    retry(fmt::format("{}: {}", name, why));
+  };
+  connection_ = net::Connection::open(std::move(socket), munge_, pool_, server_, kConnectTimeout, std::move(handlers));
+}
+
+void CoordinatorLink::retry(const std::string& why) {
+  timer_.cancel();
+  connection_.reset();
+  {
+    const std::lock_guard lock(mutex_);
+    scheduled_ = false;
+    if (round_ != 0) given_up_ = "the connection to the coordinator is lost";
+  }
+  heard_.notify_all();
+  tell_agent(why);
+  // A thousand agents that lost the same coordinator do not come back in the same moment.
+  pause_ = std::clamp(pause_ * 2, kFirstPause, kLongestPause);
+  static thread_local std::minstd_rand random{std::random_device{}()};
+  timer_.expires_after(pause_ / 2 + milliseconds(std::uniform_int_distribution<int64_t>(0, pause_.count())(random)));
+  timer_.async_wait([this](error_code error) {
+    if (!error) connect();
+  });
+}
+
+void CoordinatorLink::tell_agent(const std::string& why) {
+  // Each attempt fails with much the same words: the agent hears of the first.
+  if (told_.empty() == why.empty() && told_ != "-") return;
+  told_ = why;
+  asio::post(agent_, [events = events_, why] {
+    if (events->changed) events->changed(why);
+  });
+}
+
+void CoordinatorLink::received(const std::string& payload) {
+  net::ToPeer message;
+  if (!message.ParseFromString(payload)) {
+    spdlog::warn("icpctld sent something that is no message");
+    return;
+  }
+  {
+    const std::lock_guard lock(mutex_);
+    if (message.has_welcome()) scheduled_ = message.welcome().scheduled();
+    if (message.has_begin()) {
+      round_ = message.begin().round();
+      go_ = net::PREPARE;
+      given_up_.clear();
+    }
+    if (message.has_go() && message.go().round() == round_) go_ = std::max(go_, message.go().phase());
+    if (message.has_abort() && message.abort().round() == round_) {
+      given_up_ = message.abort().reason().empty() ? "given up by the coordinator" : message.abort().reason();
+    }
+  }
+  heard_.notify_all();
+  if (message.has_welcome()) tell_agent("");
+  if (message.has_begin()) {
+    asio::post(agent_, [events = events_, begin = message.begin()] {
+      if (events->begin) events->begin(begin);
+    });
+  }
+}
+
+bool CoordinatorLink::scheduled() const {
+  const std::lock_guard lock(mutex_);
+  return scheduled_;
+}
+
+void CoordinatorLink::set_hello(const net::AgentHello& hello) {
+  const std::lock_guard lock(mutex_);
+  hello_ = hello;
+}
+
+void CoordinatorLink::say(const net::ToCoordinator& message) {
+  asio::post(io_, [this, payload = message.SerializeAsString()] {
+    if (connection_) connection_->send(payload);
+  });
+}
+
+void CoordinatorLink::wait_go(uint64_t round, net::Phase phase, milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  const bool heard =
+      heard_.wait_for(lock, timeout, [&] { return round_ != round || !given_up_.empty() || go_ >= phase; });
+  if (round_ != round) throw_error(ErrorKind::kBusy, "the coordinator has gone on to another version");
+  if (!given_up_.empty()) throw_error(ErrorKind::kBusy, "{}", given_up_);
+  if (!heard) throw_error(ErrorKind::kBusy, "the other nodes were not ready within {} ms", timeout.count());
+}
+
+}  // namespace icp

@@ -1,0 +1,81 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The agent's connection to icpctld: kept up in a thread of its own, so that the thread that ptraces can wait for the
+// coordinator's word while its processes are stopped, and so that a coordinator that is away delays nobody.
+#pragma once
+
+#include <chrono>
+#include <condition_variable>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <thread>
+
+#include "coordinator/config.h"
+#include "coordinator/protocol/connection.h"
+#include "coordinator/protocol/coordinator.pb.h"
+
+namespace icp {
+
+class CoordinatorLink {
+ public:
+  // Called in the agent's thread (posted to its io_context).
+  struct Events {
+    std::function<void(const net::BeginRound&)> begin;
+    // The connection is there, or is not: `why` is empty when it is.
+    std::function<void(const std::string& why)> changed;
+  };
+
+  // Starts connecting. `agent` must outlive this. Throws Error (kUsage) when coordinator_user does not exist.
+  CoordinatorLink(const Config& config, net::AgentHello hello, boost::asio::io_context& agent, Events events);
+  ~CoordinatorLink();
+
+  // All of these are thread-safe.
+  // True while icpctld is there and decides when versions are taken.
+  bool scheduled() const;
+  // What is said of the step at the next connection.
+  void set_hello(const net::AgentHello& hello);
+  // Dropped when nobody is there.
+  void say(const net::ToCoordinator& message);
+  // Blocks until the coordinator lets the round go on with `phase`. Throws Error (kBusy): given up by the coordinator,
+  // connection lost, or nothing heard for `timeout`.
+  void wait_go(uint64_t round, net::Phase phase, std::chrono::milliseconds timeout);
+
+ private:
+  void connect();
+  void retry(const std::string& why);
+  void opened(net::Connection::Socket socket);
+  void received(const std::string& payload);
+  void tell_agent(const std::string& why);
+  void leave(std::chrono::steady_clock::time_point latest);
+
+  const std::vector<net::Endpoint> coordinators_;
+  const net::MungeAuth munge_;
+  uid_t server_ = 0;
+  boost::asio::io_context& agent_;
+  // Handlers that were posted to the agent's io_context may run when this is gone.
+  std::shared_ptr<Events> events_;
+
+  boost::asio::io_context io_{1};
+  boost::asio::thread_pool pool_{1};
+  boost::asio::ip::tcp::resolver resolver_{io_};
+  boost::asio::ip::tcp::socket socket_{io_};
+  boost::asio::steady_timer timer_{io_};
+  net::Connection::Pointer connection_;
+  size_t next_ = 0;  // of the coordinators
+  std::chrono::milliseconds pause_{0};
+  std::string told_ = "-";  // what tell_agent() said last
+
+  mutable std::mutex mutex_;
+  std::condition_variable heard_;
+  net::AgentHello hello_;
+  bool scheduled_ = false;
+  uint64_t round_ = 0;
+  net::Phase go_ = net::NONE;
+  std::string given_up_;  // not empty: why the round is over
+
+  std::thread thread_;  // last: it uses all of the above
+};
+
+}  // namespace icp
