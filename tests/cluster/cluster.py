@@ -4,8 +4,8 @@
     with Cluster("/var/tmp/somewhere", nodes=2) as cluster:
         result = cluster.run(["srun", "-N2", "hostname"], user="icptest")
 
-munged, slurmctld and one slurmd a node, all with sockets, ports, spool and logs
-of their own under one state directory; nothing under /etc is read or written,
+munged, slurmctld, one slurmd a node and, if asked for, icpctld, all with sockets,
+ports, spool and logs of their own under one state directory; nothing under /etc is read or written,
 but for the ordinary user that jobs run as, who is added if there is none.
 Needs root. Several clusters can be up at once: their node names and ports differ.
 
@@ -74,11 +74,13 @@ class Cluster:
     plugin_args: its plugstack arguments; {etc}, {bin} and {lib} are replaced.
     icp_config: more lines for icp.yaml.
     install: programs copied to {bin}, which env() puts first on the PATH.
+    coordinator: run icpctld, which must be among `install`, and name it in icp.yaml;
+        see start_coordinator(). What it reads at its start goes into icp_config.
     """
 
     def __init__(self, state, *, nodes=1, cpus=4, proctrack=None, plugin=None,
                  plugin_args=PLUGIN_ARGS, icp_config="", plugin_required=False, install=(),
-                 task_plugin="task/none",
+                 coordinator=False, task_plugin="task/none",
                  port_base=0, slurmd_timeout=10, user=USER, debug="debug", extra_conf=""):
         self.state = pathlib.Path(state).resolve()
         self.nodes, self.cpus = nodes, cpus
@@ -86,6 +88,7 @@ class Cluster:
         self.plugin, self.plugin_args = plugin, plugin_args
         self.plugin_required, self.icp_config = plugin_required, icp_config
         self.install = [str(program) for program in install]
+        self.coordinator = coordinator
         self.port_base, self.slurmd_timeout = port_base, slurmd_timeout
         self.user, self.debug, self.extra_conf = user, debug, extra_conf
         self.prefix = "icp" + hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
@@ -138,6 +141,15 @@ class Cluster:
     def node_names(self):
         return [self.node(i) for i in range(1, self.nodes + 1)]
 
+    @property
+    def coordinator_port(self):
+        return self.port_base + self.nodes + 1
+
+    @property
+    def coordinator_log(self):
+        """What icpctld wrote (coordinator_log is stderr in icp.yaml)."""
+        return self.log_dir / "icpctld.out"
+
     def slurmd_log(self, i=1):
         return self.log_dir / f"slurmd.{self.node(i)}.log"
 
@@ -166,6 +178,8 @@ class Cluster:
             self._write_conf()
             self._start_munged()
             self._spawn("slurmctld", ["slurmctld", "-D", "-c"])
+            if self.coordinator:
+                self.start_coordinator()
             for i in range(1, self.nodes + 1):
                 self.start_node(i, wait=False)
             self.wait_idle()
@@ -185,7 +199,7 @@ class Cluster:
             Cluster.load(self.state).down()
         elif self.state.exists() and any(self.state.iterdir()):
             raise ClusterError(f"{self.state} is neither empty nor a cluster's state directory")
-        for name in ("munge", "ctld", "spool", "run", "etc", "log"):
+        for name in ("munge", "ctld", "icpctld", "spool", "run", "etc", "log"):
             shutil.rmtree(self.state / name, ignore_errors=True)
 
     def _make_directories(self):
@@ -195,7 +209,7 @@ class Cluster:
         self._save()
         account = ensure_user(self.user)
         self.ipc_before = leftovers.ipc_objects(account.pw_uid)
-        for name in ("", "munge", "ctld", "spool", "run", "etc", "log", "bin", "lib"):
+        for name in ("", "munge", "ctld", "icpctld", "spool", "run", "etc", "log", "bin", "lib"):
             path = self.state / name
             path.mkdir(exist_ok=True)
             path.chmod(0o755)
@@ -229,7 +243,10 @@ class Cluster:
         return self.state / "run" / "icp"
 
     def set_icp_config(self, lines):
-        """Rewrite icp.yaml: `lines` besides run_dir."""
+        """Rewrite icp.yaml: `lines` besides run_dir and what leads to the coordinator.
+        icpctld reads it again on reload_coordinator(), agents and commands at their start."""
+        if self.coordinator:
+            lines = slurmconf.coordinator_yaml(self) + lines
         self._replace("icp.yaml", slurmconf.icp_yaml(self.icp_run_dir, lines))
 
     def set_plugin_args(self, arguments, required=False):
@@ -247,11 +264,11 @@ class Cluster:
         fresh.rename(self.conf_dir / name)
 
     def _free_ports(self):
-        """The first of nodes+1 free ports in a row, below the kernel's ephemeral range."""
+        """The first of nodes+2 free ports in a row, below the kernel's ephemeral range."""
         for _ in range(200):
             base = random.SystemRandom().randrange(11000, 31000, 64)
             try:
-                for port in range(base, base + self.nodes + 1):
+                for port in range(base, base + self.nodes + 2):
                     with socket.socket() as probe:
                         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                         probe.bind(("", port))
@@ -281,10 +298,38 @@ class Cluster:
         if wait:
             self.wait_idle([node])
 
+    def start_coordinator(self, wait=True):
+        """Start icpctld, in the foreground; with `wait`, until it takes connections."""
+        program = self.bin_dir / "icpctld"
+        if not program.exists():
+            raise ClusterError("icpctld is not among the installed programs")
+        self._spawn("icpctld", [program, "--config", self.conf_dir / "icp.yaml"])
+        if wait:
+            self.wait_for(self._coordinator_listens, 20, f"icpctld to listen ({self.coordinator_log})")
+
+    def _coordinator_listens(self):
+        if not self.alive("icpctld"):
+            raise ClusterError(f"icpctld ended at its start:\n{self.log_tail('icpctld')}")
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.coordinator_port)) == 0
+
+    def reload_coordinator(self):
+        """Have icpctld read icp.yaml again. Returns at once."""
+        os.kill(self.pids["icpctld"][0], signal.SIGHUP)
+
+    def kill_coordinator(self, signum=signal.SIGKILL):
+        """End icpctld and wait until it is gone. Returns its exit status (-signal if it died of one),
+        None if this object did not start it."""
+        self._kill_daemon("icpctld", signum)
+        self.wait_for(lambda: not self.alive("icpctld"), 20, "icpctld to end")
+        pid, _ = self.pids.pop("icpctld")
+        self._save()
+        return next((child.returncode for child in self.children if child.pid == pid), None)
+
     def _spawn(self, name, command, **environment):
         with open(self.log_dir / f"{name}.out", "ab") as out:
             child = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/",
+                [str(word) for word in command], stdin=subprocess.DEVNULL, stdout=out, stderr=out, cwd="/",
                 env=self.env(**environment), start_new_session=True)
         self.children.append(child)
         self.pids[name] = [child.pid, leftovers.start_time(child.pid)]
@@ -320,9 +365,10 @@ class Cluster:
         With `purge` the state directory goes as well.
         """
         self._reap()
+        complaints = self._stop_coordinator()
         for name in ("slurmctld", *(n for n in self.pids if n.startswith("slurmd."))):
             self._kill_daemon(name)
-        complaints = self._clean_nodes(self.node_names)
+        complaints += self._clean_nodes(self.node_names)
         self._kill_daemon("munged")
         self._reap()
         self._dismiss_guardian()
@@ -336,6 +382,17 @@ class Cluster:
         if purge:
             shutil.rmtree(self.state, ignore_errors=True)
         return complaints
+
+    def _stop_coordinator(self):
+        """SIGTERM, as a service manager does it; what does not end of that is killed and complained of."""
+        if not self.alive("icpctld"):
+            return []
+        try:
+            status = self.kill_coordinator(signal.SIGTERM)
+        except ClusterError:
+            self._kill_daemon("icpctld")
+            return ["icpctld did not end of SIGTERM"]
+        return [] if status in (0, None) else [f"icpctld ended with {status}"]
 
     def guard(self):
         """Have the cluster taken down and its directory removed should this process die
@@ -501,7 +558,7 @@ class Cluster:
     # --- the state file ----------------------------------------------------------
 
     SAVED = ("nodes", "cpus", "proctrack", "plugin", "plugin_args", "icp_config", "plugin_required",
-             "install", "task_plugin", "port_base", "slurmd_timeout", "user", "debug", "extra_conf")
+             "install", "coordinator", "task_plugin", "port_base", "slurmd_timeout", "user", "debug", "extra_conf")
 
     def _save(self):
         data = {name: getattr(self, name) for name in self.SAVED}

@@ -84,3 +84,14 @@ def plugstack_conf(plugin, requirement, arguments):
 def icp_yaml(run_dir, more):
     """icp.yaml of a cluster of its own: what is pinned lies in the state directory."""
     return f"run_dir: {run_dir}\n{more}".rstrip() + "\n"
+
+
+def coordinator_yaml(c):
+    """The lines of icp.yaml by which icpctld of cluster `c` runs and is found."""
+    return f"""\
+coordinator: 127.0.0.1:{c.coordinator_port}
+coordinator_user: root
+munge_socket: {c.munge_socket}
+listen: 127.0.0.1:{c.coordinator_port}
+state_dir: {c.state}/icpctld
+"""

@@ -23,7 +23,7 @@ from cluster import Cluster  # noqa: E402
 
 BUILD = pathlib.Path(os.environ.get("ICP_BUILD_DIR", ROOT / "build" / "release"))
 PLUGIN = BUILD / "spank" / "spank_icp.so"
-TOOLS = tuple(BUILD / "coordinator" / name for name in ("icp", "icpstepd", "icp-proxy", "icp-init"))
+TOOLS = tuple(BUILD / "coordinator" / name for name in ("icp", "icpctld", "icpstepd", "icp-proxy", "icp-init"))
 PROGRAMS = [BUILD / "tests" / "programs" / name for name in (
     "malloc_and_write", "mgs", "fork_sysv", "threads_sum", "numpy_threads.py", "pipeline.sh",
     "primes.pl")]
@@ -56,9 +56,14 @@ class ClusterCase(unittest.TestCase):
         cls.cluster = Cluster(cls.state, **options)
         cls.addClassCleanup(cls._take_down)
         cls.failed = False
+        cls.configure()
         cls.cluster.up()
         cls.cluster.guard()
         cls.user, cls.work = cls.cluster.user, cls.cluster.work
+
+    @classmethod
+    def configure(cls):
+        """Last changes to cls.cluster before it comes up."""
 
     @classmethod
     def _take_down(cls):

@@ -13,10 +13,12 @@ class JobCase(harness.ClusterCase):
     config = ""  # lines of icp.yaml
 
     @classmethod
-    def setUpClass(cls):
-        super().setUpClass()
-        cls.cluster.set_icp_config(
-            f"log: {cls.cluster.log_dir}/icpstepd.log\nmin_interval: 0.1s\nlog_level: debug\n{cls.config}")
+    def configure(cls):
+        cls.cluster.icp_config = cls.icp_lines(cls.config)
+
+    @classmethod
+    def icp_lines(cls, config):
+        return f"log: {cls.cluster.log_dir}/icpstepd.log\nmin_interval: 0.1s\nlog_level: debug\n{config}"
 
     def agent_log(self):
         path = self.cluster.log_dir / "icpstepd.log"
