@@ -24,6 +24,9 @@ constexpr uint32_t kLeastMss = 48, kMostMss = 65535;
 constexpr size_t kChunk = 32 << 10;
 constexpr int kReceiveQueue = 1, kSendQueue = 2;  // enum of linux/tcp.h
 
+// TCPOPT_* of <netinet/tcp.h>, which cannot be included beside the kernel's header.
+constexpr uint32_t kOptionMss = 2, kOptionWindow = 3, kOptionSack = 4, kOptionTimestamp = 8;
+
 using Ends = std::pair<InetAddress, InetAddress>;
 
 int domain_of(const pb::TcpSocket& socket) { return socket.v6() ? AF_INET6 : AF_INET; }
@@ -237,11 +240,11 @@ void Connection::join_addresses() {
 
 void Connection::set_parameters() {
   std::vector<tcp_repair_opt> options = {
-      {TCPOPT_MAXSEG, std::min(socket_.mss(), kMostMss)},
-      {TCPOPT_WINDOW, socket_.send_scale() | socket_.receive_scale() << 16},
+      {kOptionMss, std::min(socket_.mss(), kMostMss)},
+      {kOptionWindow, socket_.send_scale() | socket_.receive_scale() << 16},
   };
-  if (socket_.sack()) options.push_back({TCPOPT_SACK_PERMITTED, 0});
-  if (socket_.timestamps()) options.push_back({TCPOPT_TIMESTAMP, 0});
+  if (socket_.sack()) options.push_back({kOptionSack, 0});
+  if (socket_.timestamps()) options.push_back({kOptionTimestamp, 0});
   if (::setsockopt(fd_, IPPROTO_TCP, TCP_REPAIR_OPTIONS, options.data(),
                    static_cast<socklen_t>(options.size() * sizeof options[0])) != 0) {
     throw_errno("cannot set what {} has agreed on", name_of(file_));
