@@ -221,7 +221,8 @@ CheckpointResult Session::Impl::checkpoint(bool kill) {
       memory.abandon();
       // A process that ended in the middle: the others are looked at afresh.
       const bool passing = error.kind() == ErrorKind::kGone || error.kind() == ErrorKind::kBusy;
-      if (!passing || tries == kPassingTries || !alive()) throw;
+      // The other capsules of a job would have to try again, too: that is their caller's.
+      if (!passing || tries == kPassingTries || config.network.inside_job || !alive()) throw;
     } catch (...) {
       memory.abandon();
       throw;
