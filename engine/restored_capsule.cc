@@ -146,7 +146,8 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                               .outer = streams,
                               .open_object = [&](uint32_t object, uint32_t flags) {
                                 return memory_restore.open_object(object, flags);
-                              }});
+                              },
+                              .network = options.network});
   files.create();
 
   builder.build(capsule, steps);
@@ -175,6 +176,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   for (auto& process : processes) process->set_registers();
   note_tasks(capsule, processes);
   note_streams(streams);
+  files.meet();
   // From here on the outside changes; what could fail has been tried.
   files.apply_side_effects();
   memory_restore.apply_side_effects();

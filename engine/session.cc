@@ -54,12 +54,13 @@ int64_t wall_time_of(uint64_t ticks) {
   throw Error(passing ? ErrorKind::kBusy : ErrorKind::kRefused, text);
 }
 
-Findings check_now(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer) {
+Findings check_now(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer,
+                   const NetworkScope& network = {}) {
   Findings findings;
   if (processes.empty()) return findings;
   check_processes(processes, findings);
   check_memory(processes, findings);
-  check_files(processes, outer, findings);
+  check_files(processes, outer, findings, network);
   return findings;
 }
 
@@ -164,7 +165,8 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   capture_sysv(select_objects(sysv_scope(stopped)), *capsule.mutable_sysv());
   capture_files(
       stopped, states, config.outer,
-      [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule);
+      [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule,
+      config.network);
   memory.collect(stopped, states, capsule);
   for (size_t i = 0; i < stopped.size(); ++i)
     if (!stopped[i].ref.zombie) capture_process_state(stopped[i], *states[i]);
@@ -199,14 +201,14 @@ void Session::Impl::capture_undo(std::vector<StoppedProcess>& stopped, const std
 
 CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
   const uint64_t begin = now_ns(CLOCK_MONOTONIC);
-  Findings findings = check_now(processes(), config.outer);
+  Findings findings = check_now(processes(), config.outer, config.network);
   for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
     // Something may look unsupported only because its process is ending: a second and third look tell.
     const bool lasting =
         std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; });
     if (lasting && tries > kLastingTries) break;
     std::this_thread::sleep_for(kPassingWait);
-    findings = check_now(processes(), config.outer);
+    findings = check_now(processes(), config.outer, config.network);
   }
   if (!findings.empty()) throw_refused(findings);
 
@@ -219,7 +221,8 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
       memory.abandon();
       // A process that ended in the middle: the others are looked at afresh.
       const bool passing = error.kind() == ErrorKind::kGone || error.kind() == ErrorKind::kBusy;
-      if (!passing || options.gate || tries == kPassingTries || !alive()) throw;
+      // The other capsules of a job would have to try again, too: that is their caller's.
+      if (!passing || options.gate || config.network.inside_job || tries == kPassingTries || !alive()) throw;
     } catch (...) {
       memory.abandon();
       throw;
@@ -297,7 +300,7 @@ Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Session::Session(Session&&) noexcept = default;
 Session::~Session() = default;
 
-Findings Session::check() const { return check_now(impl_->processes(), impl_->config.outer); }
+Findings Session::check() const { return check_now(impl_->processes(), impl_->config.outer, impl_->config.network); }
 
 CheckpointResult Session::checkpoint(const CheckpointOptions& options) { return impl_->checkpoint(options); }
 

@@ -14,17 +14,19 @@
 #include "engine/files/pipe.h"
 #include "engine/files/regular_file.h"
 #include "engine/files/signalfd.h"
+#include "engine/files/tcp_socket.h"
 #include "engine/files/timerfd.h"
+#include "engine/files/udp_socket.h"
 #include "engine/files/unix_socket.h"
 #include "engine/files/unsupported.h"
 
 namespace icp {
 
 std::span<const FileKind* const> file_kinds() {
-  static const std::array<const FileKind*, 13> kinds = {
+  static const std::array<const FileKind*, 15> kinds = {
       &outer_stream_kind(), &object_file_kind(), &regular_file_kind(), &directory_kind(), &char_device_kind(),
       &pipe_kind(),         &eventfd_kind(),     &timerfd_kind(),      &signalfd_kind(),  &epoll_kind(),
-      &pidfd_kind(),        &unix_socket_kind(), &unsupported_kind(),
+      &pidfd_kind(),        &unix_socket_kind(), &tcp_socket_kind(), &udp_socket_kind(), &unsupported_kind(),
   };
   return kinds;
 }
@@ -45,6 +47,16 @@ std::string image_file_name(const pb::OpenFile& file) {
 
 void throw_bad_file(const pb::OpenFile& file, const std::string& what) {
   throw_error(ErrorKind::kImage, "cannot restore {}: {}", image_file_name(file), what);
+}
+
+RestoreContext::RestoreContext(const FileRestoreOptions& opts) : options(opts) {
+  for (const auto& [from, to] : options.network.addresses) {
+    const auto old_address = InetAddress::parse(from), new_address = InetAddress::parse(to);
+    if (!old_address || !new_address || old_address->ip.size() != new_address->ip.size()) {
+      throw_error(ErrorKind::kUsage, "'{}' and '{}' are not two internet addresses of one kind", from, to);
+    }
+    addresses.set(old_address->ip, new_address->ip);
+  }
 }
 
 void RestoreContext::put(const pb::OpenFile& file, UniqueFd fd) {

@@ -11,6 +11,7 @@
 
 #include "engine/files/file_scan.h"
 #include "engine/files/file_table.h"
+#include "engine/files/inet_address.h"
 #include "engine/image/image.pb.h"
 
 namespace icp {
@@ -21,7 +22,7 @@ using ImageFiles = std::span<const pb::OpenFile* const>;
 // What a kind works with while descriptions are made in the agent.
 class RestoreContext {
  public:
-  explicit RestoreContext(const FileRestoreOptions& opts) : options(opts) {}
+  explicit RestoreContext(const FileRestoreOptions& opts);
 
   const FileRestoreOptions& options;
 
@@ -35,6 +36,10 @@ class RestoreContext {
 
   std::map<uint32_t, UniqueFd> fds;
   std::set<uint32_t> pidfds;  // made later, inside the processes
+  AddressMap addresses;
+  std::vector<ConnectionEnd> open_ends;   // connections to other capsules
+  std::vector<const pb::OpenFile*> open_files;  // the same ones
+  std::vector<ConnectionEnd> other_ends;  // their other ends, known before side effects
   std::vector<std::function<void()>> side_effects;
 };
 
@@ -53,6 +58,9 @@ class FileKind {
   virtual pb::OpenFile::KindCase tag() const = 0;
   // Asked in the order of the table; the first that says yes has the description.
   virtual bool recognises(FileScan& scan, Description& description) const = 0;
+  // Before check(): what can only be judged together with other capsules goes into scan.inet. At a capture also what
+  // changes although the processes are stopped, into description.message: TCP goes on delivering.
+  virtual void survey(FileScan&, Descriptions) const {}
   // scan.refuse()s what cannot be saved. Also at capture, before capture().
   virtual void check(FileScan& scan, Descriptions descriptions) const = 0;
   // Fills description.message beyond id, flags and position. Reads only; nothing in the processes changes.

@@ -11,6 +11,7 @@
 #include "engine/files/file_lock.h"
 #include "engine/files/file_owner.h"
 #include "engine/files/file_table.h"
+#include "engine/files/tcp_socket.h"
 
 namespace icp {
 namespace {
@@ -28,6 +29,8 @@ void set_flags(const pb::OpenFile& file, int fd) {
     case pb::OpenFile::kTimerfd:
     case pb::OpenFile::kSignalfd:
     case pb::OpenFile::kUnixSocket:
+    case pb::OpenFile::kTcp:
+    case pb::OpenFile::kUdp:
       break;
     default:
       return;
@@ -133,6 +136,12 @@ void FileRestore::finish_process(RemoteProcess& remote, const pb::Process& proce
     restore_owner(remote, file, descriptor.fd(), impl_->context.get(file.id()));
   }
   restore_posix_locks(remote, process, impl_->files);
+}
+
+void FileRestore::meet() {
+  const NetworkRestore& network = impl_->options.network;
+  if (network.meet) impl_->context.other_ends = network.meet(impl_->context.open_ends);
+  check_connections(impl_->context);
 }
 
 void FileRestore::apply_side_effects() {

@@ -15,6 +15,7 @@
 #include "engine/base/unique_fd.h"
 #include "engine/files/fd_info.h"
 #include "engine/files/file_table.h"
+#include "engine/files/inet_survey.h"
 
 namespace icp {
 
@@ -83,6 +84,9 @@ class FileScan {
   // kcmp(2); -1 on failure. 0 equal, 1 less, 2 greater.
   int compare_files(const FdUse& a, const FdUse& b) const;
   pid_t table_tid(size_t process) const;
+
+  // What the network kinds know of connections, from survey() on.
+  InetSurvey inet;
 
  private:
   struct Table;  // one process's descriptor table

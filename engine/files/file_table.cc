@@ -21,6 +21,17 @@ void for_each_kind(FileScan& scan, Each each) {
   }
 }
 
+// All kinds have looked: asks the other capsules about what leads there.
+void survey(FileScan& scan, const NetworkScope& network) {
+  scan.inet.external = network.external;
+  scan.inet.several = network.inside_job != nullptr;
+  for_each_kind(scan, [&](const FileKind& kind, Descriptions all) { kind.survey(scan, all); });
+  if (!network.inside_job) return;
+  for (const ConnectionEnd& end : network.inside_job(scan.inet.open_ends, !scan.checking())) {
+    scan.inet.inside.emplace(end.local, end.remote);
+  }
+}
+
 void check(FileScan& scan) {
   for_each_kind(scan, [&](const FileKind& kind, Descriptions all) { kind.check(scan, all); });
   for (const auto& description : scan.descriptions()) {
@@ -48,20 +59,21 @@ std::vector<std::optional<int>> ranks_of(const std::vector<pb::Process*>& states
 }  // namespace
 
 void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer,
-                 Findings& findings) {
+                 Findings& findings, const NetworkScope& network) {
   FileScan scan(processes, outer, &findings);
   scan.run();
+  survey(scan, network);
   check(scan);
 }
 
 void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
-                   const std::vector<OuterStreamId>& outer, const ObjectResolver& objects, pb::Capsule& capsule) {
+                   const std::vector<OuterStreamId>& outer, const ObjectResolver& objects, pb::Capsule& capsule,
+                   const NetworkScope& network) {
   std::vector<ProcessRef> refs;
   for (const StoppedProcess& process : processes) refs.push_back(process.ref);
   FileScan scan(std::move(refs), outer, nullptr);
   scan.set_ranks(ranks_of(states, capsule));
   scan.run();
-  check(scan);
 
   capsule.clear_files();
   for (pb::Process* state : states) state->clear_fds(), state->clear_posix_locks();
@@ -77,6 +89,8 @@ void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb:
       fd.set_cloexec(use.cloexec);
     }
   }
+  survey(scan, network);
+  check(scan);
   for_each_kind(scan, [&](const FileKind& kind, Descriptions all) { kind.capture(scan, objects, all); });
   for (const auto& description : scan.descriptions()) {
     if (description->outer) continue;

@@ -20,6 +20,7 @@
 #include "engine/base/finding.h"
 #include "engine/base/identity.h"
 #include "engine/base/unique_fd.h"
+#include "engine/files/network.h"
 #include "engine/image/image.pb.h"
 #include "engine/process/stopped_tree.h"
 
@@ -40,13 +41,15 @@ using ObjectResolver = std::function<uint32_t(int local_fd, const std::string& t
 
 // What in the processes' descriptor tables cannot be checkpointed. Stops nothing; safe on running processes
 // (one that ends meanwhile is left out).
-void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer, Findings& findings);
+void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer, Findings& findings,
+                 const NetworkScope& network = {});
 
 // Captures all descriptor tables of stopped processes: fills process.fds, process.posix_locks of the given
 // messages (same order) and capsule.files. Descriptions shared by dup or fork are found with kcmp(2).
 // Throws kRefused, naming process and descriptor, for what check_files would have named.
 void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
-                   const std::vector<OuterStreamId>& outer, const ObjectResolver& objects, pb::Capsule& capsule);
+                   const std::vector<OuterStreamId>& outer, const ObjectResolver& objects, pb::Capsule& capsule,
+                   const NetworkScope& network = {});
 
 enum class GrownFile { kTruncate, kFail, kAccept };
 
@@ -58,6 +61,7 @@ struct FileRestoreOptions {
   std::map<int, std::array<int, 3>> outer;
   // Descriptor of a restored memory object, opened with `flags` (a new open file description).
   std::function<UniqueFd(uint32_t object, uint32_t flags)> open_object;
+  NetworkRestore network;
 };
 
 // Makes the open file descriptions of an image in the agent; the caller sends them into the processes.
@@ -77,7 +81,10 @@ class FileRestore {
   // After all processes exist and the descriptors are in place: pidfds (which appear at their numbers), epoll
   // sets that watch them, POSIX locks, F_SETOWN, which need calls in the process.
   void finish_process(RemoteProcess& remote, const pb::Process& process);
-  // Truncates grown files, binds and connects Unix sockets that have names. Called once, last, when nothing else
+  // Meets the other capsules of the job, see NetworkRestore. Throws if an end of a connection does not fit its other end.
+  // Once, before apply_side_effects().
+  void meet();
+  // Truncates grown files, lets TCP connections go, binds and connects Unix sockets that have names. Called once, last, when nothing else
   // can fail any more, before the processes run. Throws the first failure after all has been tried.
   void apply_side_effects();
 

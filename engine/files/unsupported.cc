@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/files/unsupported.h"
 
-#include <arpa/inet.h>
 #include <fcntl.h>
 #include <linux/netlink.h>
 #include <netinet/in.h>
@@ -11,6 +10,7 @@
 #include <array>
 
 #include "engine/base/error.h"
+#include "engine/files/inet_address.h"
 
 namespace icp {
 namespace {
@@ -19,41 +19,21 @@ struct Refusal {
   std::string what, remedy;
 };
 
-std::string address_text(const sockaddr_storage& address) {
-  char text[INET6_ADDRSTRLEN] = "?";
-  if (address.ss_family == AF_INET) {
-    const auto& in = reinterpret_cast<const sockaddr_in&>(address);
-    ::inet_ntop(AF_INET, &in.sin_addr, text, sizeof text);
-    return fmt::format("{}:{}", text, ntohs(in.sin_port));
-  }
-  const auto& in6 = reinterpret_cast<const sockaddr_in6&>(address);
-  ::inet_ntop(AF_INET6, &in6.sin6_addr, text, sizeof text);
-  return fmt::format("[{}]:{}", text, ntohs(in6.sin6_port));
-}
-
 int socket_option(int fd, int name) {
   int value = 0;
   socklen_t length = sizeof value;
   return ::getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : 0;
 }
 
+// TCP and UDP have kinds of their own.
 Refusal inet_socket(int fd) {
   const int protocol = socket_option(fd, SO_PROTOCOL), type = socket_option(fd, SO_TYPE);
-  std::string name = type == SOCK_RAW ? "raw IP socket" : fmt::format("socket of IP protocol {}", protocol);
-  if (protocol == IPPROTO_TCP) name = "TCP socket";
-  if (protocol == IPPROTO_UDP) name = "UDP socket";
-  sockaddr_storage here{}, there{};
-  socklen_t length = sizeof here;
-  if (::getsockname(fd, reinterpret_cast<sockaddr*>(&here), &length) != 0) return {name, "close it"};
-  length = sizeof there;
-  if (::getpeername(fd, reinterpret_cast<sockaddr*>(&there), &length) == 0) {
-    return {fmt::format("{} {} connected to {}", name, address_text(here), address_text(there)),
+  const std::string name = type == SOCK_RAW ? "raw IP socket" : fmt::format("socket of IP protocol {}", protocol);
+  if (const auto remote = InetAddress::peer_of(fd)) {
+    return {fmt::format("{} {} connected to {}", name, InetAddress::local_of(fd).text(), remote->text()),
             "close the connection before a checkpoint"};
   }
-  if (socket_option(fd, SO_ACCEPTCONN)) {
-    return {fmt::format("{} listening on {}", name, address_text(here)), "close it before a checkpoint"};
-  }
-  return {fmt::format("{} bound to {}", name, address_text(here)), "close it before a checkpoint"};
+  return {fmt::format("{} bound to {}", name, InetAddress::local_of(fd).text()), "close it before a checkpoint"};
 }
 
 Refusal socket_refusal(int fd) {

@@ -82,6 +82,7 @@ class Roundtrip {
     struct stat status {};  // the test's standard error may be a file or a terminal
     if (::stat(fmt::format("/proc/{}/fd/2", pid_).c_str(), &status) == 0)
       config_.outer.push_back({0, 2, status.st_dev, status.st_ino, true});
+    if (options_.session) options_.session(config_);
   }
 
   ~Roundtrip() {
@@ -126,6 +127,7 @@ class Roundtrip {
     options.identity = nobody();
     options.init_path = ICP_INIT_PATH;
     options.streams[0] = {go_.read.get(), ready_.write.get(), 2};
+    if (options_.restore) options_.restore(options);
     return options;
   }
 

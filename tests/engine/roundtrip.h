@@ -39,6 +39,8 @@ struct RoundtripOptions {
   int versions = 1;        // versions taken before the kill, in the first generation
   unsigned pause_ms = 20;  // between ready and checkpoint, so that the process blocks in its next call
   bool expect_refused = false;
+  std::function<void(SessionConfig&)> session = nullptr;   // changes to what the first session is made with
+  std::function<void(RestoreOptions&)> restore = nullptr;  // changes to what every restore is made with
 };
 
 // Runs the body as user 65534 (nobody) when `as_user`, else as root; returns the exit status (wait(2)) after the last

@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What the kernel knows about TCP connections that no descriptor of ours leads to (sock_diag(7)).
+#pragma once
+
+#include <sys/types.h>
+
+#include <cstdint>
+#include <optional>
+
+#include "engine/base/unique_fd.h"
+#include "engine/files/inet_address.h"
+
+namespace icp {
+
+// States of a TCP socket, as tcp_info and inet_diag tell them (include/net/tcp_states.h of the kernel).
+enum TcpState : uint8_t {
+  kTcpEstablished = 1,
+  kTcpSynSent,
+  kTcpSynReceived,
+  kTcpFinWait1,
+  kTcpFinWait2,
+  kTcpTimeWait,
+  kTcpClose,
+  kTcpCloseWait,
+  kTcpLastAck,
+  kTcpListen,
+  kTcpClosing,
+  kTcpNewSynReceived,
+};
+
+struct InetDiag {
+  uint8_t state = 0;  // TcpState
+  uint32_t ino = 0;   // 0: no process has it: closed by all, or waiting to be accepted
+  uid_t uid = 0;
+  // Closed by everybody, only the kernel still knows it.
+  bool leftover() const;
+};
+
+// A netlink socket in the network namespace of the calling thread. Not thread-safe.
+class InetDiagSocket {
+ public:
+  InetDiagSocket();
+  // The TCP connection whose own end is `local`; nothing if there is none.
+  std::optional<InetDiag> query(const InetAddress& local, const InetAddress& remote);
+  // Ends what the kernel still remembers of connections that all processes have closed: the one of these two addresses,
+  // or, without `remote`, all of the port of `local`. Only those of user `uid`, and those in TIME_WAIT, which belong
+  // to nobody. Does nothing where the kernel cannot (CONFIG_INET_DIAG_DESTROY).
+  void end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid);
+
+ private:
+  UniqueFd fd_;
+};
+
+}  // namespace icp

@@ -1,0 +1,47 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What is known of the TCP sockets of a capsule before one of them is judged.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <set>
+#include <utility>
+#include <vector>
+
+#include "engine/files/inet_address.h"
+#include "engine/files/network.h"
+
+namespace icp {
+
+struct TcpFacts {
+  enum class Role {
+    kGone,         // closed while it was looked at (a check of running processes)
+    kForeign,      // of another network namespace
+    kUnconnected,  // perhaps bound
+    kListening,
+    kConnecting,
+    kConnected,  // both ends in this capsule
+    kOpenEnd,    // the other end may be in another capsule
+    kOutside,    // it is neither here nor in another capsule
+    kUnaccepted,  // the other end waits in a listening socket of this capsule
+    kClosing,    // the other end was closed with data still on its way
+    kEnded,      // the other end was closed
+    kBroken,     // reset by the other end, or another error
+    kUrgent,     // urgent data
+  };
+  Role role = Role::kGone;
+  uint8_t state = 0;  // TcpState
+  InetAddress local, remote;
+  uint32_t unaccepted = 0, backlog = 0;  // of a listener
+  bool shut_read = false;
+};
+
+struct InetSurvey {
+  ExternalTcp external = ExternalTcp::kRefuse;
+  bool several = false;  // the capsule is one of several of a job
+  std::map<uint32_t, TcpFacts> tcp;  // by Description::id
+  std::vector<ConnectionEnd> open_ends;
+  std::set<std::pair<InetAddress, InetAddress>> inside;  // open ends whose other ends are in another capsule
+};
+
+}  // namespace icp

@@ -1,0 +1,36 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Options of internet sockets, setsockopt(2).
+#pragma once
+
+#include "engine/files/file_kind.h"
+
+namespace icp {
+
+using SocketOptions = google::protobuf::RepeatedPtrField<pb::SocketOption>;
+
+// What options an end has that an unused socket of the same kind has not. `connected`: leaves those out that a
+// connection changes by itself.
+void capture_socket_options(int fd, bool connected, SocketOptions& options);
+// Throws kImage (naming `file`) for an option that capture_socket_options() never gives, or a value that does not fit.
+void restore_socket_options(const pb::OpenFile& file, const SocketOptions& options, int fd);
+
+void capture_socket_buffers(int fd, pb::SocketBuffers& buffers);
+void restore_socket_buffers(const pb::SocketBuffers& buffers, int fd);
+// Room for that much data at least, whatever the system's limits; restore_socket_buffers() puts things right again.
+void widen_socket_buffer(int fd, int force_option, uint64_t bytes);
+
+int socket_option(int fd, int level, int name);  // 0 on failure
+void set_socket_option(int fd, int level, int name, int value, const char* what);
+
+// A socket's user matters to firewalls and to those who may end its leftovers. Effective user while it is made.
+UniqueFd make_inet_socket(const RestoreContext& context, int domain, int type);
+
+// Only root may bind ports below net.ipv4.ip_unprivileged_port_start: the agent must not do it for the image of a user.
+// Throws kImage.
+void check_port(const RestoreContext& context, const pb::OpenFile& file, uint16_t port);
+
+// The network namespace a socket belongs to (inode), 0 if the kernel does not tell.
+uint64_t network_namespace_of(int fd);
+uint64_t own_network_namespace();
+
+}  // namespace icp

@@ -1,0 +1,314 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/files/tcp_socket.h"
+
+#include <linux/tcp.h>
+#include <netinet/in.h>
+#include <poll.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+#include <linux/sockios.h>
+
+#include <cstring>
+#include <set>
+
+#include "engine/base/error.h"
+#include "engine/files/inet_diag.h"
+#include "engine/files/socket_option.h"
+#include "engine/files/tcp_repair.h"
+
+namespace icp {
+namespace {
+
+using Role = TcpFacts::Role;
+
+constexpr uint32_t kDefaultWindow = 65535;  // bytes
+constexpr const char* kLater = "try again in a moment";
+
+// tcp_info of Linux 6.2; headers of the build may be older.
+struct TcpInfo {
+  tcp_info base;
+  uint32_t receive_window;
+  uint32_t rehash;
+};
+static_assert(offsetof(TcpInfo, receive_window) == 232);
+
+bool read_info(int fd, TcpInfo& info) {
+  info = {};
+  socklen_t length = sizeof info;
+  return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0;
+}
+
+bool sent_fin(uint8_t state) {
+  return state == kTcpFinWait1 || state == kTcpFinWait2 || state == kTcpClosing || state == kTcpLastAck;
+}
+bool received_fin(uint8_t state) { return state == kTcpCloseWait || state == kTcpLastAck || state == kTcpClosing; }
+
+short poll_of(int fd) {
+  pollfd request{fd, POLLIN | POLLPRI | POLLRDHUP, 0};
+  return ::poll(&request, 1, 0) >= 0 ? request.revents : short{0};
+}
+
+Role role_of_state(uint8_t state, short events) {
+  switch (state) {
+    case kTcpListen:
+      return Role::kListening;
+    case kTcpSynSent:
+    case kTcpSynReceived:
+    case kTcpNewSynReceived:
+      return Role::kConnecting;
+    case kTcpClose:
+      // A socket that has never been connected has nothing shut.
+      if (events & POLLERR) return Role::kBroken;
+      return (events & POLLRDHUP) ? Role::kEnded : Role::kUnconnected;
+    default:
+      return (events & POLLPRI) ? Role::kUrgent : Role::kOpenEnd;
+  }
+}
+
+TcpFacts look_at(FileScan& scan, Description& description, uint64_t own_namespace) {
+  TcpFacts facts;
+  const int fd = scan.take(description);
+  TcpInfo info;
+  if (fd < 0 || !read_info(fd, info)) return facts;
+  facts.local = InetAddress::local_of(fd);
+  facts.state = info.base.tcpi_state;
+  if (const uint64_t space = network_namespace_of(fd); space != 0 && own_namespace != 0 && space != own_namespace) {
+    facts.role = Role::kForeign;
+    return facts;
+  }
+  const short events = poll_of(fd);
+  facts.role = role_of_state(facts.state, events);
+  facts.shut_read = (events & POLLRDHUP) != 0;
+  facts.unaccepted = info.base.tcpi_unacked;  // of a listener; see tcp_get_info() in the kernel
+  facts.backlog = info.base.tcpi_sacked;
+  if (facts.role == Role::kOpenEnd || facts.role == Role::kConnecting || facts.role == Role::kUrgent) {
+    const auto remote = InetAddress::peer_of(fd);
+    if (remote) facts.remote = *remote;
+    if (!remote && facts.role == Role::kOpenEnd) facts.role = Role::kGone;  // closed since
+  }
+  return facts;
+}
+
+bool listens_here(const InetSurvey& survey, const InetAddress& address) {
+  for (const auto& [id, facts] : survey.tcp) {
+    if (facts.role == Role::kListening && facts.local.port == address.port &&
+        (facts.local.any() || facts.local.ip == address.ip)) {
+      return true;
+    }
+  }
+  return false;
+}
+
+// An end with no other end among the capsule's sockets: who has that one?
+Role judge_alone(const InetSurvey& survey, const TcpFacts& facts, const AddressMap& addresses, InetDiagSocket& kernel) {
+  if (!addresses.is_local(facts.remote)) return Role::kOpenEnd;
+  const auto other = kernel.query(facts.remote, facts.local);
+  if (!other || other->leftover()) {
+    if (received_fin(facts.state)) return Role::kEnded;
+    return other ? Role::kClosing : Role::kOpenEnd;
+  }
+  if (other->ino == 0) return listens_here(survey, facts.remote) ? Role::kUnaccepted : Role::kOutside;
+  return Role::kOpenEnd;  // a process outside of this capsule: perhaps another capsule on this host
+}
+
+void pair_ends(InetSurvey& survey) {
+  std::set<std::pair<InetAddress, InetAddress>> ends;
+  for (const auto& [id, facts] : survey.tcp)
+    if (facts.role == Role::kOpenEnd) ends.emplace(facts.local, facts.remote);
+  std::optional<InetDiagSocket> kernel;
+  const AddressMap addresses;
+  for (auto& [id, facts] : survey.tcp) {
+    if (facts.role != Role::kOpenEnd) continue;
+    if (ends.count({facts.remote, facts.local})) {
+      facts.role = Role::kConnected;
+      continue;
+    }
+    if (!kernel) kernel.emplace();
+    facts.role = judge_alone(survey, facts, addresses, *kernel);
+    if (facts.role == Role::kOpenEnd) survey.open_ends.push_back({facts.local, facts.remote});
+  }
+}
+
+bool is_connection(Role role) { return role == Role::kConnected || role == Role::kOpenEnd; }
+
+// What the process has written goes on being delivered while it is stopped. It is copied first, here, and what has
+// arrived only afterwards, in capture(): so that what is missing in the first copy is in the second one.
+void capture_outgoing(FileScan& scan, Descriptions descriptions) {
+  std::optional<TcpReader> reader;
+  for (Description* description : descriptions) {
+    const TcpFacts& facts = scan.inet.tcp[description->id];
+    if (!is_connection(facts.role)) continue;
+    if (!reader) reader.emplace();
+    TcpReader::Outgoing outgoing = reader->outgoing(scan.take(*description));
+    pb::TcpSocket& message = *description->message->mutable_tcp();
+    message.set_send_queue(std::move(outgoing.data));
+    message.set_shut_write(sent_fin(facts.state));
+    message.set_sent(outgoing.next - (message.shut_write() ? 1 : 0));
+  }
+}
+
+void refuse_outside(FileScan& scan, Description& description, const TcpFacts& facts) {
+  if (scan.inet.external == ExternalTcp::kReset) return;
+  // With several capsules: another one may be about to accept it.
+  scan.refuse(description,
+              fmt::format("TCP connection {} to {}, which is not in the job", facts.local.text(), facts.remote.text()),
+              "close the connection before a checkpoint, or let it be reset at a restart (external_tcp: reset)",
+              scan.inet.several);
+}
+
+void check_socket(FileScan& scan, Description& description) {
+  TcpFacts& facts = scan.inet.tcp[description.id];
+  const std::string ends = fmt::format("{} to {}", facts.local.text(), facts.remote.text());
+  switch (facts.role) {
+    case Role::kForeign:
+      scan.refuse(description, fmt::format("TCP socket {} of another network namespace", facts.local.text()),
+                  "close it before a checkpoint");
+      break;
+    case Role::kListening:
+      if (facts.unaccepted == 0) break;
+      scan.refuse(description, fmt::format("connections to {} waiting to be accepted", facts.local.text()), kLater, true);
+      break;
+    case Role::kUnaccepted:
+      scan.refuse(description, fmt::format("TCP connection {} waiting to be accepted", ends), kLater, true);
+      break;
+    case Role::kConnecting:
+      scan.refuse(description, fmt::format("TCP connection {} being made", ends), kLater, true);
+      break;
+    case Role::kClosing:
+      scan.refuse(description, fmt::format("TCP connection {}, closed with data on its way", ends), kLater, true);
+      break;
+    case Role::kUrgent:
+      scan.refuse(description, fmt::format("urgent data in TCP connection {}", ends), kLater, true);
+      break;
+    case Role::kOpenEnd:
+      if (scan.inet.inside.count({facts.local, facts.remote})) break;
+      facts.role = Role::kOutside;
+      [[fallthrough]];
+    case Role::kOutside:
+      refuse_outside(scan, description, facts);
+      break;
+    default:
+      break;
+  }
+  if (is_connection(facts.role)) {
+    char name[16] = "";
+    socklen_t length = sizeof name;
+    const int fd = scan.take(description);
+    if (fd >= 0 && ::getsockopt(fd, IPPROTO_TCP, TCP_ULP, name, &length) == 0 && length > 0 && name[0] != '\0') {
+      scan.refuse(description, fmt::format("TCP connection {} with {} in the kernel", ends, name),
+                  "let the program do it by itself");
+    }
+  }
+}
+
+void capture_connection(TcpReader& reader, const Description& description, int fd, const TcpFacts& facts,
+                        pb::TcpSocket& message) {
+  TcpInfo info;
+  if (!read_info(fd, info)) throw_errno("cannot look at a TCP connection");
+  TcpReader::Incoming incoming = reader.incoming(fd);
+  if (incoming.state == kTcpClose || sent_fin(incoming.state) != message.shut_write()) {
+    throw Error(ErrorKind::kBusy,
+                fmt::format("TCP connection {} to {} (descriptor {}) ended while it was looked at", facts.local.text(),
+                            facts.remote.text(), description.uses.front().fd),
+                0, kLater);
+  }
+  const bool fin = received_fin(incoming.state);
+  message.set_received(incoming.next - (fin ? 1 : 0));
+  message.set_receive_queue(std::move(incoming.data));
+  message.set_shut_read(fin || facts.shut_read);
+  message.set_sack((info.base.tcpi_options & TCPI_OPT_SACK) != 0);
+  message.set_timestamps((info.base.tcpi_options & TCPI_OPT_TIMESTAMPS) != 0);
+  constexpr uint32_t kTimestampOption = 12;  // bytes of each segment
+  message.set_mss(info.base.tcpi_snd_mss + (message.timestamps() ? kTimestampOption : 0));
+  if (info.base.tcpi_options & TCPI_OPT_WSCALE) {
+    message.set_send_scale(info.base.tcpi_snd_wscale);
+    message.set_receive_scale(info.base.tcpi_rcv_wscale);
+  }
+  message.set_timestamp(static_cast<uint32_t>(socket_option(fd, IPPROTO_TCP, TCP_TIMESTAMP)));
+  message.set_send_window(info.base.tcpi_snd_wnd);
+  message.set_receive_window(info.receive_window != 0 ? info.receive_window : kDefaultWindow);
+}
+
+pb::TcpSocket::State image_state(Role role) {
+  switch (role) {
+    case Role::kListening:
+      return pb::TcpSocket::LISTENING;
+    case Role::kConnected:
+    case Role::kOpenEnd:
+      return pb::TcpSocket::CONNECTED;
+    case Role::kEnded:
+      return pb::TcpSocket::ENDED;
+    case Role::kOutside:
+    case Role::kBroken:
+      return pb::TcpSocket::RESET;
+    default:
+      return pb::TcpSocket::UNCONNECTED;
+  }
+}
+
+void capture_socket(FileScan& scan, Description& description, std::optional<TcpReader>& reader) {
+  const int fd = scan.take(description);
+  const TcpFacts& facts = scan.inet.tcp[description.id];
+  if (facts.role == Role::kGone) throw_error(ErrorKind::kGone, "a TCP socket vanished while it was looked at");
+  pb::TcpSocket& message = *description.message->mutable_tcp();
+  message.set_state(image_state(facts.role));
+  message.set_v6(socket_option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6);
+  facts.local.store(*message.mutable_local());
+  const bool unused = message.state() == pb::TcpSocket::UNCONNECTED || message.state() == pb::TcpSocket::LISTENING;
+  capture_socket_options(fd, !unused, *message.mutable_options());
+  capture_socket_buffers(fd, *message.mutable_buffers());
+  if (facts.role == Role::kListening) message.set_backlog(facts.backlog);
+  if (message.state() == pb::TcpSocket::CONNECTED) {
+    facts.remote.store(*message.mutable_remote());
+    if (!reader) reader.emplace();
+    capture_connection(*reader, description, fd, facts, message);
+  } else if (!unused) {
+    facts.remote.store(*message.mutable_remote());
+    message.set_shut_write(facts.state == kTcpClose || sent_fin(facts.state));
+    int waiting = 0;
+    if (facts.role != Role::kOutside && ::ioctl(fd, SIOCINQ, &waiting) == 0 && waiting > 0) {
+      message.set_receive_queue(peek_stream(fd, static_cast<size_t>(waiting)));
+    }
+  }
+}
+
+class TcpSocketKind final : public FileKind {
+ public:
+  pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kTcp; }
+
+  bool recognises(FileScan& scan, Description& description) const override {
+    if (!S_ISSOCK(description.stat.st_mode)) return false;
+    const int fd = scan.take(description);
+    if (fd < 0 || socket_option(fd, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_TCP) return false;
+    const int domain = socket_option(fd, SOL_SOCKET, SO_DOMAIN);
+    return (domain == AF_INET || domain == AF_INET6) && socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM;
+  }
+
+  void survey(FileScan& scan, Descriptions descriptions) const override {
+    const uint64_t own_namespace = own_network_namespace();
+    for (Description* description : descriptions)
+      scan.inet.tcp[description->id] = look_at(scan, *description, own_namespace);
+    pair_ends(scan.inet);
+    if (!scan.checking()) capture_outgoing(scan, descriptions);
+  }
+
+  void check(FileScan& scan, Descriptions descriptions) const override {
+    for (Description* description : descriptions) check_socket(scan, *description);
+  }
+
+  void capture(FileScan& scan, const ObjectResolver&, Descriptions descriptions) const override {
+    std::optional<TcpReader> reader;
+    for (Description* description : descriptions) capture_socket(scan, *description, reader);
+  }
+
+  void create(RestoreContext& context, ImageFiles files) const override { create_tcp_sockets(context, files); }
+};
+
+}  // namespace
+
+const FileKind& tcp_socket_kind() {
+  static const TcpSocketKind kind;
+  return kind;
+}
+
+}  // namespace icp

@@ -1,0 +1,291 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// TCP and UDP sockets there and back, in real processes.
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <poll.h>
+#include <signal.h>
+#include <sys/epoll.h>
+#include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstring>
+#include <string>
+#include <vector>
+
+#include "engine/base/error.h"
+#include "tests/engine/roundtrip.h"
+#include "tests/engine/tcp_peer.h"
+
+namespace icp::test {
+namespace {
+
+class TcpRoundtrip : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  }
+};
+
+int get_option(int fd, int level, int name) {
+  int value = -1;
+  socklen_t length = sizeof value;
+  CHECK_OR_DIE(::getsockopt(fd, level, name, &value, &length) == 0);
+  return value;
+}
+
+void set_option(int fd, int level, int name, int value) {
+  CHECK_OR_DIE(::setsockopt(fd, level, name, &value, sizeof value) == 0);
+}
+
+TEST_F(TcpRoundtrip, ListenersComeBackWithTheirOptions) {
+  const auto body = [](Gate& gate) {
+    const int four = ::socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    set_option(four, SOL_SOCKET, SO_REUSEADDR, 1);
+    set_option(four, IPPROTO_TCP, TCP_DEFER_ACCEPT, 0);
+    bind_to(four, loopback(AF_INET, 0));
+    CHECK_OR_DIE(::listen(four, 17) == 0);
+    const int six = ::socket(AF_INET6, SOCK_STREAM, 0);
+    set_option(six, IPPROTO_IPV6, IPV6_V6ONLY, 1);
+    bind_to(six, loopback(AF_INET6, 0));
+    CHECK_OR_DIE(::listen(six, 5) == 0);
+    const int both = ::socket(AF_INET6, SOCK_STREAM, 0);
+    sockaddr_storage any{};
+    any.ss_family = AF_INET6;
+    bind_to(both, any);
+    CHECK_OR_DIE(::listen(both, 5) == 0);
+    const int bound = ::socket(AF_INET, SOCK_STREAM, 0);
+    bind_to(bound, loopback(AF_INET, 0));
+    const int unbound = ::socket(AF_INET, SOCK_STREAM, 0);
+    set_option(unbound, SOL_SOCKET, SO_RCVBUF, 5000);
+    const sockaddr_storage four_name = name_of(four), six_name = name_of(six), both_name = name_of(both),
+                           bound_name = name_of(bound);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE((::fcntl(four, F_GETFL) & O_NONBLOCK) != 0 && ::fcntl(four, F_GETFD) == FD_CLOEXEC);
+    CHECK_OR_DIE(get_option(four, SOL_SOCKET, SO_REUSEADDR) == 1 && get_option(six, SOL_SOCKET, SO_REUSEADDR) == 0);
+    CHECK_OR_DIE(get_option(six, IPPROTO_IPV6, IPV6_V6ONLY) == 1 && get_option(both, IPPROTO_IPV6, IPV6_V6ONLY) == 0);
+    CHECK_OR_DIE(port_of(name_of(bound)) == port_of(bound_name) && ::listen(bound, 1) == 0);
+    CHECK_OR_DIE(get_option(unbound, SOL_SOCKET, SO_RCVBUF) == 10000);
+    tcp_info info{};
+    socklen_t length = sizeof info;
+    CHECK_OR_DIE(::getsockopt(four, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_sacked == 17);
+    CHECK_OR_DIE(::accept(four, nullptr, nullptr) < 0 && errno == EAGAIN);
+    for (const auto& [listener, name] : {std::pair(four, four_name), {six, six_name}, {both, both_name}, {bound, bound_name}}) {
+      sockaddr_storage target = name;
+      if (listener == both) target = loopback(AF_INET, port_of(name));
+      const int client = connect_to(target);
+      const int server = ::accept(listener, nullptr, nullptr);
+      CHECK_OR_DIE(server >= 0 && ::write(client, "x", 1) == 1 && read_some(server, 10) == "x");
+    }
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 3}), 0);
+}
+
+TEST_F(TcpRoundtrip, ConnectionsKeepTheDataBothWays) {
+  for (const int family : {AF_INET, AF_INET6}) {
+    const auto body = [family](Gate& gate) {
+      auto [client, server] = tcp_pair(family);
+      set_option(client, IPPROTO_TCP, TCP_NODELAY, 1);
+      set_option(server, SOL_SOCKET, SO_KEEPALIVE, 1);
+      set_option(server, IPPROTO_TCP, TCP_KEEPIDLE, 77);
+      set_option(client, SOL_SOCKET, SO_SNDBUF, 30000);
+      CHECK_OR_DIE(::fcntl(client, F_SETFL, O_NONBLOCK) == 0);
+      const std::string ours = text_of(name_of(client)), theirs = text_of(name_of(server));
+      const int reads = get_option(server, SOL_SOCKET, SO_RCVBUF);
+      CHECK_OR_DIE(::write(client, "to server", 9) == 9 && ::write(server, "to client", 9) == 9);
+      const pid_t child = ::fork();
+      if (child == 0) {
+        ::close(client);
+        char byte;
+        CHECK_OR_DIE(read_some(server, 3) == "to ");
+        gate.ready();
+        CHECK_OR_DIE(read_exactly(server, 6 + 5) == "serverafter");
+        CHECK_OR_DIE(::write(server, "reply", 5) == 5 && ::read(server, &byte, 1) == 0);
+        ::_exit(0);
+      }
+      ::close(server);
+      gate.go();
+      CHECK_OR_DIE(text_of(name_of(client)) == ours && text_of(peer_of(client)) == theirs);
+      CHECK_OR_DIE(get_option(client, IPPROTO_TCP, TCP_NODELAY) == 1 && (::fcntl(client, F_GETFL) & O_NONBLOCK) != 0);
+      CHECK_OR_DIE(get_option(client, SOL_SOCKET, SO_SNDBUF) == 60000 && reads > 0);
+      CHECK_OR_DIE(::fcntl(client, F_SETFL, 0) == 0);
+      CHECK_OR_DIE(read_exactly(client, 9) == "to client" && ::write(client, "after", 5) == 5);
+      CHECK_OR_DIE(read_exactly(client, 5) == "reply");
+      ::close(client);
+      int status = -1;
+      CHECK_OR_DIE(::waitpid(child, &status, 0) == child && status == 0);
+      return 0;
+    };
+    EXPECT_EQ(roundtrip(body, {.generations = 3, .versions = 2}), 0) << family;
+  }
+}
+
+TEST_F(TcpRoundtrip, FullBuffersAreDeliveredInOrder) {
+  const auto body = [](Gate& gate) {
+    auto [client, server] = tcp_pair(AF_INET);
+    CHECK_OR_DIE(::fcntl(client, F_SETFL, O_NONBLOCK) == 0 && ::fcntl(server, F_SETFL, O_NONBLOCK) == 0);
+    const uint64_t there = fill(client, 1), back = fill(server, 2);
+    CHECK_OR_DIE(there > 200'000 && back > 200'000);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(drain(server, 1, there) && drain(client, 2, back));
+    CHECK_OR_DIE(fill(client, 3) > 100'000);
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 3}), 0);
+}
+
+TEST_F(TcpRoundtrip, HalfClosedConnections) {
+  const auto body = [](Gate& gate) {
+    auto [one, other] = tcp_pair(AF_INET);
+    CHECK_OR_DIE(::write(one, "last", 4) == 4 && ::shutdown(one, SHUT_WR) == 0);
+    auto [empty, reader] = tcp_pair(AF_INET);
+    CHECK_OR_DIE(::shutdown(empty, SHUT_WR) == 0);
+    auto [full, slow] = tcp_pair(AF_INET);
+    CHECK_OR_DIE(::fcntl(full, F_SETFL, O_NONBLOCK) == 0);
+    const uint64_t amount = fill(full, 7);
+    CHECK_OR_DIE(::shutdown(full, SHUT_WR) == 0);
+    auto [deaf, talker] = tcp_pair(AF_INET);
+    CHECK_OR_DIE(::shutdown(deaf, SHUT_RD) == 0);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(read_exactly(other, 4) == "last" && at_end(other));
+    CHECK_OR_DIE(::write(other, "answer", 6) == 6 && read_exactly(one, 6) == "answer");
+    CHECK_OR_DIE(::send(one, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+    CHECK_OR_DIE(at_end(reader) && ::write(reader, "y", 1) == 1 && read_exactly(empty, 1) == "y");
+    CHECK_OR_DIE(drain(slow, 7, amount) && at_end(slow));
+    CHECK_OR_DIE(at_end(deaf) && ::write(deaf, "z", 1) == 1 && read_exactly(talker, 1) == "z");
+    ::close(other);
+    CHECK_OR_DIE(at_end(one));
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 3}), 0);
+}
+
+TEST_F(TcpRoundtrip, ClosedAndResetOtherEnds) {
+  const auto body = [](Gate& gate) {
+    auto [left, gone] = tcp_pair(AF_INET);
+    CHECK_OR_DIE(::write(gone, "bequest", 7) == 7 && ::close(gone) == 0);
+    auto [done, done_too] = tcp_pair(AF_INET6);
+    CHECK_OR_DIE(::write(done_too, "old", 3) == 3 && ::shutdown(done, SHUT_WR) == 0 && ::close(done_too) == 0);
+    auto [broken, breaker] = tcp_pair(AF_INET);
+    const linger at_once{1, 0};
+    CHECK_OR_DIE(::setsockopt(breaker, SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once) == 0 && ::close(breaker) == 0);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(read_exactly(left, 7) == "bequest" && at_end(left));
+    CHECK_OR_DIE(read_exactly(done, 3) == "old" && at_end(done));
+    CHECK_OR_DIE(::send(done, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+    char byte;
+    CHECK_OR_DIE(::read(broken, &byte, 1) < 0 && errno == ECONNRESET);
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 3}), 0);
+}
+
+// Two processes that send each other numbered messages, stopped wherever they happen to be.
+TEST_F(TcpRoundtrip, TrafficIsNeitherLostNorDoubled) {
+  const auto body = [](Gate& gate) {
+    auto [mine, theirs] = tcp_pair(AF_INET);
+    const pid_t child = ::fork();
+    if (child == 0) {
+      ::close(mine);
+      echo_numbers(theirs);
+    }
+    ::close(theirs);
+    gate.ready();
+    const uint64_t sent = exchange_numbers(mine, [] { return readable_now(0); });
+    int status = -1;
+    CHECK_OR_DIE(::waitpid(child, &status, 0) == child && status == 0 && sent > 0);
+    return 0;
+  };
+  for (int round = 0; round < 4; ++round)
+    EXPECT_EQ(roundtrip(body, {.generations = 3, .versions = 3, .pause_ms = 15 + 7u * static_cast<unsigned>(round)}), 0);
+}
+
+TEST_F(TcpRoundtrip, EpollReportsWhatComesAfterwards) {
+  const auto body = [](Gate& gate) {
+    auto [one, other] = tcp_pair(AF_INET);
+    const int set = ::epoll_create1(0);
+    epoll_event event{EPOLLIN | EPOLLET, {.u64 = 42}};
+    CHECK_OR_DIE(::epoll_ctl(set, EPOLL_CTL_ADD, one, &event) == 0);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(::write(other, "news", 4) == 4);
+    CHECK_OR_DIE(::epoll_wait(set, &event, 1, 5000) == 1 && event.data.u64 == 42);
+    CHECK_OR_DIE(read_exactly(one, 4) == "news");
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 2}), 0);
+}
+
+TEST_F(TcpRoundtrip, UdpSocketsKeepNameAndPeer) {
+  const auto body = [](Gate& gate) {
+    const int receiver = ::socket(AF_INET, SOCK_DGRAM, 0), sender = ::socket(AF_INET, SOCK_DGRAM | SOCK_NONBLOCK, 0);
+    set_option(receiver, SOL_SOCKET, SO_BROADCAST, 1);
+    bind_to(receiver, loopback(AF_INET, 0));
+    const sockaddr_storage name = name_of(receiver);
+    CHECK_OR_DIE(::connect(sender, reinterpret_cast<const sockaddr*>(&name), sizeof(sockaddr_in)) == 0);
+    const std::string own = text_of(name_of(sender));
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(get_option(receiver, SOL_SOCKET, SO_BROADCAST) == 1 && text_of(name_of(sender)) == own);
+    CHECK_OR_DIE(::send(sender, "dgram", 5, 0) == 5 && read_some(receiver, 100) == "dgram");
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 2}), 0);
+}
+
+// A connection to the test itself, which is not in the job.
+class OutsideConnection : public TcpRoundtrip {
+ protected:
+  Listener listener_{AF_INET};
+  Body body() {
+    return [target = name_of(listener_.fd())](Gate& gate) {
+      const int fd = connect_to(target);
+      gate.ready();
+      gate.go();
+      char byte;
+      CHECK_OR_DIE(::read(fd, &byte, 1) < 0 && errno == ECONNRESET);
+      CHECK_OR_DIE(::read(fd, &byte, 1) == 0 && ::send(fd, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
+      return 0;
+    };
+  }
+};
+
+TEST_F(OutsideConnection, IsRefused) {
+  EXPECT_EQ(roundtrip(body(), {.expect_refused = true}), 0);
+  EXPECT_FALSE(HasFailure());
+}
+
+TEST_F(OutsideConnection, IsResetWhereThatIsWanted) {
+  EXPECT_EQ(roundtrip(body(), {.generations = 2,
+                               .session = [](SessionConfig& config) {
+                                 config.network.external = ExternalTcp::kReset;
+                               }}),
+            0);
+}
+
+TEST_F(TcpRoundtrip, AddressesAreExchanged) {
+  const auto body = [](Gate& gate) {
+    auto [one, other] = tcp_pair(AF_INET);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(text_of(name_of(one)).starts_with("127.0.0.9:") && text_of(peer_of(one)).starts_with("127.0.0.9:"));
+    CHECK_OR_DIE(::write(one, "new", 3) == 3 && read_exactly(other, 3) == "new");
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.restore = [](RestoreOptions& options) {
+                        options.network.addresses = {{"127.0.0.1", "127.0.0.9"}};
+                      }}),
+            0);
+}
+
+}  // namespace
+}  // namespace icp::test
