@@ -68,7 +68,24 @@ void Round::go(net::Phase phase) {
   net::ToPeer message;
   message.mutable_go()->set_round(id_);
   message.mutable_go()->set_phase(phase);
-  for (const std::string& node : nodes_) send_(node, message);
+  for (const std::string& node : nodes_) {
+    if (phase == net::COLLECT) *message.mutable_go()->mutable_ends() = stopped_.others_of(node);
+    send_(node, message);
+  }
+}
+
+void Round::survey(const std::string& node, const net::Survey& message) {
+  if (over_ || message.round() != id_ || !nodes_.contains(node)) return;
+  surveyed_.set(node, message.ends());
+  asking_.insert(node);
+  if (surveyed_.nodes() < nodes_.size()) return;
+  for (const std::string& asker : asking_) {
+    net::ToPeer answer;
+    answer.mutable_survey()->set_round(id_);
+    *answer.mutable_survey()->mutable_ends() = surveyed_.others_of(asker);
+    send_(asker, answer);
+  }
+  asking_.clear();
 }
 
 void Round::add(const net::VersionNumbers& numbers) {
@@ -95,6 +112,7 @@ void Round::done(const std::string& node, const net::PhaseDone& message) {
   if (message.phase() != phase_ || !done_.insert(node).second) {
     return fail(fmt::format("{} did something out of turn", node), true);
   }
+  if (message.phase() == net::STOP) stopped_.set(node, message.ends());
   if (message.phase() == net::COMMIT) add(message.numbers());
   if (!all_done()) return;
   switch (phase_) {

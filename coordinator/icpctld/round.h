@@ -11,6 +11,7 @@
 #include <set>
 #include <string>
 
+#include "coordinator/icpctld/connection_ends.h"
 #include "coordinator/protocol/coordinator.pb.h"
 
 namespace icp {
@@ -37,6 +38,8 @@ class Round {
   void begin();
   // What an agent said. Messages of other rounds and of other nodes are left alone.
   void done(const std::string& node, const net::PhaseDone& message);
+  // An agent asks which of its connections stay inside the step.
+  void survey(const std::string& node, const net::Survey& message);
   // The agent is gone.
   void lost(const std::string& node, const std::string& why);
   // The time limit of the phase has passed.
@@ -71,6 +74,8 @@ class Round {
   const Send send_;
   net::Phase phase_ = net::NONE;
   std::set<std::string> done_;  // with the phase
+  ConnectionEnds surveyed_, stopped_;
+  std::set<std::string> asking_;  // wait for the answer to their survey
   size_t committed_ = 0;
   uint32_t highest_ = 0;
   bool over_ = false;

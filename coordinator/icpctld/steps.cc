@@ -70,22 +70,36 @@ std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgen
   welcome.mutable_welcome()->set_scheduled(true);
   step->agents[node](welcome);
   if (step->round) advanced(step);
-  record_known_versions(*step);
-  if (step->complete()) {
-    spdlog::info("step {}: {} agent{}, interval {} ms", name_of(key), step->facts.nodes,
-                 step->facts.nodes == 1 ? "" : "s", step->facts.interval_ms);
-    if (step->facts.interval_ms > 0 && !step->round && step->next_due == std::chrono::system_clock::time_point{}) {
-      step->due_ = Step::Clock::now();
-      plan_next(step);
-    }
-  }
+  if (hello.restoring() && !step->restart) step->restart = std::make_unique<Restart>(step->facts.nodes, sender(step));
+  settled(step);
   return step;
+}
+
+// Messages to the agents of a step that are still there.
+std::function<void(const std::string&, const net::ToPeer&)> Steps::sender(const std::shared_ptr<Step>& step) const {
+  return [weak = std::weak_ptr(step)](const std::string& node, const net::ToPeer& message) {
+    const auto live = weak.lock();
+    if (!live) return;
+    const auto agent = live->agents.find(node);
+    if (agent != live->agents.end()) agent->second(message);
+  };
+}
+
+// After an agent came, or a restart is through.
+void Steps::settled(const std::shared_ptr<Step>& step) {
+  if (!step->complete()) return;
+  record_known_versions(*step);
+  spdlog::info("step {}: {} agent{}, interval {} ms", name_of(*step), step->facts.nodes,
+               step->facts.nodes == 1 ? "" : "s", step->facts.interval_ms);
+  if (step->facts.interval_ms > 0 && !step->round && step->next_due == std::chrono::system_clock::time_point{}) {
+    step->due_ = Step::Clock::now();
+    plan_next(step);
+  }
 }
 
 // Versions that were committed while no icpctld was there, or whose last word was lost with it: those that every agent
 // of the step knows.
 void Steps::record_known_versions(Step& step) {
-  if (!step.complete()) return;
   std::map<uint32_t, std::pair<size_t, net::VersionNumbers>> known;
   for (const auto& [node, hello] : step.hellos) {
     for (const net::VersionNumbers& numbers : hello.recent()) {
@@ -114,6 +128,7 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
     step->round->lost(node, reason);
     advanced(step);
   }
+  if (step->restart) step->restart->lost(node);
   if (!step->agents.empty()) return;
   step->due_timer_.cancel();
   step->phase_timer_.cancel();
@@ -132,6 +147,19 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
     step->round->done(node, message.done());
     step->highest_version = std::max(step->highest_version, step->round->highest_version());
     advanced(step);
+  } else if (message.has_survey() && step->round) {
+    step->round->survey(node, message.survey());
+  } else if (message.has_ready() && step->restart) {
+    const net::RestartReady& ready = message.ready();
+    if (ready.phase() == 3 && ready.has_hello()) {
+      step->hellos[node] = ready.hello();
+      step->highest_version = std::max(step->highest_version, ready.hello().highest_version());
+    }
+    step->restart->ready(node, ready);
+    if (step->restart->over()) {
+      step->restart.reset();
+      settled(step);
+    }
   } else if (message.has_version()) {
     step->highest_version = std::max(step->highest_version, message.version().numbers().version());
     if (step->facts.nodes == 1) catalog_.version(step->facts.key, message.version().numbers(), 1);
@@ -218,13 +246,8 @@ void Steps::begin(const std::shared_ptr<Step>& step) {
   std::set<std::string> nodes;
   for (const auto& [node, send] : step->agents) nodes.insert(node);
   const RoundLimits limits{config_.prepare_timeout, config_.stop_timeout, config_.write_timeout};
-  // The agents outlive the round: agent_left() ends it first.
-  Step* const raw = step.get();
-  step->round = std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->wish_->kill, limits,
-                                        [raw](const std::string& node, const net::ToPeer& message) {
-                                          const auto agent = raw->agents.find(node);
-                                          if (agent != raw->agents.end()) agent->second(message);
-                                        });
+  step->round =
+      std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->wish_->kill, limits, sender(step));
   step->round->begin();
   advanced(step);
 }

@@ -17,6 +17,7 @@
 
 #include "coordinator/config.h"
 #include "coordinator/icpctld/catalog.h"
+#include "coordinator/icpctld/restart.h"
 #include "coordinator/icpctld/round.h"
 #include "coordinator/protocol/asio.h"
 #include "coordinator/protocol/coordinator.pb.h"
@@ -44,10 +45,12 @@ class Step {
   std::map<std::string, net::IpcObjects> ipc;
   uint32_t highest_version = 0;
   std::unique_ptr<Round> round;
+  std::unique_ptr<Restart> restart;
   std::chrono::system_clock::time_point round_began;
   std::chrono::system_clock::time_point next_due;
 
-  bool complete() const { return agents.size() == facts.nodes; }
+  // All agents are there, and the processes run.
+  bool complete() const { return agents.size() == facts.nodes && !restart; }
 
  private:
   friend class Steps;
@@ -88,6 +91,8 @@ class Steps {
   size_t rounds_under_way() const { return writers_; }
 
  private:
+  std::function<void(const std::string&, const net::ToPeer&)> sender(const std::shared_ptr<Step>& step) const;
+  void settled(const std::shared_ptr<Step>& step);
   void plan_next(const std::shared_ptr<Step>& step);
   void due(const std::shared_ptr<Step>& step);
   void begin_or_wait(const std::shared_ptr<Step>& step);

@@ -113,6 +113,7 @@ void CoordinatorLink::retry(const std::string& why) {
   {
     const std::lock_guard lock(mutex_);
     scheduled_ = false;
+    losses_++;
     if (round_ != 0) given_up_ = "the connection to the coordinator is lost";
   }
   heard_.notify_all();
@@ -146,10 +147,14 @@ void CoordinatorLink::received(const std::string& payload) {
     if (message.has_welcome()) scheduled_ = message.welcome().scheduled();
     if (message.has_begin()) {
       round_ = message.begin().round();
-      go_ = net::PREPARE;
+      go_.Clear();
+      go_.set_phase(net::PREPARE);
+      survey_.reset();
       given_up_.clear();
     }
-    if (message.has_go() && message.go().round() == round_) go_ = std::max(go_, message.go().phase());
+    if (message.has_go() && message.go().round() == round_ && message.go().phase() > go_.phase()) go_ = message.go();
+    if (message.has_survey() && message.survey().round() == round_) survey_ = message.survey();
+    if (message.has_restart_go()) restart_go_ = message.restart_go();
     if (message.has_abort() && message.abort().round() == round_) {
       given_up_ = message.abort().reason().empty() ? "given up by the coordinator" : message.abort().reason();
     }
@@ -179,13 +184,50 @@ void CoordinatorLink::say(const net::ToCoordinator& message) {
   });
 }
 
-void CoordinatorLink::wait_go(uint64_t round, net::Phase phase, milliseconds timeout) {
-  std::unique_lock lock(mutex_);
-  const bool heard =
-      heard_.wait_for(lock, timeout, [&] { return round_ != round || !given_up_.empty() || go_ >= phase; });
+// Waits until `there()` holds in the round. The lock is held.
+template <typename There>
+void CoordinatorLink::wait_in_round(std::unique_lock<std::mutex>& lock, uint64_t round, milliseconds timeout,
+                                    There there) {
+  const bool heard = heard_.wait_for(lock, timeout, [&] { return round_ != round || !given_up_.empty() || there(); });
   if (round_ != round) throw_error(ErrorKind::kBusy, "the coordinator has gone on to another version");
   if (!given_up_.empty()) throw_error(ErrorKind::kBusy, "{}", given_up_);
   if (!heard) throw_error(ErrorKind::kBusy, "the other nodes were not ready within {} ms", timeout.count());
+}
+
+net::Go CoordinatorLink::wait_go(uint64_t round, net::Phase phase, milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  wait_in_round(lock, round, timeout, [&] { return go_.phase() >= phase; });
+  return go_;
+}
+
+net::Survey CoordinatorLink::survey(const net::Survey& message, milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  survey_.reset();
+  net::ToCoordinator out;
+  *out.mutable_survey() = message;
+  say(out);
+  wait_in_round(lock, message.round(), timeout, [&] { return survey_.has_value(); });
+  return *survey_;
+}
+
+net::RestartGo CoordinatorLink::restart(const net::RestartReady& message, milliseconds timeout) {
+  const auto until = std::chrono::steady_clock::now() + timeout;
+  std::unique_lock lock(mutex_);
+  if (!heard_.wait_until(lock, until, [&] { return scheduled_; })) {
+    throw_error(ErrorKind::kBusy, "the step has tasks on several nodes, and the coordinator cannot be reached");
+  }
+  const uint64_t losses = losses_;
+  net::ToCoordinator out;
+  *out.mutable_ready() = message;
+  say(out);
+  if (!message.error().empty()) return {};
+  const bool heard = heard_.wait_until(lock, until, [&] {
+    return losses_ != losses || !restart_go_.error().empty() || restart_go_.phase() >= message.phase();
+  });
+  if (losses_ != losses) throw_error(ErrorKind::kBusy, "the connection to the coordinator is lost");
+  if (!restart_go_.error().empty()) throw_error(ErrorKind::kBusy, "{}", restart_go_.error());
+  if (!heard) throw_error(ErrorKind::kBusy, "the other nodes were not ready within {} s", timeout.count() / 1000);
+  return restart_go_;
 }
 
 }  // namespace icp

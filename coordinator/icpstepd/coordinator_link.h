@@ -9,6 +9,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -40,7 +41,13 @@ class CoordinatorLink {
   void say(const net::ToCoordinator& message);
   // Blocks until the coordinator lets the round go on with `phase`. Throws Error (kBusy): given up by the coordinator,
   // connection lost, or nothing heard for `timeout`.
-  void wait_go(uint64_t round, net::Phase phase, std::chrono::milliseconds timeout);
+  net::Go wait_go(uint64_t round, net::Phase phase, std::chrono::milliseconds timeout);
+  // The other ends of those the message names, as far as they are on other nodes of the round. Blocks and throws as
+  // above.
+  net::Survey survey(const net::Survey& message, std::chrono::milliseconds timeout);
+  // Says that this agent has come so far with a restart, and blocks until all have, or the connection does not come
+  // within `timeout`. Throws Error (kBusy).
+  net::RestartGo restart(const net::RestartReady& message, std::chrono::milliseconds timeout);
 
  private:
   void connect();
@@ -48,6 +55,9 @@ class CoordinatorLink {
   void opened(net::Connection::Socket socket);
   void received(const std::string& payload);
   void tell_agent(const std::string& why);
+  template <typename There>
+  void wait_in_round(std::unique_lock<std::mutex>& lock, uint64_t round, std::chrono::milliseconds timeout,
+                     There there);
   void leave(std::chrono::steady_clock::time_point latest);
 
   const std::vector<net::Endpoint> coordinators_;
@@ -72,7 +82,10 @@ class CoordinatorLink {
   net::AgentHello hello_;
   bool scheduled_ = false;
   uint64_t round_ = 0;
-  net::Phase go_ = net::NONE;
+  net::Go go_;
+  std::optional<net::Survey> survey_;
+  net::RestartGo restart_go_;
+  uint64_t losses_ = 0;   // of the connection
   std::string given_up_;  // not empty: why the round is over
 
   std::thread thread_;  // last: it uses all of the above

@@ -11,6 +11,7 @@
 
 #include <algorithm>
 #include <ctime>
+#include <map>
 
 #include "engine/base/error.h"
 #include "engine/base/unique_fd.h"
@@ -33,15 +34,19 @@ std::string below(const std::string& cwd, const std::string& path) {
   return path.starts_with('/') ? path : cwd + "/" + path;
 }
 
-// Versions that can be read, latest first. Throws Error when the image cannot be opened.
+// Versions of which every node's part can be read, latest first. Throws Error when the image cannot be opened.
 std::vector<uint32_t> good_versions(const std::string& image, const Identity& identity) {
-  std::vector<uint32_t> versions;
-  for (const VersionInfo& info : ImageDir::open(image, identity).versions()) {
-    if (info.error.empty()) {
-      versions.push_back(info.version);
-    } else {
-      spdlog::warn("{}: version {}: {}", image, info.version, info.error);
+  std::map<uint32_t, bool> good;
+  for (const std::string& node : ImageDir::nodes_of(image, identity)) {
+    for (const VersionInfo& info : ImageDir::open(image, identity, node).versions()) {
+      const bool first = !good.contains(info.version);
+      good[info.version] = info.error.empty() && (first || good[info.version]);
+      if (!info.error.empty()) spdlog::warn("{}: version {}: {}", image, info.version, info.error);
     }
+  }
+  std::vector<uint32_t> versions;
+  for (const auto& [version, whole] : good) {
+    if (whole) versions.push_back(version);
   }
   std::reverse(versions.begin(), versions.end());
   return versions;

@@ -11,6 +11,7 @@
 
 #include "coordinator/config.h"
 #include "coordinator/icpstepd/image_choice.h"
+#include "coordinator/protocol/coordinator.pb.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/session.h"
 
@@ -22,6 +23,16 @@ struct ProxyStreams {
   std::array<UniqueFd, 3> fds;
 };
 
+// What the other nodes of the step have a say in. Empty members for a step on one node.
+struct RestartTogether {
+  // Called with the version chosen and this node's addresses that are other ones now; returns those of all nodes.
+  std::function<google::protobuf::RepeatedPtrField<net::NewAddress>(
+      uint32_t version, const google::protobuf::RepeatedPtrField<net::NewAddress>&)>
+      chosen;
+  // As NetworkRestore::meet.
+  std::function<std::vector<ConnectionEnd>(const std::vector<ConnectionEnd>&)> meet;
+};
+
 struct RestartResult {
   RestoredCapsule capsule;
   std::string line;  // for the user: step, version, when it was taken, processes, bytes
@@ -30,7 +41,7 @@ struct RestartResult {
 // Restores the first of the plan's versions that is whole. The processes join the cgroups of the lowest rank's proxy.
 // Throws Error with nothing left behind: task counts differ, image damaged, ...
 RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& facts, const Config& config,
-                           const std::map<int, ProxyStreams>& proxies);
+                           const std::map<int, ProxyStreams>& proxies, const RestartTogether& together);
 
 // Sends a signal to the tree of processes below (and with) a task.
 void signal_tree(pid_t root, int signal);

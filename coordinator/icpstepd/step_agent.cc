@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "coordinator/duration.h"
+#include "coordinator/icpstepd/network_exchange.h"
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 
@@ -19,7 +20,8 @@ using protocol::Received;
 namespace {
 
 constexpr auto kWatchInterval = std::chrono::milliseconds(500);
-constexpr auto kRetry = std::chrono::milliseconds(70);  // no divisor of what programs like to sleep
+constexpr auto kRestartWait = std::chrono::minutes(10);  // for the other nodes' tasks to start, and for their images
+constexpr auto kRetry = std::chrono::milliseconds(70);   // no divisor of what programs like to sleep
 
 }  // namespace
 
@@ -179,6 +181,7 @@ void StepAgent::decide(const std::string& cwd) {
   plan_ = plan_start(facts_, image_, cwd, facts_.restarts);
   if (plan_->kind == StartPlan::kRestart) {
     spdlog::info("restart from {}", plan_->image);
+    if (several_nodes()) start_link();
     unmark_completed(image_, identity_of(facts_));
   }
 }
@@ -263,6 +266,7 @@ void StepAgent::begin_versions_when_all_run() {
     unmark_completed(image_, identity_of(facts_));
     SessionConfig config = versions_.session_config(image_, task_streams());
     config.more_processes = [this] { return orphans(); };
+    join_network(config);
     start_versions(Session(std::move(config), roots));
   } catch (const Error& error) {
     spdlog::error("{}", error.what());
@@ -286,7 +290,7 @@ std::vector<pid_t> StepAgent::orphans() const {
 
 void StepAgent::start_versions(Session session) {
   versions_.begin(std::move(session));
-  if (!config_.coordinators.empty()) start_link();
+  if (!config_.coordinators.empty() && !link_) start_link();
   if (interval_.count() > 0) start_timer();
 }
 
@@ -303,6 +307,7 @@ net::AgentHello StepAgent::hello() const {
   hello.set_tasks(facts_.local_tasks);
   hello.set_interval_ms(static_cast<uint64_t>(interval_.count()));
   hello.set_image(image_);
+  hello.set_restoring(plan_ && plan_->kind == StartPlan::kRestart && !versions_.begun() && several_nodes());
   const auto [highest, committed] = highest_versions(image_, facts_);
   hello.set_highest_version(highest);
   hello.set_committed(committed);
@@ -322,6 +327,33 @@ void StepAgent::start_link() {
   } catch (const Error& error) {
     on_link_changed(error.what());
   }
+}
+
+void StepAgent::join_network(SessionConfig& config) {
+  if (!several_nodes()) return;
+  config.network.inside_job = [this](const std::vector<ConnectionEnd>& ends, bool stopped) {
+    return versions_.connections_inside(ends, stopped);
+  };
+}
+
+RestartTogether StepAgent::with_the_others() {
+  if (!several_nodes()) return {};
+  if (!link_) throw_error(ErrorKind::kUsage, "a step with tasks on several nodes is restored with a coordinator only");
+  RestartTogether together;
+  together.chosen = [this](uint32_t version, const auto& addresses) {
+    net::RestartReady ready;
+    ready.set_phase(1);
+    ready.set_version(version);
+    *ready.mutable_addresses() = addresses;
+    return link_->restart(ready, kRestartWait).addresses();
+  };
+  together.meet = [this](const std::vector<ConnectionEnd>& ends) {
+    net::RestartReady ready;
+    ready.set_phase(2);
+    *ready.mutable_ends() = to_message(ends);
+    return from_message(link_->restart(ready, kRestartWait).ends());
+  };
+  return together;
 }
 
 void StepAgent::on_link_changed(const std::string& why) {
@@ -402,8 +434,13 @@ void StepAgent::restore_when_all_lent() {
   }
   for (auto& [rank, task] : tasks_) proxies[rank] = std::move(task.lent);
   try {
-    after_restore(restore_step(*plan_, facts_, config_, proxies));
+    after_restore(restore_step(*plan_, facts_, config_, proxies, with_the_others()));
   } catch (const Error& error) {
+    if (several_nodes() && link_) {  // or they would wait for this one
+      net::ToCoordinator message;
+      message.mutable_ready()->set_error(error.what());
+      link_->say(message);
+    }
     for (auto& [rank, task] : tasks_) {
       if (task.socket) fail_task(task, std::string("cannot restart: ") + error.what());
     }
@@ -431,12 +468,19 @@ void StepAgent::after_restore(RestartResult result) {
     SessionConfig config = versions_.session_config(image_, task_streams());
     config.whole_ipc_namespace = true;  // the capsule's own
     config.more_processes = [this] { return read_children(capsule_->init_pid()); };
+    join_network(config);
     start_versions(same_image ? capsule_->continue_session(std::move(config))
                               : Session(std::move(config), capsule_->roots()));
   } catch (const Error& error) {
     notices_.complain(
         fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));
   }
+  if (!several_nodes() || !link_) return;
+  net::ToCoordinator message;
+  message.mutable_ready()->set_phase(3);
+  *message.mutable_ready()->mutable_hello() = hello();
+  link_->set_hello(message.ready().hello());
+  link_->say(message);
 }
 
 void StepAgent::on_capsule() {

@@ -71,6 +71,8 @@ class StepAgent {
   void start_versions(Session session);
   void start_link();
   net::AgentHello hello() const;
+  RestartTogether with_the_others();
+  void join_network(SessionConfig& config);
   void on_link_changed(const std::string& why);
   void start_timer();
   void wait_until(std::chrono::steady_clock::time_point when);

@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "coordinator/icpstepd/network_exchange.h"
 #include "engine/base/error.h"
 
 namespace icp {
@@ -17,6 +18,7 @@ constexpr int kPassingTries = 8;
 constexpr size_t kRecent = 64;
 // For a phase in which the processes run: the coordinator's own time-outs end it, or the connection's end.
 constexpr std::chrono::hours kLongWait(24);
+constexpr std::chrono::minutes kSurveyWait(10);
 
 // A step's standard stream is replaced by the new step's at a restart. /dev/null and its like are not: they are the
 // same everywhere, and a program may have opened them by itself for something else.
@@ -85,6 +87,26 @@ bool Versions::take() {
   }
 }
 
+std::vector<ConnectionEnd> Versions::connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped) {
+  if (round_ == nullptr) throw_error(ErrorKind::kBusy, "no version of all nodes is under way");
+  if (!stopped) {
+    if (ends.empty() && surveyed_) return {};
+    net::Survey question;
+    question.set_round(round_->round());
+    *question.mutable_ends() = to_message(ends);
+    surveyed_ = true;
+    return inside(ends, from_message(link_->survey(question, kSurveyWait).ends()));
+  }
+  net::ToCoordinator message;
+  net::PhaseDone& done = *message.mutable_done();
+  done.set_round(round_->round());
+  done.set_phase(net::STOP);
+  *done.mutable_ends() = to_message(ends);
+  link_->say(message);
+  const std::chrono::milliseconds timeout(round_->stop_timeout_ms());
+  return inside(ends, from_message(link_->wait_go(round_->round(), net::COLLECT, timeout).ends()));
+}
+
 void Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
   net::ToCoordinator message;
   net::PhaseDone& done = *message.mutable_done();
@@ -93,34 +115,41 @@ void Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
     done.set_phase(phase);
     link.say(message);
   };
+  round_ = &begin;
+  link_ = &link;
+  surveyed_ = false;
   try {
     if (!session_ || !session_->alive()) throw_error(ErrorKind::kGone, "the step's processes have ended");
-    if (script_has_steps())
+    if (script_has_steps()) {
       throw_error(ErrorKind::kRefused, "the batch script runs steps: they are checkpointed, it is not");
+    }
     CheckpointOptions options;
     options.kill = begin.kill();
     options.version = begin.version();
-    if (!begin.alone()) options.nodes.assign(begin.nodes().begin(), begin.nodes().end());
     const std::chrono::milliseconds stopped(begin.stop_timeout_ms());
-    // Alone there is nobody to wait for.
-    options.gate = [&](CheckpointOptions::Phase phase) {
-      if (begin.alone()) return;
-      using Phase = CheckpointOptions::Phase;
-      switch (phase) {
-        case Phase::kPrepared:
-          done_with(net::PREPARE);
-          return link.wait_go(begin.round(), net::STOP, kLongWait);
-        case Phase::kStopped:
-          done_with(net::STOP);
-          return link.wait_go(begin.round(), net::COLLECT, stopped);
-        case Phase::kCollected:
-          done_with(net::COLLECT);
-          return link.wait_go(begin.round(), net::WRITE, stopped);
-        case Phase::kWritten:
-          done_with(net::WRITE);
-          return link.wait_go(begin.round(), net::COMMIT, kLongWait);
-      }
-    };
+    // Alone there is nobody to wait for. Of several nodes, the end of the phase STOP is said by connections_inside().
+    if (!begin.alone()) {
+      options.nodes.assign(begin.nodes().begin(), begin.nodes().end());
+      options.gate = [&](CheckpointOptions::Phase phase) {
+        using Phase = CheckpointOptions::Phase;
+        switch (phase) {
+          case Phase::kPrepared:
+            done_with(net::PREPARE);
+            link.wait_go(begin.round(), net::STOP, kLongWait);
+            return;
+          case Phase::kStopped:
+            return;
+          case Phase::kCollected:
+            done_with(net::COLLECT);
+            link.wait_go(begin.round(), net::WRITE, stopped);
+            return;
+          case Phase::kWritten:
+            done_with(net::WRITE);
+            link.wait_go(begin.round(), net::COMMIT, kLongWait);
+            return;
+        }
+      };
+    }
     options.committed = [&](const CheckpointResult& result) {
       report(result);
       *done.mutable_numbers() = recent_.back();
@@ -136,6 +165,7 @@ void Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
     done_with(net::NONE);
     failed(error);
   }
+  round_ = nullptr;
 }
 
 void Versions::report(const CheckpointResult& result) {

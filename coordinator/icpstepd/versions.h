@@ -31,6 +31,9 @@ class Versions {
   // What a session of this step is told, with its image at `image`.
   SessionConfig session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const;
   void begin(Session session);
+  // For the session of a step on several nodes: what its connections to the other nodes are, asked in the round under
+  // way.
+  std::vector<ConnectionEnd> connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped);
   bool begun() const { return session_ != nullptr; }
   // One version now. A failure is told to the user (once) and logged; the processes run on. True: it failed for
   // something that passes (a process ended or was made at the wrong moment), and is worth another try soon.
@@ -52,6 +55,9 @@ class Versions {
   Notices& notices_;
   std::unique_ptr<Session> session_;
   std::deque<net::VersionNumbers> recent_;
+  const net::BeginRound* round_ = nullptr;  // under way
+  CoordinatorLink* link_ = nullptr;
+  bool surveyed_ = false;     // in this round
   int passing_failures_ = 0;  // one after the other
 };
 

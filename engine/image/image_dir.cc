@@ -94,8 +94,7 @@ void check_node_name(const std::string& node) {
   if (!is_safe_name(node)) throw_error(ErrorKind::kUsage, "\"{}\" cannot be the name of a node", node);
 }
 
-// The only node that the versions hold.
-std::string only_node(const ImageRoot& root) {
+std::set<std::string> all_nodes(const ImageRoot& root) {
   std::set<std::string> nodes;
   for (const uint32_t version : root.version_numbers(false)) {
     const UniqueFd dir = root.open_version_dir(version);
@@ -103,6 +102,12 @@ std::string only_node(const ImageRoot& root) {
       if (is_safe_name(name)) nodes.insert(name);
     }
   }
+  return nodes;
+}
+
+// The only node that the versions hold.
+std::string only_node(const ImageRoot& root) {
+  const std::set<std::string> nodes = all_nodes(root);
   if (nodes.empty()) throw_error(ErrorKind::kImage, "{} holds no version", root.path);
   if (nodes.size() > 1) {
     throw_error(ErrorKind::kUsage, "{} holds versions of several nodes, name one of {}", root.path,
@@ -164,6 +169,16 @@ ImageDir ImageDir::open(const std::string& path, const Identity& identity, const
   root->identity = identity;
   root->node = node.empty() ? only_node(*root) : node;
   return ImageDir(std::move(root));
+}
+
+std::vector<std::string> ImageDir::nodes_of(const std::string& path, const Identity& identity) {
+  const FsIdentity guard(identity);
+  ImageRoot root;
+  root.fd = open_image(path, identity, false);
+  root.path = path;
+  root.identity = identity;
+  const std::set<std::string> nodes = all_nodes(root);
+  return {nodes.begin(), nodes.end()};
 }
 
 ImageDir::ImageDir(std::shared_ptr<const ImageRoot> root) : root_(std::move(root)) {}

@@ -100,6 +100,9 @@ class ImageDir {
   ImageDir(ImageDir&&) noexcept;
   ~ImageDir();
 
+  // Names of all nodes that have a part in some version, sorted.
+  static std::vector<std::string> nodes_of(const std::string& path, const Identity& identity);
+
   const std::string& path() const;
   const std::string& node() const;
   // Committed versions of the node, ascending. Leftovers of interrupted versions are not shown.
