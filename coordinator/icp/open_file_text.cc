@@ -7,6 +7,7 @@
 #include <sys/sysmacros.h>
 
 #include "coordinator/icp/format.h"
+#include "engine/files/inet_address.h"
 
 namespace icp {
 
@@ -40,6 +41,31 @@ std::string describe_socket(const pb::UnixSocket& socket) {
   return waiting == 0 ? text : text + fmt::format(", {} in flight", human_bytes(waiting));
 }
 
+std::string describe_socket(const pb::TcpSocket& socket) {
+  const std::string local = InetAddress::of(socket.local()).text(), remote = InetAddress::of(socket.remote()).text();
+  switch (socket.state()) {
+    case pb::TcpSocket::LISTENING:
+      return fmt::format("TCP socket listening on {}", local);
+    case pb::TcpSocket::CONNECTED: {
+      const size_t waiting = socket.receive_queue().size() + socket.send_queue().size();
+      const std::string data = waiting == 0 ? "" : fmt::format(", {} in flight", human_bytes(waiting));
+      return fmt::format("TCP connection {} to {}{}", local, remote, data);
+    }
+    case pb::TcpSocket::ENDED:
+      return fmt::format("TCP connection {}, closed by the other end", local);
+    case pb::TcpSocket::RESET:
+      return fmt::format("TCP connection {} to {}, reset at a restart", local, remote);
+    default:
+      return socket.local().port() == 0 ? "TCP socket" : fmt::format("TCP socket bound to {}", local);
+  }
+}
+
+std::string describe_socket(const pb::UdpSocket& socket) {
+  std::string text = "UDP socket";
+  if (socket.local().port() != 0) text += " bound to " + InetAddress::of(socket.local()).text();
+  return socket.has_remote() ? text + " connected to " + InetAddress::of(socket.remote()).text() : text;
+}
+
 std::string describe_timer(const pb::TimerFd& timer) {
   if (timer.remaining_ns() == 0) return "timerfd, not set";
   std::string text = fmt::format("timerfd, due in {}", human_time(timer.remaining_ns()));
@@ -68,6 +94,10 @@ std::string kind_of(const pb::OpenFile& file) {
       return "signalfd";
     case pb::OpenFile::kUnixSocket:
       return "unix socket";
+    case pb::OpenFile::kTcp:
+      return "TCP socket";
+    case pb::OpenFile::kUdp:
+      return "UDP socket";
     case pb::OpenFile::kObject:
       return "memory object";
     case pb::OpenFile::kOuter:
@@ -103,6 +133,10 @@ std::string describe(const pb::OpenFile& file) {
       return fmt::format("signalfd, mask {:016x}", file.signalfd().mask());
     case pb::OpenFile::kUnixSocket:
       return describe_socket(file.unix_socket());
+    case pb::OpenFile::kTcp:
+      return describe_socket(file.tcp());
+    case pb::OpenFile::kUdp:
+      return describe_socket(file.udp());
     case pb::OpenFile::kObject:
       return fmt::format("memory object {}, byte {}, {}", file.object().object(), file.position(),
                          access_of(file.flags()));

@@ -219,7 +219,8 @@ void capture_connection(TcpReader& reader, const Description& description, int f
   message.set_sack((info.base.tcpi_options & TCPI_OPT_SACK) != 0);
   message.set_timestamps((info.base.tcpi_options & TCPI_OPT_TIMESTAMPS) != 0);
   constexpr uint32_t kTimestampOption = 12;  // bytes of each segment
-  message.set_mss(info.base.tcpi_snd_mss + (message.timestamps() ? kTimestampOption : 0));
+  message.set_mss(
+      std::min<uint32_t>(UINT16_MAX, info.base.tcpi_snd_mss + (message.timestamps() ? kTimestampOption : 0)));
   if (info.base.tcpi_options & TCPI_OPT_WSCALE) {
     message.set_send_scale(info.base.tcpi_snd_wscale);
     message.set_receive_scale(info.base.tcpi_rcv_wscale);

@@ -62,7 +62,7 @@ void check_values(const pb::OpenFile& file) {
     throw_bad_file(file, "the addresses of a TCP connection do not fit each other");
   }
   if (socket.send_scale() > kMostScale || socket.receive_scale() > kMostScale || socket.mss() < kLeastMss ||
-      socket.mss() > kMostMss + 1 || socket.send_window() > (kMostMss << kMostScale) ||
+      socket.mss() > kMostMss || socket.send_window() > (kMostMss << kMostScale) ||
       socket.receive_window() > (kMostMss << kMostScale)) {
     throw_bad_file(file, "the parameters of a TCP connection are out of range");
   }
@@ -240,7 +240,7 @@ void Connection::join_addresses() {
 
 void Connection::set_parameters() {
   std::vector<tcp_repair_opt> options = {
-      {kOptionMss, std::min(socket_.mss(), kMostMss)},
+      {kOptionMss, socket_.mss()},
       {kOptionWindow, socket_.send_scale() | socket_.receive_scale() << 16},
   };
   if (socket_.sack()) options.push_back({kOptionSack, 0});
