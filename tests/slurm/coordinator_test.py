@@ -2,11 +2,11 @@
 
 import os
 import re
+import shutil
 import signal
-import subprocess
-import time
 
 import harness
+import leftovers
 from jobcase import JobCase
 
 COUNT = ["perl", "-e", "$| = 1; for my $i (1 .. 600) { print qq($i\\n); select undef, undef, undef, 0.1 }"]
@@ -27,6 +27,54 @@ class Coordinated(JobCase):
 
 
 class TwoNodes(Coordinated):
+    def ring(self, where, messages=400):
+        directory = self.work / where
+        directory.mkdir()
+        shutil.chown(directory, self.user)
+        return ["tcp_ring", str(directory), str(messages), "20"]
+
+    def results(self, text):
+        return sorted(re.findall(r"RESULT \d+ \w+", text))
+
+    def whole_versions(self, image):
+        return sorted(set(self.node_versions(image, 1)) & set(self.node_versions(image, 2)))
+
+    def kill_ring(self):
+        pids = [pid for pid in leftovers.processes(self.cluster.node_names)
+                if leftovers.read(f"/proc/{pid}/comm").strip() == b"tcp_ring"]
+        for pid in pids:
+            os.kill(pid, signal.SIGKILL)
+        return len(pids)
+
+    def test_messages_over_tcp_survive_death_and_restart(self):
+        answer = self.results(self.sh(["srun", "-N2", "-n4", *self.ring("a")], timeout=60).stdout)
+        self.assertEqual(len(answer), 4)
+        srun, job = self.start_srun("-N2", "-n4", "--checkpoint-interval=1s", *self.ring("b"), output="ring.out")
+        image = f"{job}.0"
+        self.wait_for(lambda: len(self.whole_versions(image)) >= 3, 40,
+                      f"three versions; icpctld: {self.ctld_log()[-2000:]}")
+        self.assertEqual(self.kill_ring(), 4)
+        self.assertNotEqual(srun.wait(30), 0)
+        self.assertNotIn("RESULT", self.text("ring.out"))
+        again = self.srun("-N2", "-n4", f"--restart-dir={image}", "none", timeout=90)
+        self.assertEqual(self.results(again.stdout), answer, again.stderr + self.agent_log()[-3000:] + self.ctld_log()[-2000:])
+        self.assertEqual(again.returncode, 0)
+
+    def test_restarted_step_is_checkpointed_and_restarted_again(self):
+        answer = self.results(self.sh(["srun", "-N2", "-n2", *self.ring("c", 500)], timeout=60).stdout)
+        srun, job = self.start_srun("-N2", "-n2", "--checkpoint-interval=1s", *self.ring("d", 500), output="first.out")
+        image = f"{job}.0"
+        for output in ("second.out", "third.out"):
+            self.wait_for(lambda image=image: len(self.whole_versions(image)) >= 2, 40,
+                          f"versions in {image}; icpctld: {self.ctld_log()[-2000:]} {self.agent_log()[-2000:]}")
+            self.assertEqual(self.kill_ring(), 2)
+            srun.wait(30)
+            srun, job = self.start_srun("-N2", "-n2", "--checkpoint-interval=1s", f"--restart-dir={image}", "none",
+                                        output=output)
+            image = f"{job}.0"
+        self.assertEqual(srun.wait(90), 0, self.text("third.out") + self.agent_log()[-3000:])
+        self.assertEqual(self.results(self.text("third.out")), answer)
+
     def test_versions_of_a_step_on_two_nodes(self):
         srun, job = self.start_srun("-N2", "-n2", "--checkpoint-interval=1s", *COUNT, output="two.out")
         image = f"{job}.0"
