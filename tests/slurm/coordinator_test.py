@@ -1,51 +1,14 @@
-"""icpctld with real daemons: versions of steps on several nodes, and what happens when something dies."""
+"""icpctld with real daemons: versions of steps on several nodes, and their restart."""
 
-import os
 import re
-import shutil
-import signal
 
 import harness
-import leftovers
-from jobcase import JobCase
+from coordinated import Coordinated
 
 COUNT = ["perl", "-e", "$| = 1; for my $i (1 .. 600) { print qq($i\\n); select undef, undef, undef, 0.1 }"]
 
 
-class Coordinated(JobCase):
-    options = {"nodes": 2, "coordinator": True}
-    config = "jitter: 0\n"
-
-    def ctld_log(self):
-        return self.cluster.coordinator_log.read_text(errors="replace")
-
-    def node_versions(self, image, node):
-        """Numbers of the versions that a node has committed."""
-        name = self.cluster.node(node)
-        found = self.cluster.work.glob(f"{image}/v*/{name}/manifest.icp")
-        return sorted(int(path.parts[-3][1:]) for path in found)
-
-
 class TwoNodes(Coordinated):
-    def ring(self, where, messages=400):
-        directory = self.work / where
-        directory.mkdir()
-        shutil.chown(directory, self.user)
-        return ["tcp_ring", str(directory), str(messages), "20"]
-
-    def results(self, text):
-        return sorted(re.findall(r"RESULT \d+ \w+", text))
-
-    def whole_versions(self, image):
-        return sorted(set(self.node_versions(image, 1)) & set(self.node_versions(image, 2)))
-
-    def kill_ring(self):
-        pids = [pid for pid in leftovers.processes(self.cluster.node_names)
-                if leftovers.read(f"/proc/{pid}/comm").strip() == b"tcp_ring"]
-        for pid in pids:
-            os.kill(pid, signal.SIGKILL)
-        return len(pids)
-
     def test_messages_over_tcp_survive_death_and_restart(self):
         answer = self.results(self.sh(["srun", "-N2", "-n4", *self.ring("a")], timeout=60).stdout)
         self.assertEqual(len(answer), 4)
