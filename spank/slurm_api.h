@@ -5,8 +5,10 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <cstring>
 
 extern "C" {
+#include <slurm/slurm.h>
 #include <slurm/spank.h>
 }
 
@@ -25,9 +27,10 @@ std::optional<T> item(spank_t handle, spank_item_t which) {
 
 // A variable of the job's environment; empty when unset.
 inline std::string job_env(spank_t handle, const char* name) {
-  char buffer[4096] = "";
-  if (spank_getenv(handle, name, buffer, sizeof buffer) != ESPANK_SUCCESS) return {};
-  return buffer;
+  std::string value(64 << 10, '\0');  // node lists can be long
+  if (spank_getenv(handle, name, value.data(), static_cast<int>(value.size())) != ESPANK_SUCCESS) return {};
+  value.resize(std::strlen(value.c_str()));
+  return value;
 }
 
 }  // namespace icp::spank

@@ -35,7 +35,25 @@ void put_line(const std::string& text) {
   if (::write(STDERR_FILENO, line.data(), line.size()) < 0) slurm_error("spank_icp: %s", text.c_str());
 }
 
-std::string node_name(spank_t handle) {
+// The nth of a Slurm list of hosts; empty when there is none.
+std::string nth_host(const std::string& list, uint32_t n) {
+  const hostlist_t hosts = slurm_hostlist_create(list.c_str());
+  if (hosts == nullptr) return {};
+  std::string name;
+  for (char* host = nullptr; (host = slurm_hostlist_shift(hosts)) != nullptr; std::free(host)) {
+    if (n-- == 0) name = host;
+  }
+  slurm_hostlist_destroy(hosts);
+  return name;
+}
+
+std::string node_name(spank_t handle, int32_t step) {
+  // SLURMD_NODENAME of a step that a batch script started is the batch node's: srun exports the script's environment.
+  if (step >= 0) {
+    const std::string list = job_env(handle, "SLURM_STEP_NODELIST");
+    const auto index = item<uint32_t>(handle, S_JOB_NODEID);
+    if (std::string name = index ? nth_host(list, *index) : ""; !name.empty()) return name;
+  }
   if (std::string name = job_env(handle, "SLURMD_NODENAME"); !name.empty()) return name;
   if (const char* const name = std::getenv("SLURMD_NODENAME"); name != nullptr) return name;
   char host[256] = "";
@@ -54,7 +72,7 @@ StepFacts read_facts(spank_t handle) {
   if (spank_get_item(handle, S_JOB_SUPPLEMENTARY_GIDS, &groups, &count) == ESPANK_SUCCESS && count > 0) {
     step.groups.assign(groups, groups + count);
   }
-  step.node = node_name(handle);
+  step.node = node_name(handle, step.step);
   step.nodes = item<uint32_t>(handle, S_JOB_NNODES).value_or(1);
   step.local_tasks = item<uint32_t>(handle, S_JOB_LOCAL_TASK_COUNT).value_or(1);
   step.total_tasks = item<uint32_t>(handle, S_JOB_TOTAL_TASK_COUNT).value_or(1);

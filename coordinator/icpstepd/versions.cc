@@ -27,6 +27,16 @@ bool is_outer(const StreamId& stream) {
   return stream.mode != 0 && !(S_ISCHR(stream.mode) && gnu_dev_major(stream.rdev) == kMemoryDevices);
 }
 
+// Failures that another try in a moment would meet again: what is refused stays so until the program does something
+// about it, a directory until somebody else does.
+bool is_lasting(const Error& error) {
+  static constexpr int kLasting[] = {EACCES, EPERM, EROFS, ENOSPC, EDQUOT, ENOENT, ENOTDIR, ENAMETOOLONG};
+  return error.kind() == ErrorKind::kRefused || error.kind() == ErrorKind::kPermission ||
+         error.kind() == ErrorKind::kImage ||
+         (error.kind() == ErrorKind::kSystem &&
+          std::find(std::begin(kLasting), std::end(kLasting), error.error_number()) != std::end(kLasting));
+}
+
 }  // namespace
 
 std::string counted_bytes(uint64_t processes, uint64_t bytes) {
@@ -161,7 +171,7 @@ void Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
   } catch (const Error& error) {
     done.set_error(error.what());
     done.set_remedy(error.remedy());
-    done.set_passing(error.kind() != ErrorKind::kRefused && error.kind() != ErrorKind::kPermission);
+    done.set_passing(!is_lasting(error));
     done_with(net::NONE);
     failed(error);
   }
@@ -197,10 +207,8 @@ void Versions::report(const CheckpointResult& result) {
 bool Versions::failed(const Error& error) {
   const std::string remedy = error.remedy().empty() ? "" : "; " + error.remedy();
   spdlog::warn("no version: {}{}", error.what(), remedy);
-  // What is refused stays so until the program does something about it. Anything else may be a matter of the moment,
-  // which only several failures in a row disprove.
-  const bool passing = error.kind() != ErrorKind::kRefused && error.kind() != ErrorKind::kPermission;
-  if (passing && ++passing_failures_ <= kPassingTries) return true;
+  // What does not last may be a matter of the moment, which only several failures in a row disprove.
+  if (!is_lasting(error) && ++passing_failures_ <= kPassingTries) return true;
   passing_failures_ = 0;
   if (script_has_steps()) return false;  // the script began its first step just now
   notices_.complain(fmt::format(
