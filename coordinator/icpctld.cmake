@@ -4,7 +4,7 @@ pkg_check_modules(SYSTEMD REQUIRED IMPORTED_TARGET libsystemd)
 find_path(SLURM_INCLUDE_DIR slurm/slurm.h REQUIRED)
 find_library(SLURM_LIBRARY slurm REQUIRED)
 
-add_library(icp_ctld STATIC icpctld/catalog.cc icpctld/connection_ends.cc icpctld/requests.cc icpctld/restart.cc icpctld/round.cc icpctld/server.cc icpctld/slurm_jobs.cc
+add_library(icp_ctld STATIC icpctld/catalog.cc icpctld/connection_ends.cc icpctld/metrics.cc icpctld/requests.cc icpctld/restart.cc icpctld/round.cc icpctld/server.cc icpctld/slurm_jobs.cc
                             icpctld/steps.cc)
 target_include_directories(icp_ctld SYSTEM PRIVATE ${SLURM_INCLUDE_DIR})
 target_link_libraries(icp_ctld PUBLIC icp_config icp_net icp_protocol spdlog::spdlog Threads::Threads
@@ -14,3 +14,5 @@ add_executable(icpctld icpctld/main.cc)
 target_link_libraries(icpctld PRIVATE icp_ctld CLI11::CLI11 PkgConfig::SYSTEMD)
 
 install(TARGETS icpctld RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
+install(FILES ${CMAKE_SOURCE_DIR}/config/icpctld.service DESTINATION lib/systemd/system)
+install(FILES ${CMAKE_SOURCE_DIR}/docs/man/icpctld.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)

@@ -26,7 +26,7 @@ std::string scalar(std::string_view text) {
   return std::string(text.starts_with('#') ? std::string_view{} : text);
 }
 
-// slurmstepd must not carry a YAML parser for two words, hence: top-level "key: value" lines only. icpstepd reads the
+// slurmstepd must not carry a YAML parser for three words, hence: top-level "key: value" lines only. icpstepd reads the
 // same file with yaml-cpp and says what is wrong in it, by line and key.
 void read_config(Settings& settings, std::vector<std::string>& complaints) {
   std::ifstream file(settings.config);
@@ -39,6 +39,7 @@ void read_config(Settings& settings, std::vector<std::string>& complaints) {
     if (colon == std::string::npos) continue;
     const std::string key = line.substr(0, colon), value = scalar(std::string_view(line).substr(colon + 1));
     if (key == "run_dir" && value.starts_with('/')) settings.run_dir = value;
+    if (key == "on_demand") settings.on_demand = value == "yes";
     if (key != "ipc") continue;
     if (value == "private") {
       settings.ipc = IpcChoice::kPrivate;

@@ -18,6 +18,7 @@ struct Settings {
   std::string icpstepd = "/usr/libexec/slurm-icp/icpstepd";
   IpcChoice ipc = IpcChoice::kPrivate;
   std::string run_dir = "/run/slurm-icp";
+  bool on_demand = false;  // an agent for every step
 
   // Reads the plugin's arguments (key=value) and then the configuration file. Never throws; whatever is wrong is put
   // in `complaints`, one sentence each, and the default holds.

@@ -27,6 +27,7 @@ constexpr int kGoodbyeTimeout = 20'000;  // ms, for a version under way at the s
 AgentLink agent;
 StepFacts facts;
 bool asked = false;   // for checkpoints or a restart
+bool served = false;  // by an agent, which the tasks announce themselves to
 std::string problem;  // why there is no agent though one was asked for
 
 // Only the tasks' own end may fail a job without draining the node, hence the sentence waits for start_task().
@@ -107,11 +108,14 @@ void begin_step(spank_t handle, const Settings& settings) {
   facts.restarts = restart_count(settings.run_dir, facts.node, facts.job);
   enter_job(settings);
   const Request request = requested(handle);
-  if (facts.step >= 0 && request.wants_agent()) note_numbered_step(settings.run_dir, facts.node, facts.job);
+  if (facts.step >= 0 && (request.wants_agent() || settings.on_demand))
+    note_numbered_step(settings.run_dir, facts.node, facts.job);
   if (facts.step < 0 && facts.step != protocol::kBatchStep) return;
   // `ipc: host` needs somebody who looks at what the job's processes make while they are alive.
-  if (!request.wants_agent() && settings.ipc != IpcChoice::kHost) return;
+  const bool wanted = request.wants_agent() || settings.on_demand;
+  if (!wanted && settings.ipc != IpcChoice::kHost) return;
   asked = request.wants_agent();
+  served = wanted;
   facts.interval = request.interval;
   facts.checkpoint_dir = request.checkpoint_dir;
   facts.restart_dir = request.restart_dir;
@@ -146,7 +150,7 @@ int become_proxy(const std::string& proxy) {
 }  // namespace
 
 int start_task(spank_t handle) {
-  if (!asked) return 0;
+  if (!served) return 0;
   const uint32_t rank = item<uint32_t>(handle, S_TASK_GLOBAL_ID).value_or(0);
   Packet answer;
   if (problem.empty()) {
@@ -168,7 +172,7 @@ int start_task(spank_t handle) {
     if (rank == 0) put_line("cannot restart: " + why);
     return -1;
   }
-  if (rank == 0) put_line("no checkpoints of this step: " + why + "; the job runs on without");
+  if (rank == 0 && asked) put_line("no checkpoints of this step: " + why + "; the job runs on without");
   return 0;
 }
 

@@ -14,6 +14,7 @@
 
 #include "coordinator/config.h"
 #include "coordinator/icpctld/catalog.h"
+#include "coordinator/icpctld/metrics.h"
 #include "coordinator/icpctld/requests.h"
 #include "coordinator/icpctld/server.h"
 #include "coordinator/icpctld/slurm_jobs.h"
@@ -55,7 +56,9 @@ class Daemon {
         server_(io_, config_, steps_, requests_),
         stop_(io_, SIGTERM, SIGINT),
         reload_(io_, SIGHUP),
-        clean_(io_) {}
+        clean_(io_) {
+    if (config_.metrics) metrics_.emplace(io_, *config_.metrics, [this] { return metrics_text(); });
+  }
 
   void run() {
     stop_.async_wait([this](boost::system::error_code error, int) {
@@ -89,6 +92,21 @@ class Daemon {
     });
   }
 
+  std::string metrics_text() const {
+    std::string text;
+    const auto add = [&text](const char* name, const char* type, const char* help, uint64_t value) {
+      text += fmt::format("# HELP {0} {1}\n# TYPE {0} {2}\n{0} {3}\n", name, help, type, value);
+    };
+    const Steps::Counters& counters = steps_.counters();
+    add("icpctld_versions_total", "counter", "Versions committed on all nodes of their step.", counters.committed);
+    add("icpctld_versions_failed_total", "counter", "Versions that were given up.", counters.failed);
+    add("icpctld_version_bytes_total", "counter", "Bytes of the committed versions.", counters.bytes);
+    add("icpctld_rounds", "gauge", "Versions being taken now.", steps_.rounds_under_way());
+    add("icpctld_steps", "gauge", "Steps whose agents are connected.", steps_.all().size());
+    add("icpctld_connections", "gauge", "Connections.", server_.connections());
+    return text;
+  }
+
   void on_clean() {
     try {
       catalog_.forget(kRemembered);
@@ -110,6 +128,7 @@ class Daemon {
   Server server_;
   boost::asio::signal_set stop_, reload_;
   boost::asio::steady_timer clean_;
+  std::optional<Metrics> metrics_;
 };
 
 }  // namespace

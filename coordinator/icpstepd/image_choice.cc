@@ -21,6 +21,24 @@ namespace icp {
 namespace {
 
 constexpr const char* kCompleted = "/completed";
+constexpr const char* kVacated = "/vacated";
+
+bool has_mark(const std::string& image, const char* mark, const Identity& identity) {
+  const FsIdentity as_user(identity);
+  struct stat facts {};
+  return ::lstat((image + mark).c_str(), &facts) == 0;
+}
+
+void set_mark(const std::string& image, const char* mark, const Identity& identity) {
+  const FsIdentity as_user(identity);
+  const UniqueFd file(::open((image + mark).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+  if (!file && errno != ENOENT) spdlog::warn("cannot make {}{}: {}", image, mark, errno_text(errno));
+}
+
+void remove_mark(const std::string& image, const char* mark, const Identity& identity) {
+  const FsIdentity as_user(identity);
+  ::unlink((image + mark).c_str());
+}
 
 std::string user_name(uid_t uid) {
   passwd entry{};
@@ -152,7 +170,8 @@ StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_im
       return plan;
     }
   }
-  if (restarts == 0 || facts.interval.empty() || is_completed(own_image, identity)) return {};
+  if (restarts == 0 || is_completed(own_image, identity)) return {};
+  if (facts.interval.empty() && !has_mark(own_image, kVacated, identity)) return {};
   try {
     const std::vector<std::string> names = names_in(own_image, identity);
     if (std::none_of(names.begin(), names.end(), is_version)) return {};
@@ -176,23 +195,11 @@ std::pair<uint32_t, uint32_t> highest_versions(const std::string& image, const p
   }
 }
 
-bool is_completed(const std::string& image, const Identity& identity) {
-  const FsIdentity as_user(identity);
-  struct stat facts {};
-  return ::lstat((image + kCompleted).c_str(), &facts) == 0;
-}
-
-void mark_completed(const std::string& image, const Identity& identity) {
-  const FsIdentity as_user(identity);
-  const UniqueFd file(
-      ::open((image + kCompleted).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
-  if (!file && errno != ENOENT) spdlog::warn("cannot mark {} as completed: {}", image, errno_text(errno));
-}
-
-void unmark_completed(const std::string& image, const Identity& identity) {
-  const FsIdentity as_user(identity);
-  ::unlink((image + kCompleted).c_str());
-}
+bool is_completed(const std::string& image, const Identity& identity) { return has_mark(image, kCompleted, identity); }
+void mark_completed(const std::string& image, const Identity& identity) { set_mark(image, kCompleted, identity); }
+void unmark_completed(const std::string& image, const Identity& identity) { remove_mark(image, kCompleted, identity); }
+void mark_vacated(const std::string& image, const Identity& identity) { set_mark(image, kVacated, identity); }
+void unmark_vacated(const std::string& image, const Identity& identity) { remove_mark(image, kVacated, identity); }
 
 void prepare_image_path(const std::string& image, const Identity& identity, bool keep) {
   const FsIdentity as_user(identity);

@@ -27,7 +27,7 @@ struct StartPlan {
 // Decides once, before the first task runs. `restarts` is how often Slurm has requeued the job.
 //  - --restart-dir=D: D is an image; or D holds <job>.<step> of this job, or one image of this step of another job.
 //    D with images of other steps only: the step starts afresh, and says so.
-//  - after a requeue, with an interval: the step's own image, unless it is marked completed.
+//  - after a requeue, with an interval or a step that was vacated: its own image, unless it is marked completed.
 StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_image, const std::string& cwd,
                      uint32_t restarts);
 
@@ -36,6 +36,11 @@ StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_im
 void mark_completed(const std::string& image, const Identity& identity);
 void unmark_completed(const std::string& image, const Identity& identity);
 bool is_completed(const std::string& image, const Identity& identity);
+
+// A step that was ended after a version (scontrol checkpoint vacate, requeue) goes on from there when its job starts
+// again, also without an interval: its image is marked with another file until it has been restored.
+void mark_vacated(const std::string& image, const Identity& identity);
+void unmark_vacated(const std::string& image, const Identity& identity);
 
 // Makes the directory that will hold the image (and those above it, 0700, as the user); an image that is there
 // already is of an earlier job with the same number unless `keep`, and is moved aside. Throws Error.

@@ -207,7 +207,7 @@ void StepAgent::answer(Task& task) {
   } else {
     packet = Packet(protocol::kRun);
     const bool first = task.rank == tasks_.begin()->first;
-    if (first && !plan_->text.empty()) tell_user("slurm-icp: step " + step() + ": " + plan_->text);
+    if (first && asked() && !plan_->text.empty()) tell_user("slurm-icp: step " + step() + ": " + plan_->text);
     task.state = Task::kStarting;
   }
   protocol::send_packet(task.socket->native_handle(), packet);
@@ -264,6 +264,7 @@ void StepAgent::begin_versions_when_all_run() {
     // What is there of an earlier job is moved aside by the first task's node alone.
     prepare_image_path(image_, identity_of(facts_), facts_.restarts > 0 || tasks_.begin()->first != 0);
     unmark_completed(image_, identity_of(facts_));
+    unmark_vacated(image_, identity_of(facts_));
     SessionConfig config = versions_.session_config(image_, task_streams());
     config.more_processes = [this] { return orphans(); };
     join_network(config);
@@ -271,6 +272,7 @@ void StepAgent::begin_versions_when_all_run() {
   } catch (const Error& error) {
     spdlog::error("{}", error.what());
     problem_ = error.what();
+    if (!asked()) return;
     notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {}{}{} (the job runs on)", step(), error.what(),
                                   error.remedy().empty() ? "" : "; ", error.remedy()));
   }
@@ -289,7 +291,7 @@ std::vector<pid_t> StepAgent::orphans() const {
 }
 
 void StepAgent::start_versions(Session session) {
-  versions_.begin(std::move(session));
+  versions_.begin(std::move(session), image_);
   if (!config_.coordinators.empty() && !link_) start_link();
   if (interval_.count() > 0) start_timer();
 }
@@ -318,7 +320,7 @@ net::AgentHello StepAgent::hello() const {
 void StepAgent::start_link() {
   CoordinatorLink::Events events;
   events.begin = [this](const net::BeginRound& begin) {
-    versions_.take(begin, *link_);
+    if (versions_.take(begin, *link_) && begin.kill()) mark_vacated(image_, identity_of(facts_));
     link_->set_hello(hello());
   };
   events.changed = [this](const std::string& why) { on_link_changed(why); };
@@ -359,7 +361,7 @@ RestartTogether StepAgent::with_the_others() {
 void StepAgent::on_link_changed(const std::string& why) {
   if (why.empty()) return spdlog::info("connected to the coordinator");
   spdlog::warn("no coordinator: {}", why);
-  if (facts_.interval.empty()) return;  // who asked for nothing misses nothing
+  if (!asked()) return;  // who asked for nothing misses nothing
   notices_.complain(fmt::format(
       "slurm-icp: step {}: the coordinator cannot be reached ({}): {}", step(), why,
       several_nodes() ? "no checkpoints until it can (the job runs on)" : "checkpoints are taken without it"));
@@ -449,6 +451,7 @@ void StepAgent::restore_when_all_lent() {
 
 void StepAgent::after_restore(RestartResult result) {
   capsule_.emplace(std::move(result.capsule));
+  if (vacated_) unmark_vacated(image_, identity_of(facts_));
   signalled_ = signalled_by_slurm(tasks_.begin()->second.pid, facts_.slurm_conf);
   const bool forward = signalled_ != Signalled::kCgroup;  // else the restored processes have it already
   for (auto& [rank, task] : tasks_) {

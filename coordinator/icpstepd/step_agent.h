@@ -82,6 +82,7 @@ class StepAgent {
   std::vector<TaskStreams> task_streams() const;
   std::vector<pid_t> orphans() const;
   bool several_nodes() const;
+  bool asked() const { return !facts_.interval.empty() || !facts_.restart_dir.empty(); }
   std::string step() const;
   void tell_user(const std::string& line);
 
@@ -97,7 +98,8 @@ class StepAgent {
   Versions versions_;
   IpcWatch ipc_watch_;
   std::optional<StartPlan> plan_;
-  std::string image_;  // the step's own
+  std::string image_;     // the step's own
+  bool vacated_ = false;  // it is restarted from
   std::optional<RestoredCapsule> capsule_;
   std::unique_ptr<Socket> capsule_events_;
   Signalled signalled_ = Signalled::kTask;

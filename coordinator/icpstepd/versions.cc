@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "coordinator/icpstepd/network_exchange.h"
+#include "coordinator/icpstepd/site_script.h"
 #include "engine/base/error.h"
 
 namespace icp {
@@ -71,7 +72,16 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   return session;
 }
 
-void Versions::begin(Session session) { session_ = std::make_unique<Session>(std::move(session)); }
+void Versions::begin(Session session, std::string image) {
+  session_ = std::make_unique<Session>(std::move(session));
+  image_ = std::move(image);
+}
+
+void Versions::run_site_script(int error) const {
+  if (config_.site_script.empty()) return;
+  start_site_script(config_.site_script, {facts_.uid, facts_.gid, facts_.groups}, facts_.job,
+                    protocol::step_name(facts_.step), error, image_);
+}
 
 // A batch script that runs srun cannot be checkpointed meanwhile, and its steps are what counts: restarting a script
 // after its first step would make Slurm number the next ones from 0 again.
@@ -117,7 +127,7 @@ std::vector<ConnectionEnd> Versions::connections_inside(const std::vector<Connec
   return inside(ends, from_message(link_->wait_go(round_->round(), net::COLLECT, timeout).ends()));
 }
 
-void Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
+bool Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
   net::ToCoordinator message;
   net::PhaseDone& done = *message.mutable_done();
   done.set_round(begin.round());
@@ -174,8 +184,11 @@ void Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
     done.set_passing(!is_lasting(error));
     done_with(net::NONE);
     failed(error);
+    round_ = nullptr;
+    return false;
   }
   round_ = nullptr;
+  return true;
 }
 
 void Versions::report(const CheckpointResult& result) {
@@ -199,6 +212,7 @@ void Versions::report(const CheckpointResult& result) {
   spdlog::info("version {}{}: {}, {} pages, stopped {:.1f} ms, {:.3f} s in all, {}", result.version,
                stats.full() ? " (full)" : "", size, stats.pages_written(), stop_ms,
                static_cast<double>(stats.total_ns()) / 1e9, stats.tracker());
+  run_site_script(0);
   if (!facts_.verbose) return;
   notices_.say(fmt::format("slurm-icp: step {}.{}: version {}: {}, stopped for {:.1f} ms", facts_.job,
                            protocol::step_name(facts_.step), result.version, size, stop_ms));
@@ -211,6 +225,7 @@ bool Versions::failed(const Error& error) {
   if (!is_lasting(error) && ++passing_failures_ <= kPassingTries) return true;
   passing_failures_ = 0;
   if (script_has_steps()) return false;  // the script began its first step just now
+  run_site_script(error.error_number() != 0 ? error.error_number() : EAGAIN);
   notices_.complain(fmt::format(
       "slurm-icp: step {}.{}: no checkpoint could be taken: {}{} (the job runs on; tried again at every interval)",
       facts_.job, protocol::step_name(facts_.step), error.what(), remedy));

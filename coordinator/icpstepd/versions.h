@@ -30,7 +30,7 @@ class Versions {
 
   // What a session of this step is told, with its image at `image`.
   SessionConfig session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const;
-  void begin(Session session);
+  void begin(Session session, std::string image);
   // For the session of a step on several nodes: what its connections to the other nodes are, asked in the round under
   // way.
   std::vector<ConnectionEnd> connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped);
@@ -39,8 +39,8 @@ class Versions {
   // something that passes (a process ended or was made at the wrong moment), and is worth another try soon.
   bool take();
   // One version as part of a round of the coordinator, which hears of each phase through `link`, and of a failure. The
-  // processes run on whatever happens, but for a round that kills them.
-  void take(const net::BeginRound& begin, CoordinatorLink& link);
+  // processes run on whatever happens, but for a round that kills them. True: a version was committed.
+  bool take(const net::BeginRound& begin, CoordinatorLink& link);
   // Those taken last, oldest first.
   const std::deque<net::VersionNumbers>& recent() const { return recent_; }
   void stop() { session_.reset(); }
@@ -49,11 +49,13 @@ class Versions {
   bool script_has_steps() const;
   void report(const CheckpointResult& result);
   bool failed(const Error& error);
+  void run_site_script(int error) const;
 
   const protocol::StepFacts& facts_;
   const Config& config_;
   Notices& notices_;
   std::unique_ptr<Session> session_;
+  std::string image_;
   std::deque<net::VersionNumbers> recent_;
   const net::BeginRound* round_ = nullptr;  // under way
   CoordinatorLink* link_ = nullptr;
