@@ -17,7 +17,7 @@ target_link_libraries(icp_net_proto PUBLIC protobuf::libprotobuf)
 target_include_directories(icp_net_proto SYSTEM PUBLIC ${CMAKE_BINARY_DIR} PRIVATE ${CMAKE_CURRENT_BINARY_DIR})
 
 add_library(icp_net STATIC protocol/connection.cc protocol/coordinator_client.cc protocol/endpoint.cc protocol/frame.cc
-                           protocol/munge_auth.cc)
+                           protocol/munge_auth.cc protocol/slurm_errors.cc)
 target_link_libraries(icp_net PUBLIC icp_flags icp_engine icp_net_proto fmt::fmt Boost::headers
                       PRIVATE OpenSSL::Crypto PkgConfig::MUNGE Threads::Threads)
 
