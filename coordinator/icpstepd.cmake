@@ -24,7 +24,7 @@ target_link_libraries(icp_net PUBLIC icp_flags icp_engine icp_net_proto fmt::fmt
 add_library(icp_config STATIC config.cc)
 target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp_duration yaml-cpp)
 
-add_library(icp_step_agent STATIC icpstepd/cgroups.cc icpstepd/coordinator_link.cc icpstepd/image_choice.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
+add_library(icp_step_agent STATIC icpstepd/cgroups.cc icpstepd/coordinator_link.cc icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
                                   icpstepd/network_exchange.cc
                                   icpstepd/notices.cc icpstepd/restart.cc icpstepd/step_agent.cc icpstepd/versions.cc)
 target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_duration Boost::headers

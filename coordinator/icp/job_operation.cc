@@ -56,8 +56,8 @@ class Progress {
     std::string text;
     for (const net::StepStatus& step : reply.steps()) {
       if (step.phase() == net::NONE) continue;
-      text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", job_step_text(step.job(), step.step()),
-                          phase_text(step.phase()));
+      text +=
+          fmt::format("{}{}: {}", text.empty() ? "" : ", ", job_step_text(step.job(), step.step()), phase_text(step));
     }
     if (text.empty() || text == last_) return;
     last_ = text;

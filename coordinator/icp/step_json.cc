@@ -43,7 +43,7 @@ json step_json(const net::StepStatus& step) {
   value["nodes_expected"] = step.nodes_expected();
   value["interval_ms"] = step.interval_ms();
   value["next_unix_ms"] = step.next_unix_ms();
-  value["phase"] = phase_text(step.phase());
+  value["phase"] = phase_text(step);
   value["round_began_unix_ms"] = step.round_began_unix_ms();
   value["last_code"] = step.last_code();
   value["last_error"] = step.last_error();
@@ -61,6 +61,7 @@ json object_json(const net::IpcObject& object) {
           {"mode", object.mode()},
           {"creator_pid", object.creator_pid()},
           {"attached", object.attached()},
+          {"attached_pids", object.attached_pids()},
           {"created_unix", object.created_unix()}};
 }
 

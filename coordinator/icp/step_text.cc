@@ -82,7 +82,7 @@ void append_step(std::string& text, const net::StepStatus& step, uint64_t now) {
     if (step.next_unix_ms() > 0)
       line(text, "  next      {}, {}", local_time(step.next_unix_ms() * kNsInMs), next_text(step, now));
     if (step.phase() != net::NONE)
-      line(text, "  now       {}, for {}", phase_text(step.phase()),
+      line(text, "  now       {}, for {}", phase_text(step),
            human_time(since(step.round_began_unix_ms(), now) * kNsInMs));
   }
   if (const std::string error = error_text(step); !error.empty()) line(text, "  last      {}", error);
@@ -114,8 +114,8 @@ std::string rough_duration(uint64_t milliseconds) {
   return fmt::format("{} s", seconds);
 }
 
-std::string phase_text(net::Phase phase) {
-  switch (phase) {
+std::string phase_text(const net::StepStatus& step) {
+  switch (step.phase()) {
     case net::NONE:
       return "idle";
     case net::PREPARE:
@@ -127,7 +127,7 @@ std::string phase_text(net::Phase phase) {
     case net::WRITE:
       return "writing";
     case net::COMMIT:
-      return "committing";
+      return step.nodes_expected() <= 1 ? "under way" : "committing";
     case net::FINISH:
       return "finishing";
     default:
@@ -140,7 +140,7 @@ std::string steps_table(const net::Reply& reply, uint64_t now_unix_ms) {
   for (const net::StepStatus& step : reply.steps()) {
     const std::string nodes = step.running() ? fmt::format("{}/{}", step.nodes_size(), step.nodes_expected()) : "-";
     const std::string last = step.versions_size() > 0 ? local_time(step.versions(0).numbers().taken_unix_ns()) : "-";
-    const std::string now = step.phase() != net::NONE ? phase_text(step.phase()) : error_text(step);
+    const std::string now = step.phase() != net::NONE ? phase_text(step) : error_text(step);
     table.add({job_step_text(step.job(), step.step()), user_name(step.uid()), state_text(step), nodes,
                interval_text(step), std::to_string(step.versions_total()), last, next_text(step, now_unix_ms),
                now.empty() ? "-" : printable(now)});
@@ -164,17 +164,20 @@ std::string version_line(const net::VersionRecord& version) {
 }
 
 std::string ipc_table(const net::Reply& reply) {
-  Table table({"STEP", "NODE", "OWNER", "KIND", "KEY", ">ID", ">SIZE", ">ATTACHED", "MODE", ">CREATOR", "SINCE"});
+  Table table({"STEP", "NODE", "OWNER", "KIND", "KEY", ">ID", ">SIZE", ">ATTACHED", "MODE", ">CREATOR", "SINCE",
+               "ATTACHED BY"});
   for (const net::NodeIpc& node : reply.ipc()) {
     for (const net::IpcObject& object : node.objects()) {
       const bool segment = object.kind() == "shm";
+      std::string pids;
+      for (const uint32_t pid : object.attached_pids()) pids += fmt::format("{}{}", pids.empty() ? "" : " ", pid);
       table.add(
           {job_step_text(node.job(), node.step()), printable(node.node()), user_name(node.uid()),
            printable(object.kind()), key_text(object.key()), std::to_string(object.id()), human_bytes(object.bytes()),
            segment ? std::to_string(object.attached()) : "-", fmt::format("{:03o}", object.mode() & 0777),
            object.creator_pid() == 0 ? "-" : std::to_string(object.creator_pid()),
-           object.created_unix() <= 0 ? "-"
-                                      : local_time(static_cast<uint64_t>(object.created_unix()) * 1000 * kNsInMs)});
+           object.created_unix() <= 0 ? "-" : local_time(static_cast<uint64_t>(object.created_unix()) * 1000 * kNsInMs),
+           pids.empty() ? "-" : pids});
     }
   }
   return table.text();

@@ -12,8 +12,9 @@ namespace icp {
 // "12 s", "3 min 20 s", "2 h 5 min", "4 d 1 h".
 std::string rough_duration(uint64_t milliseconds);
 
-// "preparing", "writing" ...; "idle" for none, "?" for a phase that is not known here.
-std::string phase_text(net::Phase phase);
+// Where the round of a step is: "preparing", "writing" ...; "idle" for none, "?" for a phase that is not known here.
+// The agent of a step on one node goes through them all without a word: "under way".
+std::string phase_text(const net::StepStatus& step);
 
 // One line for each step of the reply.
 std::string steps_table(const net::Reply& reply, uint64_t now_unix_ms);

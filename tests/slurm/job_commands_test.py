@@ -51,13 +51,13 @@ class Commands(CommandCase):
         with self.slow_agents():
             waiting = self.cluster.popen(["icp", "-v", "create", str(job), "--wait"], user=self.user,
                                          stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-            self.wait_for(lambda: self.status(job)[0]["phase"] == "preparing", 20, "the round")
+            self.wait_for(lambda: self.status(job)[0]["phase"] == "under way", 20, "the round")
             time.sleep(1)
             self.assertIsNone(waiting.poll())
-            self.assertRegex(self.icp("status", job)[0], r"(?m)^  now       preparing, for ")
+            self.assertRegex(self.icp("status", job)[0], r"(?m)^  now       under way, for ")
         out, err = waiting.communicate(timeout=30)
         self.assertEqual(waiting.returncode, 0, err)
-        self.assertIn(f"icp: {job}.0: preparing\n", err)
+        self.assertIn(f"icp: {job}.0: under way\n", err)
         self.assertIn("version 1:", out)
 
     def test_watch(self):
@@ -79,7 +79,7 @@ class Commands(CommandCase):
             self.cluster.start_coordinator()
         json.loads(watch.stdout.readline())
         watch.send_signal(signal.SIGINT)
-        watch.communicate(timeout=20)
+        watch.communicate(timeout=20)  # closes the pipes, too
         self.assertEqual(watch.returncode, 0)
 
     def test_refusals(self):
@@ -117,21 +117,39 @@ class Commands(CommandCase):
         self.wait_text(f"job-{job}.out", rf"step {job}\.batch restarted from version 1", timeout=90)
         self.assertEqual(self.output(job).splitlines().count("1"), 1)
 
+    def ledger(self, job):
+        """What icpctld's ledger has of a job: nodes with objects."""
+        return [item for item in self.icp_json("ipc", str(job)).get("ipc", []) if item["objects"]]
+
     def test_ipc(self):
         srun, job = self.start_srun(NEVER, *leak(4096, 77, 60), output="ipc.out")
         self.wait_text("ipc.out", "made")
-        found = self.wait_for(lambda: [item for item in self.icp_json("ipc", str(job)).get("ipc", []) if item["objects"]],
-                              30, f"the segment in icpctld's ledger: {self.icp('ipc', job)}")
-        (node,) = found
+        (node,) = self.wait_for(lambda: self.ledger(job), 30, "the segment in icpctld's ledger")
         self.assertEqual((node["job"], node["user"], node["node"]), (job, self.user, self.cluster.node(1)))
         (segment,) = node["objects"]
         self.assertEqual((segment["kind"], segment["key"], segment["bytes"], segment["mode"]), ("shm", 77, 4096, 0o600))
         self.assertAlmostEqual(segment["created_unix"], time.time(), delta=60)
         out, err, code = self.icp("ipc")
         self.assertEqual((err, code), ("", 0))
-        self.assertRegex(out, rf"(?m)^{job}\.0 +\S+ +{self.user} +shm +0x0000004d +\d+ +4.0 KiB +0 +600 ")
+        self.assertRegex(out, rf"(?m)^{job}\.0 +\S+ +{self.user} +shm +0x0000004d +\d+ +4.0 KiB +0 +600 .* -$")
+        self.cluster.kill_coordinator()  # its successor is told again
+        self.cluster.start_coordinator()
+        self.wait_for(lambda: self.ledger(job) == [node], 30, "the segment in the new ledger")
         self.sh(["scancel", job])
         srun.wait(30)
+        self.wait_for(lambda: not self.ledger(job), 30, "the ledger to be empty")
+
+    def test_who_has_segments_attached(self):
+        _, job = self.start_srun(NEVER, "-n2", "perl", "-e",
+                                 "use IPC::SysV qw(IPC_CREAT shmat); my $id = shmget(78, 4096, 0600|IPC_CREAT);"
+                                 "shmat($id, undef, 0) or die; sleep 600", output="attached.out")
+
+        def two():
+            nodes = self.ledger(job)
+            return nodes and nodes[0]["objects"][0]["attached"] == 2 and nodes[0]["objects"][0]
+        segment = self.wait_for(two, 30, "two processes in the ledger")
+        self.assertEqual(sorted(segment["attached_pids"]), sorted(self.step_pids(job)))
+        self.assertIn(segment["creator_pid"], segment["attached_pids"])
 
     def test_configuration(self):
         nowhere = self.work / "nowhere.yaml"

@@ -94,6 +94,10 @@ TEST(StepText, TableOfJobs) {
   step.set_last_code(2200);
   step.set_last_error("a \033[31mred\nline");
   EXPECT_THAT(steps_table(reply, kNow), HasSubstr("error(2200): a ?[31mred?line\n"));
+  step.set_phase(net::COMMIT);
+  EXPECT_THAT(steps_table(reply, kNow), testing::ContainsRegex("in 3 min 20 s +committing\n"));
+  step.set_nodes_expected(1);
+  EXPECT_THAT(steps_table(reply, kNow), testing::ContainsRegex("in 3 min 20 s +under way\n"));
   step.set_phase(net::STOP);
   step.set_next_unix_ms(kNow - 1);
   EXPECT_THAT(steps_table(reply, kNow), testing::ContainsRegex("now +stopping\n"));
@@ -129,7 +133,9 @@ TEST(StepText, Ipc) {
   object.set_key(0x4d);
   object.set_id(32768);
   object.set_bytes(4096);
-  object.set_attached(4);
+  object.set_attached(2);
+  object.add_attached_pids(321);
+  object.add_attached_pids(322);
   object.set_mode(0600);
   object.set_creator_pid(321);
   object.set_created_unix(1'800'000'000);
@@ -137,11 +143,12 @@ TEST(StepText, Ipc) {
   queue.set_kind("msg");
   const std::string table = ipc_table(reply);
   EXPECT_THAT(table, testing::ContainsRegex(
-                         "12.0 +n1 +root +shm +0x0000004d +32768 +4.0 KiB +4 +600 +321 +20[-0-9]+ [:0-9]+\n"));
-  EXPECT_THAT(table, testing::ContainsRegex("12.0 +n1 +root +msg +private +0 +0 B +- +000 +- +-\n"));
+                         "12.0 +n1 +root +shm +0x0000004d +32768 +4.0 KiB +2 +600 +321 +20[-0-9]+ [:0-9]+ +321 322\n"));
+  EXPECT_THAT(table, testing::ContainsRegex("12.0 +n1 +root +msg +private +0 +0 B +- +000 +- +- +-\n"));
   const nlohmann::json json = ipc_json(reply);
   EXPECT_EQ(json[0]["node"], "n1");
-  EXPECT_EQ(json[0]["objects"][0]["attached"], 4);
+  EXPECT_EQ(json[0]["objects"][0]["attached"], 2);
+  EXPECT_EQ(json[0]["objects"][0]["attached_pids"], nlohmann::json::array({321, 322}));
 }
 
 TEST(StepText, Json) {
