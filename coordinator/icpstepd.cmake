@@ -17,14 +17,14 @@ target_link_libraries(icp_net_proto PUBLIC protobuf::libprotobuf)
 target_include_directories(icp_net_proto SYSTEM PUBLIC ${CMAKE_BINARY_DIR} PRIVATE ${CMAKE_CURRENT_BINARY_DIR})
 
 add_library(icp_net STATIC protocol/connection.cc protocol/coordinator_client.cc protocol/endpoint.cc protocol/frame.cc
-                           protocol/munge_auth.cc)
+                           protocol/munge_auth.cc protocol/slurm_errors.cc)
 target_link_libraries(icp_net PUBLIC icp_flags icp_engine icp_net_proto fmt::fmt Boost::headers
                       PRIVATE OpenSSL::Crypto PkgConfig::MUNGE Threads::Threads)
 
 add_library(icp_config STATIC config.cc)
 target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp_duration yaml-cpp)
 
-add_library(icp_step_agent STATIC icpstepd/cgroups.cc icpstepd/coordinator_link.cc icpstepd/image_choice.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
+add_library(icp_step_agent STATIC icpstepd/cgroups.cc icpstepd/coordinator_link.cc icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
                                   icpstepd/network_exchange.cc
                                   icpstepd/notices.cc icpstepd/restart.cc icpstepd/site_script.cc icpstepd/step_agent.cc icpstepd/versions.cc)
 target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_duration Boost::headers

@@ -35,11 +35,12 @@ void add_run_command(Cli& cli);          // run_command.cc
 void add_checkpoint_commands(Cli& cli);  // checkpoint_commands.cc: checkpoint, watch, check
 void add_restart_command(Cli& cli);      // restart_command.cc
 void add_image_commands(Cli& cli);       // image_commands.cc: list, show, verify
+void add_job_commands(Cli& cli);         // job_commands.cc: of Slurm jobs, through icpctld
 
 // For an option that takes a number of at least 1.
 std::string check_positive(const std::string& text);
 
-// parse_duration() with kUsage thrown.
-std::chrono::milliseconds interval_from(const std::string& text);
+// parse_duration() with kUsage thrown, which begins with the option.
+std::chrono::milliseconds interval_from(const std::string& text, const char* option = "--interval");
 
 }  // namespace icp

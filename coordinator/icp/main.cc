@@ -11,6 +11,7 @@
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/format.h"
 #include "coordinator/icp/report.h"
+#include "coordinator/icp/scontrol_command.h"
 
 namespace icp {
 
@@ -32,10 +33,10 @@ ExitCode exit_code(const Error& error) {
   return kExitFailed;
 }
 
-std::chrono::milliseconds interval_from(const std::string& text) {
+std::chrono::milliseconds interval_from(const std::string& text, const char* option) {
   std::string why;
   if (const auto value = parse_duration(text, why)) return *value;
-  throw Error(ErrorKind::kUsage, "--interval: " + why);
+  throw Error(ErrorKind::kUsage, fmt::format("{}: {}", option, why));
 }
 
 std::string check_positive(const std::string& text) {
@@ -49,7 +50,7 @@ namespace {
 
 void set_up(Cli& cli) {
   cli.app.name("icp");
-  cli.app.description("Incremental checkpoint and restart of process trees.");
+  cli.app.description("Incremental checkpoint and restart of process trees, with or without Slurm.");
   cli.app.footer("Times: " + std::string(kDurationGrammar) +
                  ".\nExit codes: 0 done, 1 failed or found something, 2 wrong command line, 3 damaged image, "
                  "4 no permission; run and restart pass on the program's own.\nSee icp(1).");
@@ -62,6 +63,7 @@ void set_up(Cli& cli) {
   add_checkpoint_commands(cli);
   add_restart_command(cli);
   add_image_commands(cli);
+  add_job_commands(cli);
 }
 
 // The first line of what CLI11 says, and where to read more.
@@ -117,6 +119,7 @@ int flushed(int code) {
 }  // namespace icp
 
 int main(int argc, char** argv) {
+  if (argc > 1 && !std::strcmp(argv[1], "scontrol")) return icp::flushed(icp::run_scontrol({argv + 2, argv + argc}));
   icp::Cli cli;
   icp::set_up(cli);
   if (const int code = icp::parse(cli, std::span(argv, static_cast<size_t>(argc))); code >= 0)

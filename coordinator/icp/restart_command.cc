@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// icp restart: puts a tree back, and stands for it until it ends.
+// icp restart --dir: puts a tree back, and stands for it until it ends. icp restart JOB: has Slurm do that with a job.
 #include <fcntl.h>
 #include <sys/stat.h>
 #include <unistd.h>
@@ -11,6 +11,7 @@
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/format.h"
+#include "coordinator/icp/job_operation.h"
 #include "coordinator/icp/open_image.h"
 #include "coordinator/icp/program.h"
 #include "coordinator/icp/users.h"
@@ -21,6 +22,7 @@ namespace icp {
 namespace {
 
 struct RestartOptions {
+  JobOptions job;  // of Slurm; if it names none, all the rest is meant
   VersionOptions versions;
   uint32_t version = 0;
   std::string user, pid_file, interval;
@@ -177,6 +179,9 @@ int restart_and_wait(const RestartOptions& options, const Cli& cli, std::chrono:
 }
 
 int restart(const RestartOptions& options, const Cli& cli) {
+  if (!options.job.job.empty()) return carry_out(net::OP_RESTART, "restart", options.job, cli);
+  if (options.versions.dir.empty())
+    throw_error(ErrorKind::kUsage, "a JOB of Slurm, or --dir with an image, is required; see icp restart --help");
   if (options.detach) return restart_detached(options, cli);
   const auto interval = options.interval.empty() ? std::chrono::milliseconds(0) : interval_from(options.interval);
   int status = 0;
@@ -193,20 +198,40 @@ int restart(const RestartOptions& options, const Cli& cli) {
 
 void add_restart_command(Cli& cli) {
   auto options = std::make_shared<RestartOptions>();
-  CLI::App* app = cli.app.add_subcommand("restart", "Put a tree back as a version has it, and wait for it");
-  options->versions.add_dir(*app, "Directory of the versions");
+  CLI::App* app =
+      cli.app.add_subcommand("restart", "Put a tree back as a version has it, and wait for it; or a Slurm job");
+  CLI::Option* job = options->job.add_job(*app);
+  const std::vector<CLI::Option*> with_job{
+      options->job.add_image_dir(*app),
+      app->add_flag("--stick-to-nodes", options->job.stick_to_nodes, "On the same nodes as before"),
+      options->job.add_json(*app), options->job.add_config(*app)};
+  for (CLI::Option* option : with_job) option->needs(job);
+
+  options->versions.add_dir(*app, "Directory of the versions")->required(false)->excludes(job);
   app->add_option("--version", options->version, "The version (default: the latest)")
       ->check(check_positive)
-      ->type_name("N");
-  CLI::Option* detach = app->add_flag("--detach", options->detach, "Do not wait; print the pid of the root");
-  app->add_option("--pid-file", options->pid_file, "Write the pid of the root into this file")->type_name("FILE");
-  app->add_option("--interval", options->interval, "Go on taking versions into DIR")->type_name("T")->excludes(detach);
+      ->type_name("N")
+      ->excludes(job);
+  CLI::Option* detach =
+      app->add_flag("--detach", options->detach, "Do not wait; print the pid of the root")->excludes(job);
+  app->add_option("--pid-file", options->pid_file, "Write the pid of the root into this file")
+      ->type_name("FILE")
+      ->excludes(job);
+  app->add_option("--interval", options->interval, "Go on taking versions into DIR")
+      ->type_name("T")
+      ->excludes(detach)
+      ->excludes(job);
   app->add_option("--grown", options->grown,
                   "A file that grew since is cut back (truncate), stops the restart (fail), or stays (accept)")
-      ->type_name("HOW");
-  app->add_option("--user", options->user, "Restart as this user (default: the owner of DIR)")->type_name("NAME");
+      ->type_name("HOW")
+      ->excludes(job);
+  app->add_option("--user", options->user, "Restart as this user (default: the owner of DIR)")
+      ->type_name("NAME")
+      ->excludes(job);
   options->versions.add_to(*app);
-  app->footer("Exits as the root process did; 125 if it could not be restarted. With --detach: 0, or the usual codes.");
+  app->footer(
+      "With --dir: exits as the root process did; 125 if it could not be restarted. With --detach: 0, or the usual "
+      "codes.\nWith JOB: has Slurm put a finished or vacated batch job back, under its old number.");
   app->callback([&cli, options] { cli.chosen = [&cli, options] { return restart(*options, cli); }; });
 }
 

@@ -7,8 +7,8 @@
 
 namespace icp {
 
-void VersionOptions::add_dir(CLI::App& app, const char* help) {
-  app.add_option("--dir", dir, help)->required()->type_name("DIR");
+CLI::Option* VersionOptions::add_dir(CLI::App& app, const char* help) {
+  return app.add_option("--dir", dir, help)->required()->type_name("DIR");
 }
 
 void VersionOptions::add_to(CLI::App& app) {

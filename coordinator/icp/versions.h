@@ -18,8 +18,8 @@ struct VersionOptions {
   std::string node;  // empty: this host's name
   std::string tracker = "auto";
 
-  void add_dir(CLI::App& app, const char* help);
-  void add_to(CLI::App& app);  // --node, --tracker
+  CLI::Option* add_dir(CLI::App& app, const char* help);  // --dir
+  void add_to(CLI::App& app);                             // --node, --tracker
 };
 
 // This host's name, up to the first dot.

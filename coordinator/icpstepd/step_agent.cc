@@ -326,6 +326,9 @@ void StepAgent::start_link() {
   events.changed = [this](const std::string& why) { on_link_changed(why); };
   try {
     link_ = std::make_unique<CoordinatorLink>(config_, hello(), io_, std::move(events));
+    if (config_.ipc == IpcPolicy::kPrivate)
+      ipc_report_.emplace(
+          io_, [this] { return some_process(); }, [this](const net::ToCoordinator& message) { link_->say(message); });
   } catch (const Error& error) {
     on_link_changed(error.what());
   }
@@ -358,8 +361,20 @@ RestartTogether StepAgent::with_the_others() {
   return together;
 }
 
+// One that runs now; 0 if none does. A restored step's are the capsule's: the proxies are in another namespace.
+pid_t StepAgent::some_process() const {
+  if (capsule_) return capsule_->init_pid();
+  for (const auto& [rank, task] : tasks_)
+    if (task.state == Task::kRunning && task.pid > 0) return task.pid;
+  return 0;
+}
+
 void StepAgent::on_link_changed(const std::string& why) {
-  if (why.empty()) return spdlog::info("connected to the coordinator");
+  if (why.empty()) {
+    spdlog::info("connected to the coordinator");
+    if (ipc_report_) ipc_report_->begin_anew();
+    return;
+  }
   spdlog::warn("no coordinator: {}", why);
   if (!asked()) return;  // who asked for nothing misses nothing
   notices_.complain(fmt::format(

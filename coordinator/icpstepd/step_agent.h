@@ -19,6 +19,7 @@
 #include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/coordinator_link.h"
 #include "coordinator/icpstepd/image_choice.h"
+#include "coordinator/icpstepd/ipc_report.h"
 #include "coordinator/icpstepd/ipc_watch.h"
 #include "coordinator/icpstepd/notices.h"
 #include "coordinator/icpstepd/restart.h"
@@ -71,6 +72,7 @@ class StepAgent {
   void start_versions(Session session);
   void start_link();
   net::AgentHello hello() const;
+  pid_t some_process() const;
   RestartTogether with_the_others();
   void join_network(SessionConfig& config);
   void on_link_changed(const std::string& why);
@@ -106,6 +108,7 @@ class StepAgent {
   std::chrono::milliseconds interval_{0};
   std::chrono::steady_clock::time_point due_;  // the next version
   std::unique_ptr<CoordinatorLink> link_;      // none without a coordinator
+  std::optional<IpcReport> ipc_report_;        // none without one, or if objects are not the job's alone
 };
 
 }  // namespace icp

@@ -464,9 +464,9 @@ class Cluster:
         return f"{self.bin_dir}:/usr/local/bin:/usr/bin:/bin:/usr/local/sbin:/usr/sbin:/sbin"
 
     def exports(self):
-        """The variables that make Slurm's commands talk to this cluster."""
+        """The variables that make Slurm's commands, and ours, talk to this cluster."""
         return {"SLURM_CONF": str(self.conf), "ICP_CLUSTER_STATE": str(self.state),
-                "PATH": self._path()}
+                "ICP_CONFIG": str(self.conf_dir / "icp.yaml"), "PATH": self._path()}
 
     def env(self, **more):
         """A whole environment for a command of this cluster; of ours only the locale stays."""
