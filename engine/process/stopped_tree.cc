@@ -4,6 +4,7 @@
 #include <errno.h>
 #include <signal.h>
 #include <sys/syscall.h>
+#include <time.h>
 
 #include <algorithm>
 #include <set>
@@ -140,7 +141,29 @@ std::vector<ProcessRef> find_processes(const std::vector<pid_t>& roots) {
   return found;
 }
 
+void InterruptedCalls::shorten_wait(pid_t tid, user_regs_struct& live) {
+  const bool waits = in_system_call(live) && static_cast<int64_t>(live.rax) == -EINTR &&
+                     (live.orig_rax == SYS_epoll_wait || live.orig_rax == SYS_epoll_pwait);
+  const int64_t given = static_cast<int32_t>(live.r10);  // milliseconds; negative: for ever
+  if (!waits || given <= 0) {
+    waits_.erase(tid);
+    return;
+  }
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  const int64_t now = int64_t{time.tv_sec} * 1000 + time.tv_nsec / 1'000'000;
+  Wait& wait = waits_[tid];
+  const bool same =
+      wait.number == live.orig_rax && wait.rip == live.rip && wait.rsp == live.rsp && wait.left_ms == given;
+  if (!same) wait = {live.orig_rax, live.rip, live.rsp, 0, now + given};
+  // At least a millisecond less than before: the next call in a loop comes with the full time again, and is known by
+  // that.
+  wait.left_ms = std::clamp<int64_t>(wait.deadline_ms - now, 0, given - 1);
+  live.r10 = static_cast<uint64_t>(wait.left_ms);
+}
+
 void InterruptedCalls::normalise(pid_t tid, user_regs_struct& live, user_regs_struct& image) {
+  shorten_wait(tid, live);
   if (in_system_call(live) && static_cast<int64_t>(live.rax) == -EINTR &&
       std::find(std::begin(kNeverRestarted), std::end(kNeverRestarted), static_cast<long>(live.orig_rax)) !=
           std::end(kNeverRestarted))
