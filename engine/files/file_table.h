@@ -26,11 +26,15 @@
 
 namespace icp {
 
+// No number: a task's connection to its process manager (MPI's PMI_FD), whatever its number. Replaced at a restart as
+// standard streams are.
+inline constexpr int kPmiStream = 3;
+
 // A standard stream as a task was started with: identified by device and inode. Descriptors anywhere in the
 // capsule that refer to it are "outer": not saved, replaced at a restart by the new task's stream.
 struct OuterStreamId {
   int rank = 0;
-  int fd = 0;  // 0, 1 or 2
+  int fd = 0;  // 0, 1 or 2, or kPmiStream
   uint64_t dev = 0, ino = 0;
   bool include_regular = false;  // also when it is a regular file (Slurm opens a new one at a restart)
 };
@@ -59,6 +63,7 @@ struct FileRestoreOptions {
   GrownFile grown = GrownFile::kTruncate;
   // New standard streams by task rank.
   std::map<int, std::array<int, 3>> outer;
+  std::map<int, int> pmi;  // new connections to the process manager, by task rank
   // Descriptor of a restored memory object, opened with `flags` (a new open file description).
   std::function<UniqueFd(uint32_t object, uint32_t flags)> open_object;
   NetworkRestore network;
