@@ -114,7 +114,7 @@ Role judge_alone(const InetSurvey& survey, const TcpFacts& facts, const AddressM
 void pair_ends(InetSurvey& survey) {
   std::set<std::pair<InetAddress, InetAddress>> ends;
   for (const auto& [id, facts] : survey.tcp)
-    if (facts.role == Role::kOpenEnd) ends.emplace(facts.local, facts.remote);
+    if (facts.role == Role::kOpenEnd || facts.role == Role::kUrgent) ends.emplace(facts.local, facts.remote);
   std::optional<InetDiagSocket> kernel;
   const AddressMap addresses;
   for (auto& [id, facts] : survey.tcp) {

@@ -194,7 +194,7 @@ TEST(UnixSocket, DatagramsToANameKeepTheirSenders) {
     ASSERT_EQ(got, static_cast<ssize_t>(expected.size()));
     EXPECT_EQ(std::string(text, expected.size()), expected);
     EXPECT_EQ(length > offsetof(sockaddr_un, sun_path), !expected.empty());
-    if (!expected.empty()) EXPECT_EQ(std::string(from.sun_path, sender.size()), sender);
+    if (!expected.empty()) { EXPECT_EQ(std::string(from.sun_path, sender.size()), sender); }
   }
 }
 

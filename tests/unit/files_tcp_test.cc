@@ -74,16 +74,17 @@ TEST_F(TcpReading, QueuesAndNumbersFitEachOther) {
   for (ssize_t put = 0; (put = ::write(client, chunk.data(), chunk.size())) > 0; chunk[0]++)
     written.append(chunk, 0, static_cast<size_t>(put));
   TcpReader reader;
-  const TcpReader::Outgoing out = reader.outgoing(client);
-  const TcpReader::Incoming in = reader.incoming(server);
-  EXPECT_FALSE(out.data.empty());
-  EXPECT_FALSE(in.data.empty());
-  const uint32_t doubled = in.next - (out.next - static_cast<uint32_t>(out.data.size()));
-  ASSERT_LE(doubled, out.data.size());
-  EXPECT_EQ(in.data + out.data.substr(doubled), written);
+  for (int round = 0; round < 20; ++round) {  // the kernel goes on delivering
+    const TcpReader::Outgoing out = reader.outgoing(client);
+    const TcpReader::Incoming in = reader.incoming(server);
+    EXPECT_FALSE(out.data.empty());
+    EXPECT_FALSE(in.data.empty());
+    const uint32_t doubled = in.next - (out.next - static_cast<uint32_t>(out.data.size()));
+    ASSERT_LE(doubled, out.data.size());
+    EXPECT_TRUE(in.data + out.data.substr(doubled) == written);
+  }
   EXPECT_EQ(option(client, SOL_SOCKET, SO_REUSEADDR), 1);
   EXPECT_EQ(option(server, SOL_SOCKET, SO_REUSEADDR), 0);
-  EXPECT_EQ(reader.outgoing(client).data.size() + reader.incoming(server).data.size() - doubled, written.size());
   EXPECT_EQ(read_some(server, 100), written.substr(0, 100));  // and not EPERM
 }
 
