@@ -150,9 +150,8 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                               .grown = options.grown,
                               .outer = streams,
                               .pmi = options.pmi,
-                              .open_object = [&](uint32_t object, uint32_t flags) {
-                                return memory_restore.open_object(object, flags);
-                              },
+                              .open_object = [&](uint32_t object,
+                                                 uint32_t flags) { return memory_restore.open_object(object, flags); },
                               .network = options.network});
   files.create();
 

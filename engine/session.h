@@ -117,7 +117,7 @@ struct RestoreOptions {
   std::function<void(pid_t)> join;
   std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one
   NetworkRestore network;
-  bool track = true;      // arm trackers before anything runs, for continue_session()
+  bool track = true;  // arm trackers before anything runs, for continue_session()
   TrackerKind tracker = TrackerKind::kAuto;
 };
 

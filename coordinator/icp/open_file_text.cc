@@ -143,7 +143,8 @@ std::string describe(const pb::OpenFile& file) {
                          access_of(file.flags()));
     case pb::OpenFile::kOuter:
       if (file.outer().fd() == kPmiStream)
-        return fmt::format("connection of task {} to MPI's process manager, replaced at a restart", file.outer().rank());
+        return fmt::format("connection of task {} to MPI's process manager, replaced at a restart",
+                           file.outer().rank());
       return fmt::format("standard stream {} of task {}, replaced at a restart", file.outer().fd(),
                          file.outer().rank());
     case pb::OpenFile::kPidfd:

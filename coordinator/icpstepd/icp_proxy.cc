@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// icp-proxy SOCKET [PMI_FD]: stands in for a restored task. Slurm knows this process: it lends its standard streams, and ends
-// as the restored task ended. It runs as the job's user and has no rights that the task would not have.
+// icp-proxy SOCKET [PMI_FD]: stands in for a restored task. Slurm knows this process: it lends its standard streams,
+// and ends as the restored task ended. It runs as the job's user and has no rights that the task would not have.
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>

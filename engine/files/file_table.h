@@ -86,11 +86,11 @@ class FileRestore {
   // After all processes exist and the descriptors are in place: pidfds (which appear at their numbers), epoll
   // sets that watch them, POSIX locks, F_SETOWN, which need calls in the process.
   void finish_process(RemoteProcess& remote, const pb::Process& process);
-  // Meets the other capsules of the job, see NetworkRestore. Throws if an end of a connection does not fit its other end.
-  // Once, before apply_side_effects().
+  // Meets the other capsules of the job, see NetworkRestore. Throws if an end of a connection does not fit its other
+  // end. Once, before apply_side_effects().
   void meet();
-  // Truncates grown files, lets TCP connections go, binds and connects Unix sockets that have names. Called once, last, when nothing else
-  // can fail any more, before the processes run. Throws the first failure after all has been tried.
+  // Truncates grown files, lets TCP connections go, binds and connects Unix sockets that have names. Called once, last,
+  // when nothing else can fail any more, before the processes run. Throws the first failure after all has been tried.
   void apply_side_effects();
 
  private:

@@ -37,9 +37,10 @@ class OuterStreamKind final : public SingleFileKind {
   static UniqueFd new_pmi_connection(const RestoreContext& context, const pb::OpenFile& file) {
     const auto task = context.options.pmi.find(file.outer().rank());
     if (task == context.options.pmi.end()) {
-      throw_bad_file(file, fmt::format("task {} has a connection to MPI's process manager, and the new one has none (srun "
-                                       "--mpi=pmi2)",
-                                       file.outer().rank()));
+      throw_bad_file(file,
+                     fmt::format("task {} has a connection to MPI's process manager, and the new one has none (srun "
+                                 "--mpi=pmi2)",
+                                 file.outer().rank()));
     }
     UniqueFd fd(::fcntl(task->second, F_DUPFD_CLOEXEC, 0));
     if (!fd) throw_errno("cannot use the connection of task {} to the process manager", file.outer().rank());

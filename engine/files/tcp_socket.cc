@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/files/tcp_socket.h"
 
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <linux/sockios.h>
 
 #include <cstring>
 #include <set>
@@ -166,7 +166,8 @@ void check_socket(FileScan& scan, Description& description) {
       break;
     case Role::kListening:
       if (facts.unaccepted == 0) break;
-      scan.refuse(description, fmt::format("connections to {} waiting to be accepted", facts.local.text()), kLater, true);
+      scan.refuse(description, fmt::format("connections to {} waiting to be accepted", facts.local.text()), kLater,
+                  true);
       break;
     case Role::kUnaccepted:
       scan.refuse(description, fmt::format("TCP connection {} waiting to be accepted", ends), kLater, true);

@@ -208,8 +208,8 @@ void bind_socket(const pb::OpenFile& file, const Address& address, int fd) {
   }
 }
 
-// Datagrams that came to a name are sent there again, by the sockets that bear their senders' names. Who no longer is in
-// the capsule has no name now.
+// Datagrams that came to a name are sent there again, by the sockets that bear their senders' names. Who no longer is
+// in the capsule has no name now.
 void send_again(const RestoreContext& context, const pb::OpenFile& file, const Address& address,
                 const std::map<std::string, uint32_t>& by_name) {
   const pb::UnixSocket& socket = file.unix_socket();
@@ -219,7 +219,8 @@ void send_again(const RestoreContext& context, const pb::OpenFile& file, const A
     const auto sender = by_name.find(socket.queue_senders(i));
     const int fd = sender == by_name.end() ? nameless.get() : context.get(sender->second);
     const std::string& data = socket.queue(i);
-    if (::sendto(fd, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL, address.get(), address.length) >= 0) continue;
+    if (::sendto(fd, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL, address.get(), address.length) >= 0)
+      continue;
     if (errno == EAGAIN) throw_bad_file(file, "more data waits in a Unix socket than fits in");
     throw_errno("cannot put the data back into Unix socket {}", printable(socket.name()));
   }
@@ -227,7 +228,8 @@ void send_again(const RestoreContext& context, const pb::OpenFile& file, const A
 
 struct Names {
   // Files by name.
-  std::shared_ptr<std::map<std::string, uint32_t>> datagram_sockets = std::make_shared<std::map<std::string, uint32_t>>();
+  std::shared_ptr<std::map<std::string, uint32_t>> datagram_sockets =
+      std::make_shared<std::map<std::string, uint32_t>>();
   std::vector<std::function<void()>> refills, connections;  // after all names are bound
 };
 

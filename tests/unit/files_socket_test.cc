@@ -190,11 +190,14 @@ TEST(UnixSocket, DatagramsToANameKeepTheirSenders) {
     char text[100];
     sockaddr_un from{};
     socklen_t length = sizeof from;
-    const ssize_t got = ::recvfrom(restored.fd(3), text, sizeof text, MSG_DONTWAIT, reinterpret_cast<sockaddr*>(&from), &length);
+    const ssize_t got =
+        ::recvfrom(restored.fd(3), text, sizeof text, MSG_DONTWAIT, reinterpret_cast<sockaddr*>(&from), &length);
     ASSERT_EQ(got, static_cast<ssize_t>(expected.size()));
     EXPECT_EQ(std::string(text, expected.size()), expected);
     EXPECT_EQ(length > offsetof(sockaddr_un, sun_path), !expected.empty());
-    if (!expected.empty()) { EXPECT_EQ(std::string(from.sun_path, sender.size()), sender); }
+    if (!expected.empty()) {
+      EXPECT_EQ(std::string(from.sun_path, sender.size()), sender);
+    }
   }
 }
 

@@ -151,6 +151,15 @@ TEST_F(TcpReading, UrgentDataIsNotSaved) {
   EXPECT_THAT(findings[0].what, HasSubstr("urgent data"));
 }
 
+TEST_F(TcpReading, APortInUseIsNamed) {
+  Child child([] { must(listening(4) == 3); });
+  const Captured captured = capture(child);
+  const auto port = static_cast<uint16_t>(captured.file(3).tcp().local().port());
+  const std::string error = error_of(ErrorKind::kSystem, [&] { Restored restored(captured); });
+  EXPECT_THAT(error, HasSubstr("127.0.0.1:" + std::to_string(port)));
+  EXPECT_THAT(error, HasSubstr("end the program that uses the port"));
+}
+
 TEST(InetAddressTest, TextAndMapping) {
   const InetAddress four = *InetAddress::parse("10.0.0.7");
   EXPECT_EQ(four.text(), "10.0.0.7:0");
