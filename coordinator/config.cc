@@ -125,6 +125,10 @@ const std::map<std::string, Reader>& readers() {
          c.grown_files = one_of<GrownFile>(
              e, {{"truncate", GrownFile::kTruncate}, {"fail", GrownFile::kFail}, {"accept", GrownFile::kAccept}});
        }},
+      {"external_tcp",
+       [](Config& c, const Entry& e) {
+         c.external_tcp = one_of<ExternalTcp>(e, {{"refuse", ExternalTcp::kRefuse}, {"reset", ExternalTcp::kReset}});
+       }},
       {"run_dir", [](Config& c, const Entry& e) { c.run_dir = absolute_path(e); }},
       {"log",
        [](Config& c, const Entry& e) {

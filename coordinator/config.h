@@ -25,6 +25,7 @@ struct Config {
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;  // bytes
   GrownFile grown_files = GrownFile::kTruncate;
+  ExternalTcp external_tcp = ExternalTcp::kRefuse;
   std::string run_dir = "/run/slurm-icp";
   std::string log = "/var/log/slurm-icp/icpstepd.log";  // a path, "syslog" or "none"
   std::string log_level = "info";                       // debug, info, warning, error

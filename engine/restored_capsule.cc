@@ -85,7 +85,7 @@ struct RestoredCapsule::Impl {
 
   void finish_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, TreeBuilder& builder);
   void note_tasks(const pb::Capsule& capsule, std::vector<std::unique_ptr<ProcessRestore>>& processes);
-  void note_streams(const std::map<int, std::array<int, 3>>& streams);
+  void note_streams(const std::map<int, std::array<int, 3>>& streams, const std::map<int, int>& pmi);
   void build(const RestoreOptions& options, const VersionReader& version, const pb::Capsule& capsule);
   ~Impl();
 };
@@ -108,7 +108,12 @@ void RestoredCapsule::Impl::note_tasks(const pb::Capsule& capsule,
   }
 }
 
-void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>& streams) {
+void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>& streams,
+                                         const std::map<int, int>& pmi) {
+  for (const auto& [rank, fd] : pmi) {
+    struct stat status {};
+    if (::fstat(fd, &status) == 0) outer.push_back({rank, kPmiStream, status.st_dev, status.st_ino, false});
+  }
   for (const auto& [rank, fds] : streams) {
     for (int fd = 0; fd <= 2; ++fd) {
       struct stat status {};
@@ -144,9 +149,9 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                               .root_fd = root.get(),
                               .grown = options.grown,
                               .outer = streams,
-                              .open_object = [&](uint32_t object, uint32_t flags) {
-                                return memory_restore.open_object(object, flags);
-                              },
+                              .pmi = options.pmi,
+                              .open_object = [&](uint32_t object,
+                                                 uint32_t flags) { return memory_restore.open_object(object, flags); },
                               .network = options.network});
   files.create();
 
@@ -175,7 +180,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   for (auto& process : processes) process->finish();
   for (auto& process : processes) process->set_registers();
   note_tasks(capsule, processes);
-  note_streams(streams);
+  note_streams(streams, options.pmi);
   files.meet();
   // From here on the outside changes; what could fail has been tried.
   files.apply_side_effects();

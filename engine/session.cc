@@ -165,8 +165,7 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   capture_sysv(select_objects(sysv_scope(stopped)), *capsule.mutable_sysv());
   capture_files(
       stopped, states, config.outer,
-      [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule,
-      config.network);
+      [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule, config.network);
   memory.collect(stopped, states, capsule);
   for (size_t i = 0; i < stopped.size(); ++i)
     if (!stopped[i].ref.zombie) capture_process_state(stopped[i], *states[i]);

@@ -28,7 +28,7 @@ struct SessionConfig {
   pb::JobFacts job;
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;  // bytes
-  std::vector<OuterStreamId> outer;     // standard streams the tasks were started with
+  std::vector<OuterStreamId> outer;     // standard streams and PMI connections the tasks were started with
   NetworkScope network;                 // TCP connections to other capsules and to the outside
   bool whole_ipc_namespace = false;     // all System V objects of the roots' IPC namespace are the capsule's
   // Further processes of the capsule (agent's view) that need not descend from the roots: orphans, known by their
@@ -111,12 +111,13 @@ struct RestoreOptions {
   std::string node;                           // whose capsule; empty: the only one
   Identity identity;                          // the restored processes' ids and groups
   std::map<int, std::array<int, 3>> streams;  // standard streams by task rank; missing ranks get /dev/null
+  std::map<int, int> pmi;  // connections to the process manager (PMI) by task rank, already initialized
   GrownFile grown = GrownFile::kTruncate;
   // Called once with the pid of the capsule's init before anything else exists in it: put it into cgroups here.
   std::function<void(pid_t)> join;
   std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one
   NetworkRestore network;
-  bool track = true;      // arm trackers before anything runs, for continue_session()
+  bool track = true;  // arm trackers before anything runs, for continue_session()
   TrackerKind tracker = TrackerKind::kAuto;
 };
 

@@ -136,11 +136,11 @@ namespace {
 bool must_restart() { return !facts.restart_dir.empty() && facts.restart_dir != "none"; }
 
 // Becomes icp-proxy, which stands in for the restored processes. Returns only when that failed.
-int become_proxy(const std::string& proxy) {
+int become_proxy(const std::string& proxy, const std::string& pmi) {
   const int socket = agent.task_socket();
   ::fcntl(socket, F_SETFD, 0);
   const std::string number = std::to_string(socket);
-  const char* const argv[] = {"icp-proxy", number.c_str(), nullptr};
+  const char* const argv[] = {"icp-proxy", number.c_str(), pmi.empty() ? nullptr : pmi.c_str(), nullptr};
   const char* const envp[] = {"PATH=/usr/bin:/bin", nullptr};  // nothing of the user's changes what it does
   ::execve(proxy.c_str(), const_cast<char* const*>(argv), const_cast<char* const*>(envp));
   put_line("cannot restart: cannot execute " + proxy + ": " + std::strerror(errno));
@@ -159,9 +159,11 @@ int start_task(spank_t handle) {
     ready.set("cwd", here == nullptr ? "/" : here);
     std::free(here);
     ready.set_number("rank", rank).set_number("pid", ::getpid());
+    const std::string pmi = job_env(handle, "PMI_FD");  // set by srun's --mpi plugins
+    if (!pmi.empty()) ready.set("pmi", pmi);
     answer = agent.announce(ready, kAnswerTimeout);
     if (answer.type == protocol::kRun) return 0;
-    if (answer.type == protocol::kRestart) return become_proxy(answer.get("proxy"));
+    if (answer.type == protocol::kRestart) return become_proxy(answer.get("proxy"), pmi);
     if (answer.type == protocol::kFail) {
       if (rank == 0) put_line(answer.get("text"));
       return -1;

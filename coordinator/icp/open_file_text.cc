@@ -7,6 +7,7 @@
 #include <sys/sysmacros.h>
 
 #include "coordinator/icp/format.h"
+#include "engine/files/file_table.h"
 #include "engine/files/inet_address.h"
 
 namespace icp {
@@ -141,6 +142,9 @@ std::string describe(const pb::OpenFile& file) {
       return fmt::format("memory object {}, byte {}, {}", file.object().object(), file.position(),
                          access_of(file.flags()));
     case pb::OpenFile::kOuter:
+      if (file.outer().fd() == kPmiStream)
+        return fmt::format("connection of task {} to MPI's process manager, replaced at a restart",
+                           file.outer().rank());
       return fmt::format("standard stream {} of task {}, replaced at a restart", file.outer().fd(),
                          file.outer().rank());
     case pb::OpenFile::kPidfd:

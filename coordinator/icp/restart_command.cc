@@ -27,6 +27,7 @@ struct RestartOptions {
   uint32_t version = 0;
   std::string user, pid_file, interval;
   std::string grown = "truncate";
+  std::vector<std::string> addresses;
   bool detach = false;
 };
 
@@ -107,6 +108,12 @@ GrownFile grown_from(const std::string& text) {
   throw_error(ErrorKind::kUsage, "--grown: \"{}\" is none of truncate, fail and accept", text);
 }
 
+std::pair<std::string, std::string> address_pair(const std::string& text) {
+  const size_t sign = text.find('=');
+  if (sign == std::string::npos) throw_error(ErrorKind::kUsage, "--address: \"{}\" is not OLD=NEW", text);
+  return {text.substr(0, sign), text.substr(sign + 1)};
+}
+
 // All tasks of the image get icp's own standard streams.
 RestoreOptions restore_options(const RestartOptions& options) {
   RestoreOptions restore;
@@ -117,6 +124,7 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.track = !options.interval.empty();
   restore.tracker = tracker_from(options.versions.tracker);
   restore.grown = grown_from(options.grown);
+  for (const std::string& pair : options.addresses) restore.network.addresses.push_back(address_pair(pair));
   const ImageDir image = open_image(restore.image_path, restore.identity, restore.node);
   if (restore.version == 0) restore.version = image.latest().value_or(0);
   if (restore.version == 0)
@@ -224,6 +232,9 @@ void add_restart_command(Cli& cli) {
   app->add_option("--grown", options->grown,
                   "A file that grew since is cut back (truncate), stops the restart (fail), or stays (accept)")
       ->type_name("HOW")
+      ->excludes(job);
+  app->add_option("--address", options->addresses, "What was at internet address OLD is at NEW now; may be repeated")
+      ->type_name("OLD=NEW")
       ->excludes(job);
   app->add_option("--user", options->user, "Restart as this user (default: the owner of DIR)")
       ->type_name("NAME")

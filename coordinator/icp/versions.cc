@@ -15,6 +15,9 @@ void VersionOptions::add_to(CLI::App& app) {
   app.add_option("--node", node, "Name of this node in the image (default: the host's name)")->type_name("NAME");
   app.add_option("--tracker", tracker, "How written pages are found: auto, userfaultfd, soft-dirty, everything")
       ->type_name("KIND");
+  app.add_option("--external-tcp", external_tcp, "TCP connections that lead out of the tree: refuse, reset")
+      ->check(CLI::IsMember({"refuse", "reset"}))
+      ->type_name("WHAT");
 }
 
 std::string host_name() {
@@ -29,6 +32,7 @@ TrackerKind tracker_from(const std::string& name) { return name == "auto" ? Trac
 SessionConfig session_config(const VersionOptions& options, const Identity& identity, const std::string& command) {
   SessionConfig config;
   config.tracker = tracker_from(options.tracker);
+  config.network.external = options.external_tcp == "reset" ? ExternalTcp::kReset : ExternalTcp::kRefuse;
   config.image_path = options.dir;
   config.identity = identity;
   config.node = options.node.empty() ? host_name() : options.node;

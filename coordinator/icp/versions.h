@@ -17,9 +17,10 @@ struct VersionOptions {
   std::string dir;
   std::string node;  // empty: this host's name
   std::string tracker = "auto";
+  std::string external_tcp = "refuse";
 
   CLI::Option* add_dir(CLI::App& app, const char* help);  // --dir
-  void add_to(CLI::App& app);                             // --node, --tracker
+  void add_to(CLI::App& app);                             // --node, --tracker, --external-tcp
 };
 
 // This host's name, up to the first dot.

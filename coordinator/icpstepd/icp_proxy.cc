@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// icp-proxy SOCKET: stands in for a restored task. Slurm knows this process: it lends its standard streams, and ends
-// as the restored task ended. It runs as the job's user and has no rights that the task would not have.
+// icp-proxy SOCKET [PMI_FD]: stands in for a restored task. Slurm knows this process: it lends its standard streams,
+// and ends as the restored task ended. It runs as the job's user and has no rights that the task would not have.
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
+#include <sys/socket.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,6 +19,8 @@
 namespace {
 
 using namespace icp::protocol;
+
+constexpr int kPmiTimeoutMs = 10'000;
 
 void put_line(const std::string& text) {
   const std::string line = text + "\n";
@@ -58,11 +61,28 @@ void forward(int socket, int signals, bool hand_on) {
   }
 }
 
-bool lend_streams(int socket) {
+// The restored process has introduced itself to its process manager long ago: to the new one this is done for it. In
+// the wire format 1.1 of PMI, which MPICH speaks. A manager that does not answer so has no restored task.
+bool introduce(int pmi) {
+  constexpr std::string_view kInit = "cmd=init pmi_version=1 pmi_subversion=1\n";
+  if (::send(pmi, kInit.data(), kInit.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(kInit.size())) return false;
+  std::string answer;
+  while (answer.empty() || answer.back() != '\n') {
+    pollfd wait{pmi, POLLIN, 0};
+    char byte;
+    if (::poll(&wait, 1, kPmiTimeoutMs) != 1 || ::recv(pmi, &byte, 1, 0) != 1) return false;
+    answer += byte;
+  }
+  return answer.starts_with("cmd=response_to_init") && answer.find(" rc=0") != std::string::npos;
+}
+
+bool lend_streams(int socket, int pmi) {
   Packet packet(kStreams);
   const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
   for (int fd = 0; fd < 3; fd++) packet.fds.push_back(::fcntl(fd, F_GETFD) >= 0 ? fd : null);
+  if (pmi >= 0 && introduce(pmi)) packet.fds.push_back(pmi);
   if (!send_packet(socket, packet)) return false;
+  if (pmi >= 0) ::close(pmi);
   // The restored processes own them now: their closing stdout must be seen by who reads it. stderr stays for lines
   // that icpstepd wants said.
   ::dup2(null, STDIN_FILENO);
@@ -98,14 +118,14 @@ int serve(int socket, int signals) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2) {
+  if (argc != 2 && argc != 3) {
     put_line("icp-proxy is started by slurmstepd, see spank_icp(8)");
     return 2;
   }
   const int socket = std::atoi(argv[1]);
   ::fcntl(socket, F_SETFD, FD_CLOEXEC);
   const int signals = catch_signals();
-  if (!lend_streams(socket)) {
+  if (!lend_streams(socket, argc == 3 ? std::atoi(argv[2]) : -1)) {
     put_line("slurm-icp: cannot restart: icpstepd has ended");
     return 1;
   }

@@ -21,6 +21,7 @@ namespace icp {
 struct ProxyStreams {
   pid_t pid = 0;
   std::array<UniqueFd, 3> fds;
+  UniqueFd pmi;  // its connection to MPI's process manager, if it has one
 };
 
 // What the other nodes of the step have a say in. Empty members for a step on one node.

@@ -162,6 +162,7 @@ void StepAgent::on_ready() {
       continue;
     }
     task->socket = std::make_unique<Socket>(io_, packet.fds[0]);
+    if (const auto fd = packet.number("pmi"); fd && *fd > 2) task->pmi = stream_id(task->pid, static_cast<int>(*fd));
     if (!plan_) decide(packet.get("cwd"));
     answer(*task);
   }
@@ -245,7 +246,7 @@ void StepAgent::on_task_socket(Task& task) {
 
 std::vector<TaskStreams> StepAgent::task_streams() const {
   std::vector<TaskStreams> all;
-  for (const auto& [rank, task] : tasks_) all.push_back({rank, task.streams});
+  for (const auto& [rank, task] : tasks_) all.push_back({rank, task.streams, task.pmi});
   return all;
 }
 
@@ -422,8 +423,9 @@ void StepAgent::tell_user(const std::string& line) {
 // ---- restart -----------------------------------------------------------------------------------
 
 void StepAgent::on_proxy(Task& task, Packet& packet) {
-  if (packet.type == protocol::kStreams && packet.fds.size() == 3 && !task.lent_all && !capsule_) {
+  if (packet.type == protocol::kStreams && packet.fds.size() >= 3 && !task.lent_all && !capsule_) {
     for (size_t i = 0; i < 3; i++) task.lent.fds[i].reset(packet.fds[i]);
+    if (packet.fds.size() > 3) task.lent.pmi.reset(packet.fds[3]);
     packet.fds.clear();
     task.lent.pid = task.pid;
     task.lent_all = true;

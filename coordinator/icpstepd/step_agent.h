@@ -47,6 +47,7 @@ class StepAgent {
     int rank = 0;
     pid_t pid = 0;  // as slurmstepd says
     std::array<StreamId, 3> streams;
+    StreamId pmi;
     std::unique_ptr<Socket> socket;
     ProxyStreams lent;
     bool lent_all = false;

@@ -63,7 +63,9 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   session.tracker = config_.tracker;
   session.staging_limit = config_.staging_limit;
   session.whole_ipc_namespace = facts_.private_ipc;
+  session.network.external = config_.external_tcp;
   for (const TaskStreams& task : tasks) {
+    if (task.pmi.mode != 0) session.outer.push_back({task.rank, kPmiStream, task.pmi.dev, task.pmi.ino, false});
     for (int fd = 0; fd < 3; fd++) {
       const StreamId& stream = task.streams[static_cast<size_t>(fd)];
       if (is_outer(stream)) session.outer.push_back({task.rank, fd, stream.dev, stream.ino, true});

@@ -20,6 +20,7 @@ namespace icp {
 struct TaskStreams {
   int rank = 0;
   std::array<StreamId, 3> streams;
+  StreamId pmi;  // the connection to MPI's process manager; mode 0: none
 };
 
 // One thread: the one that calls take() must have called begin() (ptrace).

@@ -31,13 +31,13 @@ inline constexpr std::string_view kTask = "task";           // rank, pid: a task
 inline constexpr std::string_view kTaskExit = "task-exit";  // rank, status
 inline constexpr std::string_view kGoodbye = "goodbye";     // the step ends; icpstepd answers by closing
 // a task before exec -> icpstepd, on the socket all tasks inherit; beside it the task's own socket
-inline constexpr std::string_view kReady = "ready";  // rank, pid, cwd; fd 0: the task's socket
+inline constexpr std::string_view kReady = "ready";  // rank, pid, cwd, pmi (the number in PMI_FD); fd 0: the task's socket
 // icpstepd -> the task, on the task's socket
 inline constexpr std::string_view kRun = "run";          // exec the user's program
 inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path)
 inline constexpr std::string_view kFail = "fail";        // text: end the task with this sentence
 // icp-proxy -> icpstepd, on the task's socket
-inline constexpr std::string_view kStreams = "streams";  // fds: 0, 1, 2 of the task
+inline constexpr std::string_view kStreams = "streams";  // fds: 0, 1, 2 of the task, and that of PMI_FD
 inline constexpr std::string_view kSignal = "signal";    // signal: hand it on to the restored processes
 // icpstepd -> icp-proxy
 inline constexpr std::string_view kSay = "say";            // text: a line for the user

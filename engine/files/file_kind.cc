@@ -24,9 +24,9 @@ namespace icp {
 
 std::span<const FileKind* const> file_kinds() {
   static const std::array<const FileKind*, 15> kinds = {
-      &outer_stream_kind(), &object_file_kind(), &regular_file_kind(), &directory_kind(), &char_device_kind(),
-      &pipe_kind(),         &eventfd_kind(),     &timerfd_kind(),      &signalfd_kind(),  &epoll_kind(),
-      &pidfd_kind(),        &unix_socket_kind(), &tcp_socket_kind(), &udp_socket_kind(), &unsupported_kind(),
+      &outer_stream_kind(), &object_file_kind(), &regular_file_kind(), &directory_kind(),  &char_device_kind(),
+      &pipe_kind(),         &eventfd_kind(),     &timerfd_kind(),      &signalfd_kind(),   &epoll_kind(),
+      &pidfd_kind(),        &unix_socket_kind(), &tcp_socket_kind(),   &udp_socket_kind(), &unsupported_kind(),
   };
   return kinds;
 }

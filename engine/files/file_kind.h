@@ -37,9 +37,9 @@ class RestoreContext {
   std::map<uint32_t, UniqueFd> fds;
   std::set<uint32_t> pidfds;  // made later, inside the processes
   AddressMap addresses;
-  std::vector<ConnectionEnd> open_ends;   // connections to other capsules
+  std::vector<ConnectionEnd> open_ends;         // connections to other capsules
   std::vector<const pb::OpenFile*> open_files;  // the same ones
-  std::vector<ConnectionEnd> other_ends;  // their other ends, known before side effects
+  std::vector<ConnectionEnd> other_ends;        // their other ends, known before side effects
   std::vector<std::function<void()>> side_effects;
 };
 

@@ -58,8 +58,8 @@ std::vector<std::optional<int>> ranks_of(const std::vector<pb::Process*>& states
 
 }  // namespace
 
-void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer,
-                 Findings& findings, const NetworkScope& network) {
+void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer, Findings& findings,
+                 const NetworkScope& network) {
   FileScan scan(processes, outer, &findings);
   scan.run();
   survey(scan, network);

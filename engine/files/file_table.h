@@ -26,11 +26,15 @@
 
 namespace icp {
 
+// No number: a task's connection to its process manager (MPI's PMI_FD), whatever its number. Replaced at a restart as
+// standard streams are.
+inline constexpr int kPmiStream = 3;
+
 // A standard stream as a task was started with: identified by device and inode. Descriptors anywhere in the
 // capsule that refer to it are "outer": not saved, replaced at a restart by the new task's stream.
 struct OuterStreamId {
   int rank = 0;
-  int fd = 0;  // 0, 1 or 2
+  int fd = 0;  // 0, 1 or 2, or kPmiStream
   uint64_t dev = 0, ino = 0;
   bool include_regular = false;  // also when it is a regular file (Slurm opens a new one at a restart)
 };
@@ -59,6 +63,7 @@ struct FileRestoreOptions {
   GrownFile grown = GrownFile::kTruncate;
   // New standard streams by task rank.
   std::map<int, std::array<int, 3>> outer;
+  std::map<int, int> pmi;  // new connections to the process manager, by task rank
   // Descriptor of a restored memory object, opened with `flags` (a new open file description).
   std::function<UniqueFd(uint32_t object, uint32_t flags)> open_object;
   NetworkRestore network;
@@ -81,11 +86,11 @@ class FileRestore {
   // After all processes exist and the descriptors are in place: pidfds (which appear at their numbers), epoll
   // sets that watch them, POSIX locks, F_SETOWN, which need calls in the process.
   void finish_process(RemoteProcess& remote, const pb::Process& process);
-  // Meets the other capsules of the job, see NetworkRestore. Throws if an end of a connection does not fit its other end.
-  // Once, before apply_side_effects().
+  // Meets the other capsules of the job, see NetworkRestore. Throws if an end of a connection does not fit its other
+  // end. Once, before apply_side_effects().
   void meet();
-  // Truncates grown files, lets TCP connections go, binds and connects Unix sockets that have names. Called once, last, when nothing else
-  // can fail any more, before the processes run. Throws the first failure after all has been tried.
+  // Truncates grown files, lets TCP connections go, binds and connects Unix sockets that have names. Called once, last,
+  // when nothing else can fail any more, before the processes run. Throws the first failure after all has been tried.
   void apply_side_effects();
 
  private:

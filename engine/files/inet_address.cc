@@ -123,7 +123,9 @@ AddressMap::AddressMap() {
   ::freeifaddrs(all);
 }
 
-bool AddressMap::is_local(const InetAddress& address) const { return address.loopback() || own_.count(address.ip) != 0; }
+bool AddressMap::is_local(const InetAddress& address) const {
+  return address.loopback() || own_.count(address.ip) != 0;
+}
 
 InetAddress AddressMap::remote(const InetAddress& address) const {
   InetAddress result = address;

@@ -20,14 +20,14 @@ struct TcpFacts {
     kUnconnected,  // perhaps bound
     kListening,
     kConnecting,
-    kConnected,  // both ends in this capsule
-    kOpenEnd,    // the other end may be in another capsule
-    kOutside,    // it is neither here nor in another capsule
+    kConnected,   // both ends in this capsule
+    kOpenEnd,     // the other end may be in another capsule
+    kOutside,     // it is neither here nor in another capsule
     kUnaccepted,  // the other end waits in a listening socket of this capsule
-    kClosing,    // the other end was closed with data still on its way
-    kEnded,      // the other end was closed
-    kBroken,     // reset by the other end, or another error
-    kUrgent,     // urgent data
+    kClosing,     // the other end was closed with data still on its way
+    kEnded,       // the other end was closed
+    kBroken,      // reset by the other end, or another error
+    kUrgent,      // urgent data
   };
   Role role = Role::kGone;
   uint8_t state = 0;  // TcpState
@@ -38,7 +38,7 @@ struct TcpFacts {
 
 struct InetSurvey {
   ExternalTcp external = ExternalTcp::kRefuse;
-  bool several = false;  // the capsule is one of several of a job
+  bool several = false;              // the capsule is one of several of a job
   std::map<uint32_t, TcpFacts> tcp;  // by Description::id
   std::vector<ConnectionEnd> open_ends;
   std::set<std::pair<InetAddress, InetAddress>> inside;  // open ends whose other ends are in another capsule

@@ -23,12 +23,27 @@ class OuterStreamKind final : public SingleFileKind {
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
     const pb::OuterStream& outer = file.outer();
+    if (outer.fd() == kPmiStream) return new_pmi_connection(context, file);
     const auto task = context.options.outer.find(outer.rank());
     if (task == context.options.outer.end() || outer.fd() < 0 || outer.fd() > 2) {
       throw_bad_file(file, fmt::format("there is no stream {} of task {} in this step", outer.fd(), outer.rank()));
     }
     UniqueFd fd(::fcntl(task->second[static_cast<size_t>(outer.fd())], F_DUPFD_CLOEXEC, 0));
     if (!fd) throw_errno("cannot use stream {} of task {}", outer.fd(), outer.rank());
+    return fd;
+  }
+
+ private:
+  static UniqueFd new_pmi_connection(const RestoreContext& context, const pb::OpenFile& file) {
+    const auto task = context.options.pmi.find(file.outer().rank());
+    if (task == context.options.pmi.end()) {
+      throw_bad_file(file,
+                     fmt::format("task {} has a connection to MPI's process manager, and the new one has none (srun "
+                                 "--mpi=pmi2)",
+                                 file.outer().rank()));
+    }
+    UniqueFd fd(::fcntl(task->second, F_DUPFD_CLOEXEC, 0));
+    if (!fd) throw_errno("cannot use the connection of task {} to the process manager", file.outer().rank());
     return fd;
   }
 };

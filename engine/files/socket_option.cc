@@ -188,7 +188,8 @@ void capture_socket_buffers(int fd, pb::SocketBuffers& buffers) {
   buffers.set_locked(static_cast<uint32_t>(socket_option(fd, SOL_SOCKET, SO_BUF_LOCK)));
 }
 
-// getsockopt() tells twice what setsockopt() wants, socket(7). Beyond the system's limit: as much as a program could set.
+// getsockopt() tells twice what setsockopt() wants, socket(7). Beyond the system's limit: as much as a program could
+// set.
 void restore_socket_buffers(const pb::SocketBuffers& buffers, int fd) {
   const auto set = [fd](int force, int plain, uint32_t value) {
     const int half = static_cast<int>(std::min<uint32_t>(value, INT_MAX) / 2);

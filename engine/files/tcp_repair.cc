@@ -19,16 +19,14 @@
 namespace icp {
 namespace {
 
-constexpr int kReceiveQueue = 1, kSendQueue = 2;   // enum of linux/tcp.h
-constexpr uint32_t kSocketCommandSetsockopt = 3;   // SOCKET_URING_OP_SETSOCKOPT, Linux 6.7
-constexpr unsigned kSubmitAll = 1u << 7;           // IORING_SETUP_SUBMIT_ALL, Linux 5.18
-constexpr size_t kSlack = 256 << 10;               // bytes: a segment that is acknowledged in part stays whole
+constexpr int kReceiveQueue = 1, kSendQueue = 2;  // enum of linux/tcp.h
+constexpr uint32_t kSocketCommandSetsockopt = 3;  // SOCKET_URING_OP_SETSOCKOPT, Linux 6.7
+constexpr unsigned kSubmitAll = 1u << 7;          // IORING_SETUP_SUBMIT_ALL, Linux 5.18
+constexpr size_t kSlack = 256 << 10;              // bytes: a segment that is acknowledged in part stays whole
 constexpr int kTries = 1000;
 constexpr uint64_t kPeek = 1, kFirst = 2, kOther = 3;
 
-uint32_t sequence(int fd) {
-  return static_cast<uint32_t>(socket_option(fd, IPPROTO_TCP, TCP_QUEUE_SEQ));
-}
+uint32_t sequence(int fd) { return static_cast<uint32_t>(socket_option(fd, IPPROTO_TCP, TCP_QUEUE_SEQ)); }
 
 uint8_t state_of(int fd) {
   tcp_info info{};

@@ -1,12 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/files/tcp_socket.h"
 
+#include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
 #include <poll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
-#include <linux/sockios.h>
 
 #include <cstring>
 #include <set>
@@ -114,7 +114,7 @@ Role judge_alone(const InetSurvey& survey, const TcpFacts& facts, const AddressM
 void pair_ends(InetSurvey& survey) {
   std::set<std::pair<InetAddress, InetAddress>> ends;
   for (const auto& [id, facts] : survey.tcp)
-    if (facts.role == Role::kOpenEnd) ends.emplace(facts.local, facts.remote);
+    if (facts.role == Role::kOpenEnd || facts.role == Role::kUrgent) ends.emplace(facts.local, facts.remote);
   std::optional<InetDiagSocket> kernel;
   const AddressMap addresses;
   for (auto& [id, facts] : survey.tcp) {
@@ -166,7 +166,8 @@ void check_socket(FileScan& scan, Description& description) {
       break;
     case Role::kListening:
       if (facts.unaccepted == 0) break;
-      scan.refuse(description, fmt::format("connections to {} waiting to be accepted", facts.local.text()), kLater, true);
+      scan.refuse(description, fmt::format("connections to {} waiting to be accepted", facts.local.text()), kLater,
+                  true);
       break;
     case Role::kUnaccepted:
       scan.refuse(description, fmt::format("TCP connection {} waiting to be accepted", ends), kLater, true);

@@ -130,7 +130,8 @@ UniqueFd create_ended(RestoreContext& context, const pb::OpenFile& file) {
   const UniqueFd other(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!other) throw_errno("cannot make the other end of a closed TCP connection");
   widen_socket_buffer(other.get(), SO_SNDBUFFORCE, 4 * data.size() + kMostMss);
-  if (!data.empty() && ::send(other.get(), data.data(), data.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(data.size())) {
+  if (!data.empty() &&
+      ::send(other.get(), data.data(), data.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(data.size())) {
     throw_bad_file(file, "more data waits in a closed TCP connection than fits in");
   }
   if (socket.state() == pb::TcpSocket::RESET) {
@@ -232,10 +233,10 @@ void Connection::join_addresses() {
   const socklen_t length = remote.to_sockaddr(domain_of(socket_), name);
   if (::connect(fd_, reinterpret_cast<sockaddr*>(&name), length) == 0) return;
   const int error = errno;
-  throw Error(ErrorKind::kSystem,
-              fmt::format("cannot rebuild {} as {} to {}: {}", name_of(file_), local.text(), remote.text(),
-                          errno_text(error)),
-              error, error == EADDRNOTAVAIL ? "the same connection exists already: try again in a minute" : "");
+  throw Error(
+      ErrorKind::kSystem,
+      fmt::format("cannot rebuild {} as {} to {}: {}", name_of(file_), local.text(), remote.text(), errno_text(error)),
+      error, error == EADDRNOTAVAIL ? "the same connection exists already: try again in a minute" : "");
 }
 
 void Connection::set_parameters() {

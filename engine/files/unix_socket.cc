@@ -3,8 +3,10 @@
 
 #include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <map>
 #include <memory>
 
@@ -96,8 +98,6 @@ void check_unpaired(FileScan& scan, const SocketSet& all, Description& socket, c
     if (diag.has_peer && all.name_of(diag.peer_ino).empty()) {
       scan.refuse(socket, "Unix datagram socket connected to a process outside of the job",
                   "close it before a checkpoint");
-    } else if (diag.queued > 0) {
-      scan.refuse(socket, "datagrams of several senders waiting in a Unix socket", later, true);
     }
   } else if (diag.has_peer && diag.peer_ino == 0) {
     scan.refuse(socket, "Unix socket connection that is not accepted yet", later, true);
@@ -143,6 +143,11 @@ void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socke
   message.set_listening(diag.listening);
   message.set_backlog(diag.backlog);
   if (diag.has_peer) message.set_peer_name(all.name_of(diag.peer_ino));
+  if (diag.type == SOCK_DGRAM && !diag.name.empty()) {
+    std::vector<std::string> senders;
+    for (std::string& data : peek_socket(fd, diag.type, diag.queued, &senders)) message.add_queue(std::move(data));
+    for (std::string& sender : senders) message.add_queue_senders(std::move(sender));
+  }
   struct stat path {};
   if (diag.name.starts_with('/') && scan.stat_path(socket.description->uses.front().process, diag.name, path) == 0) {
     message.set_mode(path.st_mode & 0777);
@@ -199,6 +204,15 @@ class PeekOffset {
   int old_ = -1;
 };
 
+// A path's terminating zero is no part of it.
+std::string name_in(const sockaddr_un& address, socklen_t length) {
+  constexpr socklen_t kFamily = offsetof(sockaddr_un, sun_path);
+  if (length <= kFamily) return {};
+  std::string name(address.sun_path, length - kFamily);
+  while (name[0] != '\0' && name.back() == '\0') name.pop_back();
+  return name;
+}
+
 // A peek gives copies of descriptors in flight; they are closed at once.
 bool close_received(msghdr& message) {
   bool any = false;
@@ -213,7 +227,7 @@ bool close_received(msghdr& message) {
 
 }  // namespace
 
-std::vector<std::string> peek_socket(int fd, int type, uint32_t queued) {
+std::vector<std::string> peek_socket(int fd, int type, uint32_t queued, std::vector<std::string>* senders) {
   std::vector<std::string> queue;
   if (type != SOCK_DGRAM && queued == 0) return queue;
   const PeekOffset offset(fd);
@@ -222,7 +236,10 @@ std::vector<std::string> peek_socket(int fd, int type, uint32_t queued) {
   for (uint64_t bytes = 0; type == SOCK_DGRAM ? queue.size() < kMostMessages : bytes < queued;) {
     alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 253) + CMSG_SPACE(sizeof(ucred))];
     iovec data{buffer.get(), kPeekBuffer};
+    sockaddr_un sender{};
     msghdr message{};
+    message.msg_name = &sender;
+    message.msg_namelen = sizeof sender;
     message.msg_iov = &data;
     message.msg_iovlen = 1;
     message.msg_control = control;
@@ -239,6 +256,7 @@ std::vector<std::string> peek_socket(int fd, int type, uint32_t queued) {
     }
     if (message.msg_flags & MSG_TRUNC) throw_error(ErrorKind::kRefused, "a message in a Unix socket is too long");
     if (got == 0 && type != SOCK_DGRAM) break;  // the end of a stream
+    if (senders) senders->push_back(name_in(sender, message.msg_namelen));
     bytes += static_cast<uint64_t>(got);
     if (type == SOCK_STREAM && !queue.empty()) {
       queue.front().append(buffer.get(), static_cast<size_t>(got));

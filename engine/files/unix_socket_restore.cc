@@ -16,6 +16,7 @@
 #include <exception>
 #include <functional>
 #include <map>
+#include <memory>
 #include <thread>
 
 #include "engine/base/error.h"
@@ -101,7 +102,13 @@ void check_values(const pb::OpenFile& file) {
   size_t bytes = 0;
   for (const std::string& data : socket.queue()) bytes += data.size();
   if (bytes > kMostQueued) throw_bad_file(file, "too much data waits in a Unix socket");
-  if (!socket.paired() && socket.queue_size() > 0) throw_bad_file(file, "data waits in an unconnected Unix socket");
+  const bool addressed = socket.type() == SOCK_DGRAM && !socket.name().empty();
+  if (!socket.paired() && !addressed && socket.queue_size() > 0) {
+    throw_bad_file(file, "data waits in an unconnected Unix socket");
+  }
+  if (socket.queue_senders_size() != (socket.paired() ? 0 : socket.queue_size())) {
+    throw_bad_file(file, "the datagrams in a Unix socket have not a sender each");
+  }
   if (socket.paired() && (socket.listening() || !socket.name().empty() || !socket.peer_name().empty())) {
     throw_bad_file(file, "a Unix socket is both connected and bound");
   }
@@ -201,8 +208,33 @@ void bind_socket(const pb::OpenFile& file, const Address& address, int fd) {
   }
 }
 
+// Datagrams that came to a name are sent there again, by the sockets that bear their senders' names. Who no longer is
+// in the capsule has no name now.
+void send_again(const RestoreContext& context, const pb::OpenFile& file, const Address& address,
+                const std::map<std::string, uint32_t>& by_name) {
+  const pb::UnixSocket& socket = file.unix_socket();
+  const UniqueFd nameless(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+  if (!nameless) throw_errno("cannot make a Unix socket");
+  for (int i = 0; i < socket.queue_size(); i++) {
+    const auto sender = by_name.find(socket.queue_senders(i));
+    const int fd = sender == by_name.end() ? nameless.get() : context.get(sender->second);
+    const std::string& data = socket.queue(i);
+    if (::sendto(fd, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL, address.get(), address.length) >= 0)
+      continue;
+    if (errno == EAGAIN) throw_bad_file(file, "more data waits in a Unix socket than fits in");
+    throw_errno("cannot put the data back into Unix socket {}", printable(socket.name()));
+  }
+}
+
+struct Names {
+  // Files by name.
+  std::shared_ptr<std::map<std::string, uint32_t>> datagram_sockets =
+      std::make_shared<std::map<std::string, uint32_t>>();
+  std::vector<std::function<void()>> refills, connections;  // after all names are bound
+};
+
 // Names appear in the file system, or are reached there, only when nothing can fail any more.
-void create_lone(RestoreContext& context, const pb::OpenFile& file, std::vector<std::function<void()>>& connections) {
+void create_lone(RestoreContext& context, const pb::OpenFile& file, Names& names) {
   const pb::UnixSocket& socket = file.unix_socket();
   UniqueFd made;
   {
@@ -218,10 +250,16 @@ void create_lone(RestoreContext& context, const pb::OpenFile& file, std::vector<
     in_capsule_root(options, [&] { check_free(file, address, socket.name()); });
     context.later(
         [&file, &options, address, fd] { in_capsule_root(options, [&] { bind_socket(file, address, fd); }); });
+    if (socket.type() == SOCK_DGRAM) names.datagram_sockets->emplace(socket.name(), file.id());
+    if (socket.queue_size() > 0) {
+      names.refills.push_back([&context, &file, &options, address, known = names.datagram_sockets] {
+        in_capsule_root(options, [&] { send_again(context, file, address, *known); });
+      });
+    }
   }
   if (!socket.peer_name().empty()) {
     const Address address(file, socket.peer_name());
-    connections.push_back([&options, address, fd, name = socket.peer_name()] {
+    names.connections.push_back([&options, address, fd, name = socket.peer_name()] {
       in_capsule_root(options, [&] {
         if (::connect(fd, address.get(), address.length) != 0) {
           throw_errno("cannot connect a Unix socket to {} again", printable(name));
@@ -243,11 +281,11 @@ void create_unix_sockets(RestoreContext& context, ImageFiles files) {
       throw_bad_file(*file, fmt::format("Unix socket {} is in the image twice", file->unix_socket().ino()));
     }
   }
-  std::vector<std::function<void()>> connections;  // after all names are bound
+  Names names;
   for (const pb::OpenFile* file : files) {
     const pb::UnixSocket& socket = file->unix_socket();
     if (!socket.paired()) {
-      create_lone(context, *file, connections);
+      create_lone(context, *file, names);
     } else if (socket.peer_ino() == 0) {
       create_pair(context, *file, nullptr);
     } else {
@@ -260,7 +298,8 @@ void create_unix_sockets(RestoreContext& context, ImageFiles files) {
       if (socket.ino() < socket.peer_ino()) create_pair(context, *file, peer->second);
     }
   }
-  for (auto& connection : connections) context.later(std::move(connection));
+  for (auto& refill : names.refills) context.later(std::move(refill));
+  for (auto& connection : names.connections) context.later(std::move(connection));
 }
 
 }  // namespace icp

@@ -2,7 +2,6 @@
 // Open files there and back, in real processes.
 #include <fcntl.h>
 #include <gtest/gtest.h>
-#include <netinet/in.h>
 #include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
@@ -126,22 +125,6 @@ TEST_F(FilesRoundtrip, UnixSocketPairWithDataInFlight) {
           },
           {.generations = 2}),
       0);
-}
-
-TEST_F(FilesRoundtrip, TcpListenerIsRefusedByName) {
-  EXPECT_EQ(roundtrip(
-                [](Gate& gate) {
-                  const int socket = ::socket(AF_INET, SOCK_STREAM, 0);
-                  sockaddr_in address{};
-                  address.sin_family = AF_INET;
-                  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-                  CHECK_OR_DIE(::bind(socket, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
-                  CHECK_OR_DIE(::listen(socket, 1) == 0);
-                  gate.ready_and_go();
-                  return 0;
-                },
-                {.expect_refused = true}),
-            0);
 }
 
 }  // namespace

@@ -215,13 +215,12 @@ class Tree(Case):
         self.assertEqual(json.loads(icp("check", "--json", "--pid", process.pid).stdout), {"findings": []})
 
     def test_check_finds_a_socket(self):
-        with socket.socket() as server:
-            server.bind(("127.0.0.1", 0))
-            server.listen()
-            process = self.start("sleep", "100", pass_fds=[server.fileno()])
+        with socket.create_server(("127.0.0.1", 0)) as server, socket.create_connection(server.getsockname()) as client:
+            server.accept()[0].detach()  # open as long as the test
+            process = self.start("sleep", "100", pass_fds=[client.fileno()])
             result = icp("check", "--pid", process.pid)
             self.assert_ends(result, 1)
-            self.assertRegex(result.stdout, rf"process {process.pid} \(sleep\), descriptor {server.fileno()}: .*TCP")
+            self.assertRegex(result.stdout, rf"process {process.pid} \(sleep\), descriptor {client.fileno()}: .*TCP")
             result = icp("check", "--json", "--pid", process.pid)
             self.assert_ends(result, 1)
             finding, = json.loads(result.stdout)["findings"]

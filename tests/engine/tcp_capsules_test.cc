@@ -163,7 +163,9 @@ class TwoCapsules : public ::testing::Test {
     result.init_path = ICP_INIT_PATH;
     result.streams[0] = {job.go[0], 2, 2};
     result.network.addresses = {{"127.0.0.1", "127.0.0.2"}};
-    result.network.meet = [this, number](const std::vector<ConnectionEnd>& ends) { return exchange_.meet(number, ends); };
+    result.network.meet = [this, number](const std::vector<ConnectionEnd>& ends) {
+      return exchange_.meet(number, ends);
+    };
     return result;
   }
 

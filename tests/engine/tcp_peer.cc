@@ -58,7 +58,9 @@ sockaddr_storage loopback(int family, uint16_t port) {
   return address;
 }
 
-uint16_t port_of(const sockaddr_storage& address) { return ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port); }
+uint16_t port_of(const sockaddr_storage& address) {
+  return ntohs(reinterpret_cast<const sockaddr_in&>(address).sin_port);
+}
 
 std::string text_of(const sockaddr_storage& address) {
   char text[INET6_ADDRSTRLEN] = "?";

@@ -75,7 +75,8 @@ TEST_F(TcpRoundtrip, ListenersComeBackWithTheirOptions) {
     socklen_t length = sizeof info;
     CHECK_OR_DIE(::getsockopt(four, IPPROTO_TCP, TCP_INFO, &info, &length) == 0 && info.tcpi_sacked == 17);
     CHECK_OR_DIE(::accept(four, nullptr, nullptr) < 0 && errno == EAGAIN);
-    for (const auto& [listener, name] : {std::pair(four, four_name), {six, six_name}, {both, both_name}, {bound, bound_name}}) {
+    for (const auto& [listener, name] :
+         {std::pair(four, four_name), {six, six_name}, {both, both_name}, {bound, bound_name}}) {
       sockaddr_storage target = name;
       if (listener == both) target = loopback(AF_INET, port_of(name));
       const int client = connect_to(target);
@@ -123,6 +124,35 @@ TEST_F(TcpRoundtrip, ConnectionsKeepTheDataBothWays) {
       return 0;
     };
     EXPECT_EQ(roundtrip(body, {.generations = 3, .versions = 2}), 0) << family;
+  }
+}
+
+TEST_F(TcpRoundtrip, AListenerAndItsConnectionsShareAPort) {
+  for (const int reuse : {0, 1}) {
+    const auto body = [reuse](Gate& gate) {
+      const int listener = ::socket(AF_INET, SOCK_STREAM, 0);
+      set_option(listener, SOL_SOCKET, SO_REUSEADDR, reuse);
+      bind_to(listener, loopback(AF_INET, 0));
+      CHECK_OR_DIE(::listen(listener, 8) == 0);
+      const sockaddr_storage name = name_of(listener);
+      int clients[3], servers[3];
+      for (int i = 0; i < 3; ++i) {
+        clients[i] = connect_to(name);
+        servers[i] = ::accept(listener, nullptr, nullptr);
+        CHECK_OR_DIE(servers[i] >= 0 && ::write(clients[i], "early", 5) == 5);
+      }
+      gate.ready();
+      gate.go();
+      const int late = connect_to(name), its_server = ::accept(listener, nullptr, nullptr);
+      CHECK_OR_DIE(its_server >= 0 && ::write(late, "late", 4) == 4 && read_exactly(its_server, 4) == "late");
+      for (int i = 0; i < 3; ++i) {
+        CHECK_OR_DIE(get_option(servers[i], SOL_SOCKET, SO_REUSEADDR) == reuse);
+        CHECK_OR_DIE(read_exactly(servers[i], 5) == "early" && ::write(servers[i], "back", 4) == 4);
+        CHECK_OR_DIE(read_exactly(clients[i], 4) == "back");
+      }
+      return 0;
+    };
+    EXPECT_EQ(roundtrip(body, {.generations = 3}), 0) << reuse;
   }
 }
 
@@ -206,7 +236,8 @@ TEST_F(TcpRoundtrip, TrafficIsNeitherLostNorDoubled) {
     return 0;
   };
   for (int round = 0; round < 4; ++round)
-    EXPECT_EQ(roundtrip(body, {.generations = 3, .versions = 3, .pause_ms = 15 + 7u * static_cast<unsigned>(round)}), 0);
+    EXPECT_EQ(roundtrip(body, {.generations = 3, .versions = 3, .pause_ms = 15 + 7u * static_cast<unsigned>(round)}),
+              0);
 }
 
 TEST_F(TcpRoundtrip, EpollReportsWhatComesAfterwards) {
@@ -265,11 +296,10 @@ TEST_F(OutsideConnection, IsRefused) {
 }
 
 TEST_F(OutsideConnection, IsResetWhereThatIsWanted) {
-  EXPECT_EQ(roundtrip(body(), {.generations = 2,
-                               .session = [](SessionConfig& config) {
-                                 config.network.external = ExternalTcp::kReset;
-                               }}),
-            0);
+  EXPECT_EQ(
+      roundtrip(body(), {.generations = 2,
+                         .session = [](SessionConfig& config) { config.network.external = ExternalTcp::kReset; }}),
+      0);
 }
 
 TEST_F(TcpRoundtrip, AddressesAreExchanged) {
@@ -281,9 +311,10 @@ TEST_F(TcpRoundtrip, AddressesAreExchanged) {
     CHECK_OR_DIE(::write(one, "new", 3) == 3 && read_exactly(other, 3) == "new");
     return 0;
   };
-  EXPECT_EQ(roundtrip(body, {.restore = [](RestoreOptions& options) {
-                        options.network.addresses = {{"127.0.0.1", "127.0.0.9"}};
-                      }}),
+  EXPECT_EQ(roundtrip(body, {.restore =
+                                 [](RestoreOptions& options) {
+                                   options.network.addresses = {{"127.0.0.1", "127.0.0.9"}};
+                                 }}),
             0);
 }
 

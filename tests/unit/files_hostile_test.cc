@@ -213,6 +213,80 @@ TEST(HostileFiles, UnixSockets) {
   EXPECT_EQ(content(dir / "precious"), "data");
 }
 
+pb::TcpSocket& tcp_end(Image& image, uint32_t id, uint32_t local_port, uint32_t remote_port) {
+  pb::TcpSocket& socket = *image.add(id).mutable_tcp();
+  socket.set_state(pb::TcpSocket::CONNECTED), socket.set_mss(1460), socket.set_receive_window(1000);
+  for (pb::InetAddress* address : {socket.mutable_local(), socket.mutable_remote()}) address->set_ip("\x7f\0\0\x01", 4);
+  socket.mutable_local()->set_port(local_port), socket.mutable_remote()->set_port(remote_port);
+  return socket;
+}
+
+TEST(HostileFiles, TcpConnections) {
+  struct Case {
+    const char* says;
+    std::function<void(pb::TcpSocket&)> harm;
+  };
+  const Case cases[] = {
+      {"no known state", [](auto& s) { s.set_state(static_cast<pb::TcpSocket::State>(77)); }},
+      {"not part of this restart", [](auto& s) { s.mutable_remote()->set_port(50003); }},
+      {"no usable address", [](auto& s) { s.mutable_local()->set_ip("abc"); }},
+      {"no usable address", [](auto& s) { s.mutable_local()->set_ip(std::string(16, 'x')); }},
+      {"no usable address", [](auto& s) { s.mutable_remote()->set_port(70000); }},
+      {"do not fit each other", [](auto& s) { s.mutable_local()->set_port(0); }},
+      {"out of range", [](auto& s) { s.set_send_scale(15); }},
+      {"out of range", [](auto& s) { s.set_mss(0); }},
+      {"out of range", [](auto& s) { s.set_receive_window(UINT32_MAX); }},
+      {"backlog", [](auto& s) { s.set_backlog(UINT32_MAX); }},
+      {"not fit its other end", [](auto& s) { s.set_received(5); }},
+      {"not fit its other end", [](auto& s) { s.set_sent(1u << 31); }},
+      {"waits in an unconnected",
+       [](auto& s) {
+         s.set_state(pb::TcpSocket::LISTENING);
+         s.set_receive_queue("x");
+       }},
+      {"socket option",
+       [](auto& s) {
+         s.add_options()->set_level(SOL_SOCKET);
+         s.mutable_options(0)->set_name(SO_MARK);
+         s.mutable_options(0)->set_value("\1\0\0\0", 4);
+       }},
+      {"socket option",
+       [](auto& s) {
+         s.add_options()->set_level(SOL_SOCKET);
+         s.mutable_options(0)->set_name(SO_LINGER);
+         s.mutable_options(0)->set_value("short");
+       }},
+  };
+  for (const Case& one : cases) {
+    Image image;
+    one.harm(tcp_end(image, 1, 50001, 50002));
+    tcp_end(image, 2, 50002, 50001);
+    EXPECT_THAT(refused(image), HasSubstr(one.says));
+  }
+  Image image;
+  tcp_end(image, 1, 0, 0).set_state(pb::TcpSocket::LISTENING);
+  EXPECT_THAT(refused(image), HasSubstr("listens without a port"));
+  image = {};
+  tcp_end(image, 1, 50001, 50002);
+  tcp_end(image, 2, 50001, 50002);
+  EXPECT_THAT(refused(image), HasSubstr("twice"));
+}
+
+// The agent is root; a user's image must not get a port of the system's services from it.
+TEST(HostileFiles, PrivilegedPorts) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  for (const auto state : {pb::TcpSocket::UNCONNECTED, pb::TcpSocket::LISTENING, pb::TcpSocket::CONNECTED}) {
+    Image image;
+    tcp_end(image, 1, 111, 50002).set_state(state);
+    tcp_end(image, 2, 50002, 111);
+    FileRestoreOptions as_user = options();
+    as_user.identity = {65534, 65534, {}};
+    if (state != pb::TcpSocket::CONNECTED) image.capsule.mutable_files()->RemoveLast();
+    EXPECT_THAT(error_of(ErrorKind::kImage, [&] { FileRestore(image.capsule, as_user).create(); }),
+                HasSubstr("may not use port 111"));
+  }
+}
+
 TEST(HostileFiles, ThousandsOfFiles) {
   Image image;
   for (uint32_t id = 1; id <= 3000; id++) image.add(id).mutable_eventfd()->set_count(id);
@@ -235,6 +309,9 @@ TEST(HostileFiles, RandomImages) {
   image.add(4).mutable_unix_socket()->set_type(1);
   image.add(5).mutable_char_device();
   image.capsule.mutable_files(4)->mutable_identity()->set_path("/dev/null");
+  tcp_end(image, 6, 50001, 50002).set_send_queue("abc");
+  tcp_end(image, 7, 50002, 50001).set_receive_queue("abcd");
+  image.add(8).mutable_udp()->mutable_local()->set_ip("\x7f\0\0\x01", 4);
   const std::string good = image.capsule.SerializeAsString();
   for (int i = 0; i < 2000; i++) {
     std::string bad = good;

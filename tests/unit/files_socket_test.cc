@@ -166,6 +166,41 @@ TEST(UnixSocket, ConnectedByNameInsideBecomesAPair) {
   EXPECT_EQ(read_some(restored.fd(4)), "answer");
 }
 
+TEST(UnixSocket, DatagramsToANameKeepTheirSenders) {
+  const std::string receiver("\0icp-files-receiver", 19), sender("\0icp-files-sender", 17);
+  Captured captured;
+  {
+    Child child([&] {
+      must(bound(SOCK_DGRAM, receiver) == 3 && bound(SOCK_DGRAM, sender) == 4 && ::socket(AF_UNIX, SOCK_DGRAM, 0) == 5);
+      sockaddr_un address{};
+      address.sun_family = AF_UNIX;
+      receiver.copy(address.sun_path, receiver.size());
+      const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + receiver.size());
+      const auto* name = reinterpret_cast<const sockaddr*>(&address);
+      must(::sendto(4, "one", 3, 0, name, length) == 3 && ::sendto(5, "", 0, 0, name, length) == 0 &&
+           ::sendto(4, "three", 5, 0, name, length) == 5);
+    });
+    EXPECT_TRUE(check(child).empty());
+    captured = capture(child);
+  }
+  EXPECT_THAT(captured.file(3).unix_socket().queue_senders(), ElementsAre(sender, "", sender));
+  Restored restored(captured);
+  (*restored).apply_side_effects();
+  for (const std::string& expected : {std::string("one"), std::string(), std::string("three")}) {
+    char text[100];
+    sockaddr_un from{};
+    socklen_t length = sizeof from;
+    const ssize_t got =
+        ::recvfrom(restored.fd(3), text, sizeof text, MSG_DONTWAIT, reinterpret_cast<sockaddr*>(&from), &length);
+    ASSERT_EQ(got, static_cast<ssize_t>(expected.size()));
+    EXPECT_EQ(std::string(text, expected.size()), expected);
+    EXPECT_EQ(length > offsetof(sockaddr_un, sun_path), !expected.empty());
+    if (!expected.empty()) {
+      EXPECT_EQ(std::string(from.sun_path, sender.size()), sender);
+    }
+  }
+}
+
 TEST(UnixSocket, DatagramClientIsConnectedAgain) {
   TempDir dir("/tmp");
   const std::string name = dir / "log";

@@ -1,0 +1,57 @@
+"""MPI under srun's own process manager: the same numbers, however often the job dies."""
+
+import re
+import unittest
+
+import harness
+from jobcase import JobCase
+
+PROGRAM = harness.BUILD / "tests" / "programs" / "allreduce"
+WORDS = ["allreduce", "--rounds", "200", "--step-ms", "50"]
+
+
+@unittest.skipUnless(PROGRAM.exists(), "no MPICH to build with")
+class Mpi(JobCase):
+    def run_through_deaths(self, ranks, environment=()):
+        """Run, kill, restart with versions, kill, restart. Compare with an uninterrupted run."""
+        srun = ["srun", "--mpi=pmi2", f"-n{ranks}"]
+        env = ["env", *environment]
+        whole = self.sh([*srun, *env, *WORDS[:-1], "0"]).stdout.splitlines()[-1]
+        self.assertRegex(whole, rf"^RESULT allreduce ranks={ranks} rounds=200 hash=[0-9a-f]{{16}}$")
+        first, job = self.start_srun(*srun[1:], "--checkpoint-interval=1s", *env, *WORDS)
+        image = f"{job}.0"
+        self.wait_versions(image, 2)
+        self.kill_step_tasks(job)
+        self.assertNotEqual(first.wait(30), 0)
+        second, job = self.start_srun(*srun[1:], "--checkpoint-interval=1s", f"--restart-dir={image}", "none",
+                                      output="second.out")
+        again = f"{job}.0"
+        self.wait_versions(again, 1)
+        self.kill_step_tasks(job)
+        self.assertNotEqual(second.wait(30), 0)
+        last = self.sh([*srun, f"--restart-dir={again}", "none"], timeout=90)
+        self.assertEqual(last.stdout.splitlines()[-1], whole)
+        rounds = [int(n) for n in re.findall(r"ROUND (\d+)", last.stdout)]
+        self.assertEqual(rounds, list(range(rounds[0], 200, 10)))
+        self.assertGreater(rounds[0], 0)
+        self.assertEqual(self.user_segments(), set())
+
+    def test_shared_memory(self):
+        self.run_through_deaths(2)
+
+    def test_four_ranks_over_tcp(self):
+        self.run_through_deaths(4, ["UCX_TLS=tcp,self"])
+
+    def test_without_the_process_manager(self):
+        """A restart needs srun --mpi=pmi2 again, and says so."""
+        srun, job = self.start_srun("--mpi=pmi2", "-n2", "--checkpoint-interval=1s", *WORDS)
+        self.wait_versions(f"{job}.0", 1)
+        self.kill_step_tasks(job)
+        self.assertNotEqual(srun.wait(30), 0)
+        result = self.srun("--mpi=none", "-n2", f"--restart-dir={job}.0", "none")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("--mpi=pmi2", result.stderr)
+
+
+if __name__ == "__main__":
+    harness.main()
