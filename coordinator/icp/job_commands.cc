@@ -59,8 +59,8 @@ std::string name_of(View view, const ViewOptions& options) {
   return options.job.job.empty() ? name : fmt::format("{} {}", name, options.job.job);
 }
 
-void show(View view, const ViewOptions& options, const JobClient& client) {
-  const net::Reply reply = client.ask(request_for(view, options));
+void show(View view, const ViewOptions& options, const net::Request& request, const JobClient& client) {
+  const net::Reply reply = client.ask(request);
   check_reply(reply, name_of(view, options));
   if (options.watch && options.job.json) {  // one document a line
     fmt::print("{}\n", json_of(view, reply).dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
@@ -75,13 +75,13 @@ void show(View view, const ViewOptions& options, const JobClient& client) {
 }
 
 // Until SIGINT or SIGTERM. icpctld may go and come back meanwhile; a wrong job ends it at once.
-int watch(View view, const ViewOptions& options, const JobClient& client) {
+int watch(View view, const ViewOptions& options, const net::Request& request, const JobClient& client) {
   EventLoop loop({SIGINT, SIGTERM, SIGHUP});
-  show(view, options, client);
+  show(view, options, request, client);
   while (loop.wait(-1, kRedraw).kind != Event::kSignal) {
     if (std::ferror(stdout) != 0) return kExitFailed;  // whoever read this has gone
     try {
-      show(view, options, client);
+      show(view, options, request, client);
     } catch (const Error& error) {
       print_error(sentence(error));
     }
@@ -90,9 +90,10 @@ int watch(View view, const ViewOptions& options, const JobClient& client) {
 }
 
 int look(View view, const ViewOptions& options) {
+  const net::Request request = request_for(view, options);
   const JobClient client(options.job.config);
-  if (options.watch) return watch(view, options, client);
-  show(view, options, client);
+  if (options.watch) return watch(view, options, request, client);
+  show(view, options, request, client);
   return kExitOk;
 }
 

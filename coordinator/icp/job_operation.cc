@@ -23,7 +23,7 @@ constexpr std::chrono::milliseconds kLook{300};
 // What a user can do about a refusal.
 std::string remedy(uint32_t code, const std::string& job) {
   switch (code) {
-    case net::kAlreadyInProgress:
+    case net::kInProgress:
       return fmt::format("see icp status {}", job);
     case net::kDisabled:
       return fmt::format("icp enable {} allows it again", job);

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <string>
 
+#include "coordinator/protocol/slurm_errors.h"
+
 namespace icp {
 
 struct SlurmJob {
@@ -19,20 +21,7 @@ struct SlurmJob {
   bool completing = false;
 };
 
-// Slurm's error numbers, as scontrol checkpoint shows them (facts of Slurm 18.08 and slurm_errno.h).
-enum SlurmCode : uint32_t {
-  kSlurmSuccess = 0,
-  kInProgress = 114,  // EALREADY
-  kAccessDenied = 2002,
-  kInvalidJobId = 2017,
-  kAlreadyDone = 2021,
-  kJobPending = 2024,
-  kNotSupported = 2036,
-  kDisabled = 2037,
-  kJobNotFinished = 2088,
-  kTimedOut = 5004,
-  kCheckpointFailed = 2200,  // ours: the text says what; no number of Slurm's
-};
+using enum net::SlurmError;
 
 // slurm_conf: empty for Slurm's default. Once, before the others.
 void init_slurm(const std::string& slurm_conf);

@@ -14,9 +14,9 @@ struct Text {
   std::string_view text;
 };
 
-constexpr std::array<Text, 10> kTexts{{
+constexpr std::array<Text, 11> kTexts{{
     {kSlurmSuccess, "No error"},
-    {kAlreadyInProgress, "Operation already in progress"},
+    {kInProgress, "Operation already in progress"},
     {kAccessDenied, "Access/permission denied"},
     {kInvalidJobId, "Invalid job id specified"},
     {kAlreadyDone, "Job/step already completing or completed"},
@@ -25,6 +25,7 @@ constexpr std::array<Text, 10> kTexts{{
     {kDisabled, "Requested operation is presently disabled"},
     {kJobNotFinished, "Job is not finished"},
     {kTimedOut, "Socket timed out on send/recv operation"},
+    {kCheckpointFailed, "The checkpoint failed"},
 }};
 
 const Text* find(uint32_t code) {
@@ -40,6 +41,8 @@ std::string slurm_error_text(uint32_t code) {
   return code < 1000 ? errno_text(static_cast<int>(code)) : fmt::format("Unknown error {}", code);
 }
 
-bool is_slurm_error(uint32_t code) { return code != kSlurmSuccess && find(code) != nullptr; }
+bool is_slurm_error(uint32_t code) {
+  return code != kSlurmSuccess && code != kCheckpointFailed && find(code) != nullptr;
+}
 
 }  // namespace icp::net

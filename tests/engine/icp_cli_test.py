@@ -34,7 +34,16 @@ class CommandLine(Case):
                 (["check"], "--pid is required"),
                 (["check", "--pid", "-1"], "--pid"),
                 (["checkpoint", "--pid", "1"], "--dir is required"),
-                (["restart"], "--dir is required"),
+                (["restart"], "a JOB of Slurm, or --dir with an image, is required"),
+                (["restart", "12", "--dir", "d"], "excludes"),
+                (["restart", "12", "--detach"], "excludes"),
+                (["restart", "--dir", "d", "--json"], "JOB"),
+                (["create"], "JOB is required"),
+                (["create", "x"], '"x" is neither JOB nor JOB.STEP'),
+                (["status", "0"], '"0" is neither JOB nor JOB.STEP'),
+                (["ipc", "12.extern"], "neither JOB nor JOB.STEP"),
+                (["create", "1", "--max-wait", "soon"], '--max-wait: "soon" is not a time'),
+                (["status", "1", "--versions", "0"], '"0" is not a number'),
                 (["restart", "--dir", "d", "--detach", "--interval", "5"], "excludes"),
                 ([*run, "0", "--", "true"], "minutes:seconds"),
                 ([*run, "-5", "--", "true"], "--interval"),
@@ -49,7 +58,8 @@ class CommandLine(Case):
         self.assertFalse(self.image.exists())
 
     def test_help_and_version(self):
-        for command in ["run", "watch", "checkpoint", "restart", "check", "list", "show", "verify"]:
+        for command in ["run", "watch", "checkpoint", "restart", "check", "list", "show", "verify", "create", "vacate",
+                        "requeue", "enable", "disable", "jobs", "status", "ipc"]:
             result = icp(command, "--help")
             self.assert_ends(result, 0)
             self.assertIn("--help", result.stdout)
