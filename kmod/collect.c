@@ -193,6 +193,9 @@ static int walk_logged(struct icp_pass *pass, struct vm_area_struct *vma, unsign
 
 	if (!pass->logged)
 		return 0;
+	/* A write anywhere in a huge page is logged for one address, and its entry speaks for all of it. */
+	if (icp_is_huge(vma, start))
+		return icp_walk_range(vma, start, end, &pass->walk);
 #ifdef ICP_HAVE_LARGE_FOLIOS
 	{
 		/* One fault can make all of a large page writable. */

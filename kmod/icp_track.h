@@ -160,6 +160,8 @@ struct icp_walk {
 
 /* Visits the entries of [start, end) of one mapping. Returns 0 or what entry() returned. */
 int icp_walk_range(struct vm_area_struct *vma, unsigned long start, unsigned long end, struct icp_walk *walk);
+/* Mapped by one entry of the next level, or was until it is migrated. */
+bool icp_is_huge(struct vm_area_struct *vma, unsigned long address);
 bool icp_can_track(struct vm_area_struct *vma);
 void icp_arm_vma(struct vm_area_struct *vma);
 void icp_flush_tlb(void);

@@ -119,9 +119,11 @@ static int look_at_pte(pte_t *at, unsigned long address, struct icp_walk *walk)
 		struct page *page = NULL;
 
 		written = pte_write(pte) || pte_soft_dirty(pte);
-		if (is_zero_pfn(pte_pfn(pte)))
+		if (is_zero_pfn(pte_pfn(pte))) {
+			/* Comes with the soft-dirty bit when a page is first read, and holds what was there: nothing. */
 			state = ICP_RANGE_ZERO;
-		else if (!pte_special(pte) && pfn_valid(pte_pfn(pte)))
+			written = false;
+		} else if (!pte_special(pte) && pfn_valid(pte_pfn(pte)))
 			page = pte_page(pte);
 		else
 			state = ICP_RANGE_FILE;
@@ -159,9 +161,13 @@ static int look_at_huge(struct vm_area_struct *vma, pmd_t *at, unsigned long add
 	bool whole = !(address & ~PMD_MASK) && end - address == PMD_SIZE;
 	/* Anonymous mappings hold anonymous pages and the huge page of zeros. */
 	bool zero = vma_is_anonymous(vma) && !PageAnon(compound_head(page));
-	bool busy = !zero && written && page_is_huge_and_busy(page);
-	u32 state = zero ? ICP_RANGE_ZERO : PageAnon(compound_head(page)) ? ICP_RANGE_DATA : ICP_RANGE_FILE;
+	bool busy;
+	u32 state;
 	int error;
+
+	written = written && !zero;
+	busy = written && page_is_huge_and_busy(page);
+	state = zero ? ICP_RANGE_ZERO : PageAnon(compound_head(page)) ? ICP_RANGE_DATA : ICP_RANGE_FILE;
 
 	walk->compound_start = address & PMD_MASK;
 	walk->compound_end = walk->compound_start + PMD_SIZE;
@@ -254,6 +260,19 @@ static pmd_t *find_pmd(struct mm_struct *mm, unsigned long start, unsigned long 
 		return NULL; /* huge ones are of mappings that are not tracked */
 	*upto = pmd_addr_end(start, end);
 	return pmd_offset(pud, start);
+}
+
+bool icp_is_huge(struct vm_area_struct *vma, unsigned long address)
+{
+#ifdef CONFIG_TRANSPARENT_HUGEPAGE
+	unsigned long upto;
+	pmd_t *pmd = find_pmd(vma->vm_mm, address, address + PAGE_SIZE, &upto);
+	pmd_t value = pmd ? READ_ONCE(*pmd) : __pmd(0);
+
+	return !pmd_none(value) && (!pmd_present(value) || pmd_trans_huge(value));
+#else
+	return false;
+#endif
 }
 
 int icp_walk_range(struct vm_area_struct *vma, unsigned long start, unsigned long end, struct icp_walk *walk)

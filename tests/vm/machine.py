@@ -16,7 +16,8 @@ from kernels import Unavailable
 BUSYBOX = "/bin/busybox"
 QEMU = "qemu-system-x86_64"
 # PTI would flush the TLB at each system call, and hide a missing flush of ours.
-COMMAND_LINE = "console=ttyS0 panic=-1 oops=panic mitigations=off nopti rdinit=/init loglevel=5 printk.devkmsg=on"
+COMMAND_LINE = ("console=ttyS0 panic=-1 oops=panic mitigations=off nopti rdinit=/init loglevel=5 "
+                "printk.devkmsg=on no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1")
 
 INIT = r"""#!/bin/busybox sh
 /bin/busybox mkdir -p /proc /sys /dev /host /over /root /keep

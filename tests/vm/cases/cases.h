@@ -62,7 +62,7 @@ struct mirror {
 	struct records records;
 };
 struct mirror mirror_of(pid_t pid, void *start, size_t bytes);
-/* Brings the mirror up to date; returns the number of pages reported as written (new ones included). */
+/* Brings the mirror up to date; returns the number of pages with data reported as written (new ones included). */
 size_t sync_mirror(struct mirror *mirror);
 /* Fails the case when mirror and memory differ. */
 void expect_equal(struct mirror *mirror);
@@ -71,8 +71,9 @@ void settle(struct mirror *mirror, size_t most);
 /* The number of the first page that differs; -1 when none does. */
 long first_difference(struct mirror *mirror);
 
-/* Pages that were mapped just now are reported twice: they sit in per-CPU lists, and look as if somebody else had them. */
-#define SLACK 96
+/* Pages of lists of a processor look as if somebody else had them, and are reported twice. settle() empties those lists;
+ * what the case does after that may fill them again. */
+#define SLACK 16
 
 char *map(size_t bytes, int flags); /* MAP_ANONYMOUS, readable and writable */
 char *map_huge(size_t bytes);	    /* aligned to and advised for huge pages */

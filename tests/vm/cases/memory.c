@@ -39,7 +39,7 @@ static void writes(void)
 	for (int round = 0; round < 20; round++) {
 		at[(size_t)round * 7 * PAGE] = (char)(round + 2);
 		at[(600 + (size_t)round) * PAGE + 4095] = (char)(round + 2);
-		settle(&mirror, 2 + 2 * 2); /* the fresh pages of the two rounds before may still be in lists */
+		settle(&mirror, 2 + SLACK);
 	}
 	for (int i = 0; i < 4; i++) sync_mirror(&mirror);
 	/* Old pages again: exactly those. */
@@ -184,7 +184,7 @@ static void replaced(void)
 
 static void large_ranges(void)
 {
-	size_t bytes = 400ul << 20;
+	size_t bytes = 150ul << 20; /* more than the log notes region by region */
 	struct mirror mirror;
 	char *at;
 
@@ -206,32 +206,54 @@ static void large_ranges(void)
 	settle(&mirror, SLACK);
 }
 
+static char *top;
+
+/* In a child that does nothing else: malloc() uses brk as well. */
+static void move_brk(int step, void *arg)
+{
+	(void)arg;
+	switch (step) {
+	case 0:
+		if (brk(top + 64 * PAGE) != 0) _exit(1);
+		memset(top, 1, 64 * PAGE);
+		break;
+	case 1:
+		if (brk(top + 200 * PAGE) != 0) _exit(1);
+		memset(top + 100 * PAGE, 2, 100 * PAGE);
+		break;
+	case 2:
+		if (brk(top + 32 * PAGE) != 0) _exit(1);
+		break;
+	default:
+		if (brk(top + 128 * PAGE) != 0) _exit(1);
+		top[90 * PAGE] = 1;
+	}
+}
+
 static void heap_and_stack(void)
 {
+	static const size_t most[] = { 64, 136, 256, 1 };
 	struct mirror mirror;
-	char *bottom, *top;
+	struct child child;
+	char *bottom;
 
 	small_pages();
 	top = (char *)(((uintptr_t)sbrk(0) + PAGE - 1) & ~(PAGE - 1));
-	CHECK(brk(top + 64 * PAGE) == 0);
-	mirror = mirror_of(0, top, 256 * PAGE);
-	memset(top, 1, 64 * PAGE);
-	sync_mirror(&mirror);
-	CHECK(brk(top + 200 * PAGE) == 0);
-	memset(top + 100 * PAGE, 2, 100 * PAGE);
-	settle(&mirror, 136 + SLACK);
-	CHECK(brk(top + 32 * PAGE) == 0);
-	settle(&mirror, 256);
-	CHECK(brk(top + 128 * PAGE) == 0);
-	top[90 * PAGE] = 1;
-	settle(&mirror, 256);
+	child = start_child(move_brk, NULL);
+	mirror = mirror_of(child.pid, top, 256 * PAGE);
+	for (int step = 0; step < 4; step++) {
+		turn(&child, step);
+		settle(&mirror, most[step] + SLACK);
+	}
+	end_child(&child);
 
 	/* A mapping that grows down, as the stack does. */
 	bottom = map(600 * PAGE, MAP_PRIVATE);
+	mirror = mirror_of(0, bottom + 300 * PAGE, 300 * PAGE); /* now: its memory must not lie in the way */
+	sync_mirror(&mirror);
 	CHECK(munmap(bottom, 600 * PAGE) == 0);
 	CHECK(mmap(bottom + 599 * PAGE, PAGE, PROT_READ | PROT_WRITE,
 		   MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_GROWSDOWN, -1, 0) == bottom + 599 * PAGE);
-	mirror = mirror_of(0, bottom + 300 * PAGE, 300 * PAGE);
 	bottom[599 * PAGE] = 1;
 	sync_mirror(&mirror);
 	for (int i = 598; i > 590; i--) bottom[i * (long)PAGE] = 2;
