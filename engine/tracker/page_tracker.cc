@@ -4,6 +4,7 @@
 #include "engine/base/error.h"
 #include "engine/trace/remote_process.h"
 #include "engine/tracker/everything_tracker.h"
+#include "engine/tracker/kernel_module_tracker.h"
 #include "engine/tracker/soft_dirty_tracker.h"
 #include "engine/tracker/userfaultfd_tracker.h"
 
@@ -20,6 +21,8 @@ bool offered(TrackerKind kind) {
 // Null when this process cannot have such a tracker.
 std::unique_ptr<PageTracker> try_make(TrackerKind kind, RemoteProcess& process) {
   switch (kind) {
+    case TrackerKind::kKernelModule:
+      return KernelModuleTracker::make(process.pid());
     case TrackerKind::kUserfaultfd:
       return UserfaultfdTracker::make(process);
     case TrackerKind::kSoftDirty:
@@ -33,10 +36,10 @@ std::unique_ptr<PageTracker> try_make(TrackerKind kind, RemoteProcess& process) 
 
 }  // namespace
 
-// The door for the kernel module (/dev/icp_track): one more kind, first in this list, with a pair of files of its own.
 std::vector<TrackerKind> available_trackers() {
   static const std::vector<TrackerKind> trackers = [] {
     std::vector<TrackerKind> found;
+    if (KernelModuleTracker::available()) found.push_back(TrackerKind::kKernelModule);
     if (UserfaultfdTracker::available()) found.push_back(TrackerKind::kUserfaultfd);
     if (SoftDirtyTracker::available()) found.push_back(TrackerKind::kSoftDirty);
     found.push_back(TrackerKind::kEverything);
@@ -47,6 +50,8 @@ std::vector<TrackerKind> available_trackers() {
 
 std::string_view to_string(TrackerKind kind) {
   switch (kind) {
+    case TrackerKind::kKernelModule:
+      return "kernel-module";
     case TrackerKind::kUserfaultfd:
       return "userfaultfd";
     case TrackerKind::kSoftDirty:
@@ -60,11 +65,11 @@ std::string_view to_string(TrackerKind kind) {
 }
 
 TrackerKind parse_tracker(std::string_view name) {
-  for (const TrackerKind kind :
-       {TrackerKind::kAuto, TrackerKind::kUserfaultfd, TrackerKind::kSoftDirty, TrackerKind::kEverything}) {
+  for (const TrackerKind kind : {TrackerKind::kAuto, TrackerKind::kKernelModule, TrackerKind::kUserfaultfd,
+                                 TrackerKind::kSoftDirty, TrackerKind::kEverything}) {
     if (name == to_string(kind)) return kind;
   }
-  throw_error(ErrorKind::kUsage, "unknown tracker '{}': use auto, userfaultfd, soft-dirty or everything", name);
+  throw_error(ErrorKind::kUsage, "unknown tracker '{}': use auto, kernel-module, userfaultfd, soft-dirty or everything", name);
 }
 
 std::unique_ptr<PageTracker> make_tracker(TrackerKind kind, RemoteProcess& process) {

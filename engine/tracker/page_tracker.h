@@ -38,7 +38,7 @@ class PageTracker {
  public:
   virtual ~PageTracker() = default;
 
-  // "userfaultfd", "soft-dirty", "everything", later "kernel-module".
+  // "kernel-module", "userfaultfd", "soft-dirty", "everything".
   virtual std::string_view name() const = 0;
   // True when collect can tell written from unwritten pages.
   virtual bool incremental() const = 0;
@@ -70,7 +70,7 @@ inline void append_page_range(std::vector<PageRange>& out, const PageRange& rang
   }
 }
 
-enum class TrackerKind { kAuto, kUserfaultfd, kSoftDirty, kEverything };
+enum class TrackerKind { kAuto, kKernelModule, kUserfaultfd, kSoftDirty, kEverything };
 
 // What this kernel offers, best first (checked once by trying, thread-safe).
 std::vector<TrackerKind> available_trackers();

@@ -149,8 +149,8 @@ TEST_P(Trackers, NoWriteIsLost) {
 
 INSTANTIATE_TEST_SUITE_P(All, Trackers,
                          testing::Combine(testing::Range<size_t>(0, std::size(kCases)),
-                                          testing::Values(TrackerKind::kUserfaultfd, TrackerKind::kSoftDirty,
-                                                          TrackerKind::kEverything)));
+                                          testing::Values(TrackerKind::kKernelModule, TrackerKind::kUserfaultfd,
+                                                          TrackerKind::kSoftDirty, TrackerKind::kEverything)));
 
 TEST(PageTracker, NamesAndChoice) {
   for (const TrackerKind kind : available_trackers()) EXPECT_EQ(parse_tracker(to_string(kind)), kind);

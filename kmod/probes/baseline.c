@@ -1,0 +1,4 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+/* Compiles everywhere. */
+#include <linux/module.h>
+MODULE_LICENSE("GPL");
