@@ -130,8 +130,9 @@ class PassThrough(ScontrolCase):
         real.write_text("#!/bin/bash\necho diverted \"$@\"\n")
         real.chmod(0o755)
         for command in ([f"{one}/scontrol"], ["scontrol"]):
-            out = self.words_of([*command, "show", "job"], env={"PATH": f"{one}:/usr/bin:/bin"})
-            self.assertEqual(out, ("diverted show job\n", "", 0))
+            # In the order in which it was typed, although options may stand anywhere.
+            out = self.words_of([*command, "show", "-o", "job", "-d"], env={"PATH": f"{one}:/usr/bin:/bin"})
+            self.assertEqual(out, ("diverted show -o job -d\n", "", 0))
         (pathlib.Path(one) / "scontrol").unlink()
         (pathlib.Path(one) / "scontrol").symlink_to(self.cluster.bin_dir / "scontrol")
         self.assertEqual(self.words_of([f"{one}/scontrol", "hold", "1"]), ("diverted hold 1\n", "", 0))
