@@ -5,7 +5,6 @@
 // In each round every rank contributes a vector that depends on its rank, the round and the last sum, and the sum over
 // all ranks is folded into a hash; neighbours also pass a token around. Rank 0 prints "ROUND n" now and then, and at
 // the end "RESULT allreduce ranks=R rounds=N hash=H". Exit: 0, 2 wrong arguments, 3 wrong numbers.
-#define _GNU_SOURCE
 #include <mpi.h>
 #include <stdint.h>
 #include <stdio.h>

@@ -7,7 +7,9 @@ import harness
 from jobcase import JobCase
 
 PROGRAM = harness.BUILD / "tests" / "programs" / "allreduce"
-WORDS = ["allreduce", "--rounds", "200", "--step-ms", "50"]
+# Few rounds that sleep for long: ranks that wait spin, which on a busy machine takes the other ranks' processor time.
+WORDS = ["allreduce", "--rounds", "60", "--step-ms", "150"]
+PATIENCE = 240  # s
 
 
 @unittest.skipUnless(PROGRAM.exists(), "no MPICH to build with")
@@ -16,24 +18,24 @@ class Mpi(JobCase):
         """Run, kill, restart with versions, kill, restart. Compare with an uninterrupted run."""
         srun = ["srun", "--mpi=pmi2", f"-n{ranks}"]
         env = ["env", *environment]
-        whole = self.sh([*srun, *env, *WORDS[:-1], "0"]).stdout.splitlines()[-1]
-        self.assertRegex(whole, rf"^RESULT allreduce ranks={ranks} rounds=200 hash=[0-9a-f]{{16}}$")
+        whole = self.sh([*srun, *env, *WORDS[:-1], "0"], timeout=PATIENCE).stdout.splitlines()[-1]
+        self.assertRegex(whole, rf"^RESULT allreduce ranks={ranks} rounds=60 hash=[0-9a-f]{{16}}$")
         first, job = self.start_srun(*srun[1:], "--checkpoint-interval=1s", *env, *WORDS)
         image = f"{job}.0"
-        self.wait_versions(image, 2)
+        self.wait_versions(image, 2, PATIENCE)
         self.kill_step_tasks(job)
         self.assertNotEqual(first.wait(30), 0)
         second, job = self.start_srun(*srun[1:], "--checkpoint-interval=1s", f"--restart-dir={image}", "none",
                                       output="second.out")
         again = f"{job}.0"
-        self.wait_versions(again, 1)
+        self.wait_versions(again, 1, PATIENCE)
         self.kill_step_tasks(job)
         self.assertNotEqual(second.wait(30), 0)
-        last = self.sh([*srun, f"--restart-dir={again}", "none"], timeout=90)
+        last = self.sh([*srun, f"--restart-dir={again}", "none"], timeout=PATIENCE)
         self.assertEqual(last.stdout.splitlines()[-1], whole)
         rounds = [int(n) for n in re.findall(r"ROUND (\d+)", last.stdout)]
-        self.assertEqual(rounds, list(range(rounds[0], 200, 10)))
-        self.assertGreater(rounds[0], 0)
+        self.assertEqual(rounds, list(range(60 - 10 * len(rounds), 60, 10)))
+        self.assertLess(len(rounds), 6)
         self.assertEqual(self.user_segments(), set())
 
     def test_shared_memory(self):
