@@ -5,6 +5,7 @@
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/sinks/syslog_sink.h>
 #include <spdlog/spdlog.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <systemd/sd-daemon.h>
 #include <unistd.h>
@@ -45,6 +46,14 @@ void start_log(const Config& config) {
   spdlog::set_default_logger(logger);
 }
 
+// A connection is a descriptor, and 1,024 of them, the usual soft limit, are few.
+void allow_connections() {
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) != 0) return;
+  limit.rlim_cur = limit.rlim_max;
+  ::setrlimit(RLIMIT_NOFILE, &limit);
+}
+
 class Daemon {
  public:
   Daemon(std::string config_path, Config config)
@@ -71,7 +80,14 @@ class Daemon {
     on_clean();
     spdlog::info("icpctld {} listens at {}", ICP_VERSION, to_text(config_.listen));
     ::sd_notify(0, "READY=1");
-    io_.run();
+    while (!io_.stopped()) {
+      try {
+        io_.run();
+      } catch (const Error& error) {
+        // The catalog cannot be read or written, as a rule: what was being done is lost, everything else goes on.
+        spdlog::error("{}", error.what());
+      }
+    }
   }
 
  private:
@@ -153,6 +169,7 @@ int main(int argc, char** argv) {
     }
     ::umask(0077);
     start_log(config);
+    allow_connections();
     if (::mkdir(config.state_dir.c_str(), 0700) != 0 && errno != EEXIST)
       throw_errno("cannot make {}", config.state_dir);
     init_slurm(slurm_conf);

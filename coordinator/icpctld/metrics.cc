@@ -61,7 +61,7 @@ class Exchange : public std::enable_shared_from_this<Exchange> {
 }  // namespace
 
 Metrics::Metrics(asio::io_context& io, const net::Endpoint& endpoint, std::function<std::string()> text)
-    : acceptor_(io), text_(std::move(text)) {
+    : acceptor_(io), again_(io), text_(std::move(text)) {
   beast::error_code error;
   tcp::resolver resolver(io);
   const auto found =
@@ -81,7 +81,12 @@ void Metrics::accept() {
       open_++;
       std::make_shared<Exchange>(std::move(socket), text_, [this] { open_--; })->begin();
     }
-    accept();
+    if (!error) return accept();
+    // No descriptor left, as a rule.
+    again_.expires_after(std::chrono::milliseconds(200));
+    again_.async_wait([this](beast::error_code stopped) {
+      if (!stopped) accept();
+    });
   });
 }
 

@@ -20,6 +20,7 @@ class Metrics {
   void accept();
 
   boost::asio::ip::tcp::acceptor acceptor_;
+  boost::asio::steady_timer again_;
   std::function<std::string()> text_;
   int open_ = 0;  // connections
 };

@@ -15,6 +15,7 @@ using std::chrono::milliseconds;
 constexpr uint32_t kDefaultMaxWait = 10;  // seconds, as Slurm's
 constexpr uint32_t kMostMaxWait = 7 * 24 * 3600;
 constexpr size_t kMostSteps = 10'000, kMostVersions = 1000;
+constexpr size_t kMostOfReply = 8 << 20;  // bytes, about; a frame may have kMaxToPeer
 
 net::Reply failure(uint32_t code, const std::string& text = {}) {
   net::Reply reply;
@@ -230,9 +231,14 @@ void Requests::restart(const Pointer& asked) {
 void Requests::status(const Pointer& asked) {
   const net::Request& request = asked->request;
   net::Reply reply;
+  size_t bytes = 0;
   for (const StepFactsRecord& record : catalog_.steps(request.job(), kMostSteps)) {
     if (request.has_step() && record.key.step != request.step()) continue;
     if (!may(asked->caller, record.uid)) continue;
+    if (bytes > kMostOfReply) {
+      reply.set_text("more is known than fits into one answer: ask for one job, or for fewer versions");
+      break;
+    }
     net::StepStatus& status = *reply.add_steps();
     status.set_job(record.key.job);
     status.set_step(record.key.step);
@@ -248,6 +254,7 @@ void Requests::status(const Pointer& asked) {
     const size_t limit = std::min<size_t>(request.versions(), kMostVersions);
     for (net::VersionRecord& version : catalog_.versions(record.key, limit))
       *status.add_versions() = std::move(version);
+    bytes += status.ByteSizeLong();
     const auto live = steps_.all().find(record.key);
     if (live == steps_.all().end()) continue;
     const Step& step = *live->second;

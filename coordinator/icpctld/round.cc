@@ -139,7 +139,8 @@ void Round::finish_kill() {
 
 void Round::fail(const std::string& why, bool passing, bool timed_out) {
   over_ = true;
-  result_.committed = false;
+  // What all have committed stays, whatever comes before the kill.
+  result_.committed = committed_everywhere();
   result_.error = why;
   result_.passing = passing;
   result_.timed_out = timed_out;
@@ -159,14 +160,12 @@ void Round::time_out() {
   for (const std::string& node : nodes_) {
     if (!done_.contains(node)) missing += (missing.empty() ? "" : ", ") + node;
   }
+  if (may_kill()) return fail(fmt::format("the job was not ended within {} ms", limit().count()), true, true);
   fail(fmt::format("{} took longer than {} ms {}", missing, limit().count(), doing(phase_)), true, true);
 }
 
 void Round::give_up(const std::string& why) {
-  if (over_) return;
-  const bool whole = committed_everywhere();
-  fail(why, false);
-  result_.committed = whole;
+  if (!over_) fail(why, false);
 }
 
 }  // namespace icp

@@ -18,6 +18,7 @@ using std::chrono::milliseconds;
 constexpr milliseconds kHandshake{10'000};
 constexpr milliseconds kFirstWord{10'000};  // after the handshake a peer says who it is
 constexpr size_t kMostConnections = 20'000;
+constexpr size_t kMostOfOneUser = 100;  // connections of commands; agents are root
 
 }  // namespace
 
@@ -85,15 +86,25 @@ void Server::came(tcp::socket socket) {
   const auto peer = std::make_shared<Peer>(io_);
   net::Connection::Handlers handlers;
   handlers.ready = [this, peer] {
-    peer->silent.expires_after(kFirstWord);
-    peer->silent.async_wait([this, peer](error_code error) {
-      if (!error && !peer->step && !peer->asked) drop(peer, "says nothing");
-    });
+    const uid_t uid = peer->connection->uid();
+    const auto same = [uid](const PeerPointer& other) { return other->connection->uid() == uid; };
+    if (uid != 0 && static_cast<size_t>(std::count_if(peers_.begin(), peers_.end(), same)) > kMostOfOneUser)
+      return drop(peer, "has too many connections");
+    expect_word(peer);
   };
   handlers.received = [this, peer](const std::string& payload) { received(peer, payload); };
   handlers.closed = [this, peer](const std::string& why) { gone(peer, why); };
   peer->connection = net::Connection::accept(std::move(socket), munge_, pool_, kHandshake, std::move(handlers));
   peers_.push_back(peer);
+}
+
+// A peer that is no agent and waits for no answer has to ask something soon.
+void Server::expect_word(const PeerPointer& peer) {
+  if (peer->gone) return;
+  peer->silent.expires_after(kFirstWord);
+  peer->silent.async_wait([this, peer](error_code error) {
+    if (!error && !peer->step && !peer->asked) drop(peer, "says nothing");
+  });
 }
 
 void Server::received(const PeerPointer& peer, const std::string& payload) {
@@ -134,11 +145,12 @@ void Server::agent(const PeerPointer& peer, const net::AgentHello& hello) {
 void Server::command(const PeerPointer& peer, const net::Request& request) {
   if (peer->step || peer->asked) return drop(peer, "asks out of turn");
   peer->asked = true;
-  requests_.handle(peer->connection->uid(), request, [peer](const net::Reply& reply) {
+  requests_.handle(peer->connection->uid(), request, [this, peer](const net::Reply& reply) {
     net::ToPeer message;
     *message.mutable_reply() = reply;
     peer->connection->send(message.SerializeAsString());
     peer->asked = false;
+    expect_word(peer);
   });
 }
 
@@ -149,6 +161,7 @@ void Server::drop(const PeerPointer& peer, const std::string& why) {
 }
 
 void Server::gone(const PeerPointer& peer, const std::string& why) {
+  peer->gone = true;
   peer->silent.cancel();
   if (peer->step) {
     spdlog::debug("agent on {}: {}", peer->node, why);

@@ -27,6 +27,7 @@ class Server {
     std::shared_ptr<Step> step;  // of an agent
     std::string node;
     bool asked = false;  // a command, whose answer is not out yet
+    bool gone = false;
     boost::asio::steady_timer silent;
     explicit Peer(boost::asio::io_context& io) : silent(io) {}
   };
@@ -35,6 +36,7 @@ class Server {
   void listen(const net::Endpoint& endpoint);
   void accept();
   void came(boost::asio::ip::tcp::socket socket);
+  void expect_word(const PeerPointer& peer);
   void received(const PeerPointer& peer, const std::string& payload);
   void agent(const PeerPointer& peer, const net::AgentHello& hello);
   void command(const PeerPointer& peer, const net::Request& request);

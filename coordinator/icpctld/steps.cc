@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <set>
 
+#include "coordinator/duration.h"
 #include "coordinator/icpctld/slurm_jobs.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/base/error.h"
@@ -17,13 +18,35 @@ using boost::system::error_code;
 using std::chrono::milliseconds;
 
 constexpr uint32_t kMaxNodes = 100'000;
-constexpr size_t kMaxName = 256, kMaxPath = 4096;
+constexpr size_t kMaxName = 256, kMaxPath = 4096, kMaxErrorText = 4096;
+constexpr uint32_t kMaxVersion = 1u << 30;  // numbers above it are no versions
 constexpr milliseconds kRetry{250};
 constexpr int kPassingTries = 8;
 
 std::string name_of(const StepKey& key) { return fmt::format("{}.{}", key.job, protocol::step_name(key.step)); }
 
 std::string name_of(const Step& step) { return name_of(step.facts.key); }
+
+bool sensible(const net::AgentHello& hello) {
+  return hello.job() != 0 && !hello.node().empty() && hello.node().size() <= kMaxName &&
+         hello.image().size() <= kMaxPath && hello.nodes() != 0 && hello.nodes() <= kMaxNodes &&
+         hello.recent_size() <= 64 && hello.highest_version() <= kMaxVersion &&
+         hello.interval_ms() <= static_cast<uint64_t>(milliseconds(kLongestDuration).count());
+}
+
+void heard_of_version(Step& step, uint32_t version) {
+  if (version <= kMaxVersion) step.highest_version = std::max(step.highest_version, version);
+}
+
+// A catalog that cannot be written (a full disk, most likely) stops no round and drops no agent.
+template <typename Write>
+void record(Write write) {
+  try {
+    write();
+  } catch (const Error& error) {
+    spdlog::error("{}", error.what());
+  }
+}
 
 }  // namespace
 
@@ -39,15 +62,16 @@ Steps::Steps(boost::asio::io_context& io, const Config& config, Catalog& catalog
 
 std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgent send, std::string& why) {
   const std::string node = hello.node();
-  if (hello.job() == 0 || node.empty() || node.size() > kMaxName || hello.image().size() > kMaxPath ||
-      hello.nodes() == 0 || hello.nodes() > kMaxNodes || hello.recent_size() > 64) {
+  if (!sensible(hello)) {
     why = "its hello makes no sense";
     return nullptr;
   }
   const StepKey key{hello.job(), hello.step(), hello.restarts()};
-  std::shared_ptr<Step>& step = steps_[key];
-  if (!step) {
+  std::shared_ptr<Step> step = steps_[key];
+  const bool fresh = !step;
+  if (fresh) {
     step.reset(new Step(io_));
+    steps_[key] = step;
     step->facts.key = key;
     step->facts.uid = hello.uid();
     step->facts.image = hello.image();
@@ -64,8 +88,9 @@ std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgen
   if (step->round && step->agents.contains(node)) step->round->lost(node, "it connected again");
   step->agents[node] = std::move(send);
   step->hellos[node] = hello;
-  step->highest_version = std::max(step->highest_version, hello.highest_version());
-  catalog_.step_seen(step->facts);
+  heard_of_version(*step, hello.highest_version());
+  // Once a step: a thousand agents of one that come together are one write.
+  if (fresh) record([&] { catalog_.step_seen(step->facts); });
   net::ToPeer welcome;
   welcome.mutable_welcome()->set_scheduled(true);
   step->agents[node](welcome);
@@ -116,7 +141,8 @@ void Steps::record_known_versions(Step& step) {
     }
   }
   for (const auto& [version, counted] : known) {
-    if (counted.first == step.facts.nodes) catalog_.version(step.facts.key, counted.second, step.facts.nodes);
+    if (counted.first != step.facts.nodes) continue;
+    record([&] { catalog_.version(step.facts.key, counted.second, step.facts.nodes); });
   }
 }
 
@@ -137,7 +163,7 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
     step->wish_.reset();
     if (told) told(kAlreadyDone, "the step has ended");
   }
-  catalog_.step_ended(step->facts.key);
+  record([&] { catalog_.step_ended(step->facts.key); });
   steps_.erase(step->facts.key);
   spdlog::info("step {}: its last agent has left ({})", name_of(*step), reason);
 }
@@ -145,7 +171,7 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
 void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& node, const net::ToCoordinator& message) {
   if (message.has_done() && step->round) {
     step->round->done(node, message.done());
-    step->highest_version = std::max(step->highest_version, step->round->highest_version());
+    heard_of_version(*step, step->round->highest_version());
     advanced(step);
   } else if (message.has_survey() && step->round) {
     step->round->survey(node, message.survey());
@@ -153,7 +179,7 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
     const net::RestartReady& ready = message.ready();
     if (ready.phase() == 3 && ready.has_hello()) {
       step->hellos[node] = ready.hello();
-      step->highest_version = std::max(step->highest_version, ready.hello().highest_version());
+      heard_of_version(*step, ready.hello().highest_version());
     }
     step->restart->ready(node, ready);
     if (step->restart->over()) {
@@ -161,8 +187,8 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
       settled(step);
     }
   } else if (message.has_version()) {
-    step->highest_version = std::max(step->highest_version, message.version().numbers().version());
-    if (step->facts.nodes == 1) catalog_.version(step->facts.key, message.version().numbers(), 1);
+    heard_of_version(*step, message.version().numbers().version());
+    if (step->facts.nodes == 1) record([&] { catalog_.version(step->facts.key, message.version().numbers(), 1); });
   } else if (message.has_ipc()) {
     step->ipc[node] = message.ipc();
   }
@@ -199,6 +225,7 @@ void Steps::plan_next(const std::shared_ptr<Step>& step) {
 }
 
 void Steps::due(const std::shared_ptr<Step>& step) {
+  if (step->agents.empty()) return;  // it ended when this was on its way already
   const bool busy = step->round || step->wish_;
   if (!busy && step->complete() && !is_disabled(*step)) {
     step->wish_.emplace();
@@ -227,13 +254,25 @@ void Steps::begin_or_wait(const std::shared_ptr<Step>& step) {
   begin(step);
 }
 
+void Steps::free_place() {
+  writers_--;
+  next_writer();
+}
+
 void Steps::next_writer() {
   while (!waiting_.empty() && (config_.max_writers == 0 || writers_ < config_.max_writers)) {
     const std::shared_ptr<Step> step = waiting_.front().lock();
     waiting_.pop_front();
     if (!step || !step->wish_ || !step->waiting_) continue;
     step->waiting_ = false;
-    begin(step);
+    if (step->complete()) {
+      begin(step);
+      continue;
+    }
+    // An agent left meanwhile: a version of the others would be none.
+    const auto told = step->wish_->finished;
+    step->wish_.reset();
+    if (told) told(kCheckpointFailed, "not all agents of the step are connected");
   }
 }
 
@@ -242,6 +281,7 @@ void Steps::next_writer() {
 void Steps::begin(const std::shared_ptr<Step>& step) {
   writers_++;
   step->killing_ = false;
+  step->watched_ = net::NONE;
   step->round_began = std::chrono::system_clock::now();
   std::set<std::string> nodes;
   for (const auto& [node, send] : step->agents) nodes.insert(node);
@@ -253,10 +293,14 @@ void Steps::begin(const std::shared_ptr<Step>& step) {
 }
 
 void Steps::watch_phase(const std::shared_ptr<Step>& step) {
+  // Whatever else is said in a phase, it does not become longer by that.
+  if (step->watched_ == step->round->phase()) return;
+  step->watched_ = step->round->phase();
   const auto until = std::min(Step::Clock::now() + step->round->limit(), step->latest_);
   step->phase_timer_.expires_at(until);
-  step->phase_timer_.async_wait([this, step](error_code error) {
-    if (error || !step->round) return;
+  step->phase_timer_.async_wait([this, step, until](error_code error) {
+    // The time-out of the phase before may have been on its way when the next one began.
+    if (error || !step->round || step->phase_timer_.expiry() != until) return;
     step->round->time_out();
     advanced(step);
   });
@@ -268,6 +312,8 @@ void Steps::advanced(const std::shared_ptr<Step>& step) {
   if (!step->round->may_kill()) return watch_phase(step);
   if (step->killing_) return;
   step->killing_ = true;
+  // Its writing is over: other steps of the job, for which the kill waits, may need the place.
+  free_place();
   const auto go_on = [this, weak = std::weak_ptr(step), id = step->round->id()](const std::string& why) {
     const auto same = weak.lock();
     if (!same || !same->round || same->round->id() != id) return;
@@ -287,14 +333,14 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   const std::unique_ptr<Round> round = std::move(step->round);
   const Wish wish = std::move(*step->wish_);
   step->wish_.reset();
-  writers_--;
+  if (!step->killing_) writers_--;
   const RoundResult& result = round->result();
   uint32_t code = 0;
   std::string text = result.error;
   if (result.committed) {
     counters_.committed++;
     counters_.bytes += result.numbers.bytes();
-    catalog_.version(step->facts.key, result.numbers, step->facts.nodes);
+    record([&] { catalog_.version(step->facts.key, result.numbers, step->facts.nodes); });
     spdlog::info("step {}: version {}{}: {} processes, {} bytes, stopped {:.1f} ms, {:.3f} s in all", name_of(*step),
                  round->version(), result.numbers.full() ? " (full)" : "", result.numbers.processes(),
                  result.numbers.bytes(), static_cast<double>(result.numbers.stop_ns()) / 1e6,
@@ -304,10 +350,11 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
     counters_.failed++;
     code = result.timed_out ? kTimedOut : kCheckpointFailed;
     if (!result.remedy.empty()) text += "; " + result.remedy;
+    if (text.size() > kMaxErrorText) text.resize(kMaxErrorText);
     spdlog::warn("step {}: {}: {}", name_of(*step), result.committed ? "after the version was committed" : "no version",
                  text);
   }
-  catalog_.result(step->facts.key, code, text);
+  record([&] { catalog_.result(step->facts.key, code, text); });
   step->facts.last_code = code;
   step->facts.last_error = text;
   // Something of the moment, as a process that ended just then: soon again, a few times.

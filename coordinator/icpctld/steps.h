@@ -61,6 +61,7 @@ class Step {
   std::optional<Wish> wish_;        // of the round under way or waiting
   bool waiting_ = false;            // for a writer's place
   bool killing_ = false;
+  net::Phase watched_ = net::NONE;  // the phase that phase_timer_ limits
   int passing_failures_ = 0;
 };
 
@@ -100,6 +101,7 @@ class Steps {
   void watch_phase(const std::shared_ptr<Step>& step);
   void advanced(const std::shared_ptr<Step>& step);
   void finished(const std::shared_ptr<Step>& step);
+  void free_place();
   void next_writer();
   void record_known_versions(Step& step);
 

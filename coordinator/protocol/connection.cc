@@ -4,6 +4,7 @@
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
 #include <cstring>
 
@@ -189,8 +190,9 @@ void Connection::keys_known() {
   const Key to_server = derive_key(client_half_, server_half_, "to coordinator");
   const Key to_client = derive_key(client_half_, server_half_, "to peer");
   writer_ = std::make_unique<FrameWriter>(server_side_ ? to_client : to_server);
-  reader_ = std::make_unique<FrameReader>(server_side_ ? to_server : to_client,
-                                          server_side_ ? kMaxToCoordinator : kMaxToPeer);
+  // Any user of the cluster may connect and ask; only agents have much to say.
+  const size_t most = !server_side_ ? kMaxToPeer : uid_ == 0 || uid_ == ::geteuid() ? kMaxToCoordinator : kMaxFromUser;
+  reader_ = std::make_unique<FrameReader>(server_side_ ? to_server : to_client, most);
   incoming_.assign(kReadChunk, '\0');
   read_frames();
   handlers_.ready();
@@ -215,9 +217,14 @@ void Connection::read_frames() {
 
 void Connection::send(const std::string& payload) {
   if (closed_ || finishing_ || !writer_) return;
+  if (queued_ + payload.size() > kMaxQueued) {
+    // Later: who sends to many must not see one of them go meanwhile.
+    finishing_ = true;
+    return asio::post(socket_.get_executor(),
+                      [self = shared_from_this()] { self->fail("does not read what is sent to it"); });
+  }
   queue_.push_back(writer_->frame(payload));
   queued_ += queue_.back().size();
-  if (queued_ > kMaxQueued) return fail("does not read what is sent to it");
   if (!writing_) write_next();
 }
 

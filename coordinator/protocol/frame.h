@@ -20,6 +20,7 @@ namespace icp::net {
 
 inline constexpr size_t kLengthBytes = 4, kMacBytes = 32, kKeyBytes = 32;
 inline constexpr size_t kMaxToCoordinator = 1 << 20;  // bytes of payload
+inline constexpr size_t kMaxFromUser = 16 << 10;      // of a peer that is neither root nor icpctld's user
 inline constexpr size_t kMaxToPeer = 16 << 20;
 
 using Key = std::array<unsigned char, kKeyBytes>;

@@ -30,7 +30,8 @@ TEST(Endpoint, Forms) {
 }
 
 TEST(Endpoint, Refusals) {
-  for (const char* text : {"host:0", "host:65536", "host:", "host:x", "host:1x", "host:-1", "host:99999999999999999999"})
+  for (const char* text :
+       {"host:0", "host:65536", "host:", "host:x", "host:1x", "host:-1", "host:99999999999999999999"})
     EXPECT_THAT(parsed(text), testing::HasSubstr("is not a port, 1 to 65535")) << text;
   for (const char* text : {"", ":77", "a b", "user@host", "a/b", "[]:5"})
     EXPECT_THAT(parsed(text), testing::HasSubstr("is not host or host:port")) << text;
@@ -106,8 +107,7 @@ TEST(CoordinatorConfig, ErrorsNameFileLineAndKey) {
   EXPECT_EQ(complaint("jitter: 51\n"), "icp.yaml:1: jitter: '51' is not a number from 0 to 50");
   EXPECT_EQ(complaint("jitter: 10%\n"), "icp.yaml:1: jitter: '10%' is not a number from 0 to 50");
   EXPECT_EQ(complaint("\nmax_writers: -1\n"), "icp.yaml:2: max_writers: '-1' is not a number from 0 to 1000000");
-  EXPECT_EQ(complaint("listen: host:70000\n"),
-            "icp.yaml:1: listen: '70000' in 'host:70000' is not a port, 1 to 65535");
+  EXPECT_EQ(complaint("listen: host:70000\n"), "icp.yaml:1: listen: '70000' in 'host:70000' is not a port, 1 to 65535");
   EXPECT_THAT(complaint("listen: ''\n"), testing::StartsWith("icp.yaml:1: listen: "));
   EXPECT_THAT(complaint("stop_timeout: 0s\n"), testing::StartsWith("icp.yaml:1: stop_timeout: "));
   EXPECT_THAT(complaint("write_timeout: -5s\n"), testing::StartsWith("icp.yaml:1: write_timeout: "));

@@ -92,7 +92,8 @@ TEST(Frame, RepeatedReorderedLeftOutOrSentBack) {
 
 TEST(Frame, OversizeIsRefusedByItsFirstFourBytes) {
   FrameReader reader(test_key(), kMost), longest(test_key(), kMost), at_limit(test_key(), kMost);
-  EXPECT_EQ(complaint(reader, std::string("\0\0\x03\xe9", 4)), "a message of 1001 bytes is longer than the 1000 allowed");
+  EXPECT_EQ(complaint(reader, std::string("\0\0\x03\xe9", 4)),
+            "a message of 1001 bytes is longer than the 1000 allowed");
   EXPECT_THAT(complaint(longest, "\xff\xff\xff\xff"), testing::HasSubstr("4294967295 bytes"));
   EXPECT_EQ(complaint(at_limit, FrameWriter(test_key()).frame(std::string(kMost, 'x'))), "none");
 }

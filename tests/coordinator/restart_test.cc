@@ -13,9 +13,8 @@ namespace {
 using testing::HasSubstr;
 
 struct Fixture {
-  Restart restart{2, [this](const std::string& node, const net::ToPeer& out) {
-                    sent.emplace_back(node, out.restart_go());
-                  }};
+  Restart restart{
+      2, [this](const std::string& node, const net::ToPeer& out) { sent.emplace_back(node, out.restart_go()); }};
   std::vector<std::pair<std::string, net::RestartGo>> sent;
 
   net::RestartReady message(uint32_t phase, uint32_t version = 5) const {

@@ -173,12 +173,14 @@ TEST_P(EachPhase, TimeOutNamesWhoIsMissing) {
   f.expect_aborted("a, c took longer than");
   EXPECT_TRUE(f.round.result().timed_out);
   const bool stopped = GetParam() == net::STOP || GetParam() == net::COLLECT;
-  EXPECT_THAT(f.round.result().error,
-              HasSubstr(GetParam() == net::PREPARE ? "1000 ms to look" : stopped ? "200 ms to stop" : "3000 ms to "));
+  EXPECT_THAT(f.round.result().error, HasSubstr(GetParam() == net::PREPARE ? "1000 ms to look"
+                                                : stopped                  ? "200 ms to stop"
+                                                                           : "3000 ms to "));
 }
 
 TEST_P(EachPhase, OutOfTurnAborts) {
-  for (const net::Phase wrong : {net::NONE, net::PREPARE, net::STOP, net::COLLECT, net::WRITE, net::COMMIT, net::FINISH}) {
+  for (const net::Phase wrong :
+       {net::NONE, net::PREPARE, net::STOP, net::COLLECT, net::WRITE, net::COMMIT, net::FINISH}) {
     if (wrong == GetParam()) continue;
     Fixture f;
     f.reach(GetParam());
@@ -229,9 +231,8 @@ TEST_P(EachPhase, NothingMovesARoundThatIsOver) {
   EXPECT_EQ(f.round.result().error, "cancelled");
 }
 
-INSTANTIATE_TEST_SUITE_P(Round, EachPhase, testing::ValuesIn(kPhases), [](const auto& info) {
-  return net::Phase_Name(info.param);
-});
+INSTANTIATE_TEST_SUITE_P(Round, EachPhase, testing::ValuesIn(kPhases),
+                         [](const auto& phase) { return net::Phase_Name(phase.param); });
 
 // ---- rounds that kill ------------------------------------------------------------------------------
 
