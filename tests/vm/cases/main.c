@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 /*
  * icp_track_test [--list] [CASE...]: runs cases, each in a process of its own. A line each; exit status 1 if one failed.
- * A word that ends in '*' stands for all cases that begin so.
+ * Words are patterns of names;
+ * with '-' before it, of cases to leave out.
  */
 #include <fnmatch.h>
 #include <signal.h>
@@ -17,10 +18,13 @@ static const struct test_case *const tables[] = { interface_cases, memory_cases,
 
 static bool chosen(const char *name, int count, char **words)
 {
+	bool yes = count == 0;
+
 	for (int i = 0; i < count; i++) {
-		if (fnmatch(words[i], name, 0) == 0) return true;
+		if (words[i][0] == '-' && fnmatch(words[i] + 1, name, 0) == 0) return false;
+		yes = yes || fnmatch(words[i], name, 0) == 0;
 	}
-	return count == 0;
+	return yes;
 }
 
 /* Output goes through a file: it is shown only when the case does not pass. */
@@ -40,7 +44,7 @@ static int run(const struct test_case *one)
 		prctl(PR_SET_PDEATHSIG, SIGKILL);
 		dup2(fileno(output), 1);
 		dup2(fileno(output), 2);
-		alarm((unsigned)(one->seconds ? one->seconds : 60));
+		alarm((unsigned)(one->seconds ? one->seconds : 120));
 		one->run();
 		_exit(0);
 	}

@@ -442,7 +442,7 @@ static void storm_over(char *at, size_t pages, int rounds)
 static void threads(void)
 {
 	small_pages();
-	storm_over(map(64 * PAGE, MAP_PRIVATE), 64, 8);
+	storm_over(map(64 * PAGE, MAP_PRIVATE), 64, 5);
 	storm_over(map(512 * PAGE, MAP_SHARED), 512, 3);
 }
 
@@ -455,7 +455,7 @@ static void random_doings(void)
 	struct mirror mirror = settled(&at, MAP_PRIVATE);
 	unsigned seed = 4711;
 
-	for (int round = 0; round < 250; round++) {
+	for (int round = 0; round < 150; round++) {
 		for (int i = 0; i < 4; i++) {
 			size_t first = (size_t)rand_r(&seed) % PAGES, count = 1 + (size_t)rand_r(&seed) % 40;
 			char *part = at + first * PAGE;
@@ -529,15 +529,15 @@ const struct test_case memory_cases[] = {
 	{ "mremap_onto_mapped", move_onto_mapped, 0 },
 	{ "mremap_unaligned", move_unaligned, 0 },
 	{ "mmap_over", replaced, 0 },
-	{ "large_ranges", large_ranges, 0 },
+	{ "large_ranges", large_ranges, 400 },
 	{ "brk_and_stack", heap_and_stack, 0 },
 	{ "huge_pages", huge_pages, 0 },
 	{ "private_file", private_file, 0 },
 	{ "shared_file", shared_file, 0 },
 	{ "shared_file_on_disk", shared_file_on_disk, 0 },
-	{ "threads", threads, 120 },
-	{ "threads_huge", threads_huge, 120 },
-	{ "random", random_doings, 120 },
+	{ "threads", threads, 240 },
+	{ "threads_huge", threads_huge, 240 },
+	{ "random", random_doings, 240 },
 	{ "cost_after_close", cost_after_close, 0 },
 	{ 0 },
 };
