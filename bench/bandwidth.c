@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// bandwidth FILE MIB: the machine's limits, as one line of JSON, in bytes a second. The file is written with write(2) in
-// pieces of 1 MiB, first into the page cache, then flushed; read back warm; memory is copied between two touched areas.
+// bandwidth FILE MIB: the machine's limits, as one line of JSON, in bytes a second. The file is written with write(2)
+// in pieces of 1 MiB, first into the page cache, then flushed; read back warm; memory is copied between two touched
+// areas.
 #include <errno.h>
 #include <fcntl.h>
 #include <stdio.h>
@@ -62,7 +63,8 @@ int main(int argc, char** argv) {
   const double first_touch = now() - begin;
   unlink(argv[1]);
   const double size = (double)bytes;
-  printf("{\"bytes\": %zu, \"memcpy\": %.0f, \"write\": %.0f, \"write_flushed\": %.0f, \"read\": %.0f, \"touch\": %.0f}\n", bytes,
-         size / copied, size / written, size / flushed, size / read_back, size / first_touch);
+  printf(
+      "{\"bytes\": %zu, \"memcpy\": %.0f, \"write\": %.0f, \"write_flushed\": %.0f, \"read\": %.0f, \"touch\": %.0f}\n",
+      bytes, size / copied, size / written, size / flushed, size / read_back, size / first_touch);
   return 0;
 }

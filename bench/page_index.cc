@@ -113,7 +113,7 @@ void update(benchmark::State& state) {
   state.SetItemsProcessed(state.iterations() * static_cast<int64_t>(order.size()));
 }
 
-uint64_t commit(const icp::ImageDir& image, PageIndex& index) {
+uint64_t commit(icp::ImageDir& image, PageIndex& index) {
   icp::VersionWriter writer = image.begin_version();
   icp::PageIndexFile::write(index, writer, "bench");
   const uint64_t bytes = writer.bytes_written();
@@ -131,7 +131,7 @@ void on_disk(benchmark::State& state) {
     PageIndex index;
     uint64_t record = 0;
     for (const uint64_t address : pages) index.set(address, {1, record++});
-    const icp::ImageDir image = icp::ImageDir::create(dir, {getuid(), getgid(), {}}, "n0");
+    icp::ImageDir image = icp::ImageDir::create(dir, {getuid(), getgid(), {}}, "n0");
     uint64_t last = commit(image, index);
     std::mt19937_64 random(3);
     std::vector<uint64_t> chosen(std::max<size_t>(1, pages.size() / 100));
@@ -163,7 +163,12 @@ BENCHMARK_TEMPLATE(look_up, Vector)->Apply(sizes);
 BENCHMARK_TEMPLATE(update, Radix)->Apply(sizes);
 BENCHMARK_TEMPLATE(update, Tree)->Apply(sizes);
 BENCHMARK_TEMPLATE(update, Vector)->Apply(sizes);
-BENCHMARK(on_disk)->Args({100'000, 1})->Args({100'000, 10})->Args({100'000, 100})->Args({100'000, 300})->Iterations(1)->Unit(
-    benchmark::kMillisecond);
+BENCHMARK(on_disk)
+    ->Args({100'000, 1})
+    ->Args({100'000, 10})
+    ->Args({100'000, 100})
+    ->Args({100'000, 300})
+    ->Iterations(1)
+    ->Unit(benchmark::kMillisecond);
 
 BENCHMARK_MAIN();

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// sleepers [--threads N] [--processes N] [--mib S]: N threads a process, a tree of N processes, S MiB each, all asleep until
-// killed. Prints "ready" when all are there.
+// sleepers [--threads N] [--processes N] [--mib S]: N threads a process, a tree of N processes, S MiB each, all asleep
+// until killed. Prints "ready" when all are there.
 #include <getopt.h>
 #include <pthread.h>
 #include <signal.h>
