@@ -196,6 +196,7 @@ bool Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
       if (begin.kill()) link.wait_go(begin.round(), net::FINISH, stopped);
     };
     session_->checkpoint(options);
+    keep_newest();
   } catch (const Error& error) {
     done.set_error(error.what());
     done.set_remedy(error.remedy());

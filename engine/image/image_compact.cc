@@ -133,7 +133,7 @@ void ImageCompaction::copy_batch(Store& store, PageStoreReader& reader, std::vec
     return std::pair(a.run->location.version, a.run->location.record) <
            std::pair(b.run->location.version, b.run->location.record);
   });
-  buffer_.resize(kBatchPages * kPageBytes);
+  buffer_.resize(std::max<size_t>(buffer_.size(), count * kPageBytes));
   for (const Part& part : parts) {
     reader.read(part.run->location, part.run->pages,
                 std::span(buffer_).subspan(part.first * kPageBytes, part.run->pages * kPageBytes));

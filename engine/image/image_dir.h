@@ -150,8 +150,9 @@ class ImageDir {
   std::vector<std::string> verify(uint32_t version) const;
 
   // Removes all but the newest `keep` (at least 1) versions of this node whose manifests are whole. Files that these
-  // refer to stay, and nothing else; of versions of several nodes those count that all have committed. Damaged versions are left alone. kBusy while somebody reads or writes a version. A
-  // crash at any moment loses nothing: a version stops being one by one rename, before its files go.
+  // refer to stay, and nothing else; of versions of several nodes those count that all have committed. Damaged versions
+  // are left alone. kBusy while somebody reads or writes a version. A crash at any moment loses nothing: a version
+  // stops being one by one rename, before its files go.
   ChainResult prune(uint32_t keep) const;
   // Makes a version that holds all pages of the latest one itself and is the latest one then, and prunes all but the
   // newest `keep`. Versions may be taken meanwhile: what they change is taken over; a session goes on from the new

@@ -6,6 +6,7 @@
 #include "engine/image/image_prune.h"
 
 #include <fcntl.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -72,6 +73,18 @@ uint64_t collect_garbage(const ImageRoot& root, uint32_t version, const FileSet&
   return freed;
 }
 
+// What interrupted versions, prunings and compactions of this node left. Nobody makes a version now; a compaction at work
+// has its directory locked.
+void remove_leftovers(const ImageRoot& root) {
+  for (const std::string& name : list_dir(root.fd.get(), root.path)) {
+    const bool fold = name == fold_dir_name(root.node);
+    if (!fold && !is_temporary_dir_name(name, root.node)) continue;
+    const UniqueFd dir(::openat(root.fd.get(), name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    if (fold && dir && ::flock(dir.get(), LOCK_EX | LOCK_NB) != 0 && errno == EWOULDBLOCK) continue;
+    remove_flat_dir(root.fd.get(), name);
+  }
+}
+
 // A crash may have left a version's directory with no node in it.
 bool is_empty_dir(const ImageRoot& root, uint32_t version) {
   const UniqueFd dir = root.open_version_dir(version);
@@ -82,6 +95,7 @@ bool is_empty_dir(const ImageRoot& root, uint32_t version) {
 
 ChainResult prune_versions(const ImageRoot& root, const std::vector<KeptVersion>& readable, uint32_t keep) {
   ChainResult result;
+  remove_leftovers(root);
   if (readable.empty()) return result;
   // Those before the oldest one that counts.
   size_t going = readable.size();

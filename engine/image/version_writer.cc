@@ -138,6 +138,7 @@ void VersionWriter::Impl::move_into_place() {
   in_place = true;
   flush_to_disk(parent.get(), root->version_path(version));
   flush_to_disk(root->fd.get(), root->path);
+  write_lock.reset();
 }
 
 VersionWriter::VersionWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -171,7 +171,7 @@ TEST(Chain, CompactMakesOneVersionOfAll) {
     test::TempDir temp;
     std::mt19937_64 random(5);
     Job job(temp / "1.0");
-    for (int i = 0; i < 8; ++i) job.take(random, 9000, 300, i % 2 == 0 ? Compression::kNone : compression);
+    for (int i = 0; i < 8; ++i) job.take(random, 1500, 60, i % 2 == 0 ? Compression::kNone : compression);
     const ChainResult result = job.image().compact(1, compression);
     EXPECT_EQ(result.version, 9u);
     EXPECT_EQ(numbers(job.image()), (std::vector<uint32_t>{9}));
@@ -199,8 +199,8 @@ TEST(Chain, JobGoesOnWhileItIsCompacted) {
   test::TempDir temp;
   std::mt19937_64 random(7);
   Job job(temp / "1.0");
-  job.take(random, 2000, 50);
-  job.take(random, 2000, 50);
+  job.take(random, 400, 20);
+  job.take(random, 400, 20);
   std::atomic<bool> stop = false;
   std::atomic<int> folds = 0;
   std::string failure;
@@ -212,8 +212,8 @@ TEST(Chain, JobGoesOnWhileItIsCompacted) {
       failure = error.what();
     }
   });
-  for (int i = 0; i < 300 && (i < 60 || folds < 5); ++i) {
-    const uint32_t version = job.take(random, 2000, 50);
+  for (int i = 0; i < 200 && (i < 30 || folds < 5); ++i) {
+    const uint32_t version = job.take(random, 400, 20);
     if (i % 10 == 0 && job.image().has_version(version)) {
       EXPECT_TRUE(job.is_in(job.image().latest().value()));
     }
@@ -274,7 +274,7 @@ TEST_P(ChainCrash, LosesNothingAtAnySystemCall) {
   test::TempDir temp;
   std::mt19937_64 random(8);
   Job job(temp / "1.0");
-  for (int i = 0; i < 4; ++i) job.take(random, 60, 10);
+  for (int i = 0; i < 4; ++i) job.take(random, 12, 3);
   bool finished = false;
   int calls = 0;
   for (int call = 1; !finished; ++call) {
@@ -307,10 +307,10 @@ TEST_P(ChainCrash, IsMadeUpForByTheNextRun) {
   test::TempDir temp;
   std::mt19937_64 random(9);
   Job job(temp / "1.0");
-  for (int i = 0; i < 4; ++i) job.take(random, 60, 10);
+  for (int i = 0; i < 4; ++i) job.take(random, 12, 3);
   std::vector<std::string> expected;
   bool finished = false;
-  for (int call = 1; !finished; call += 3) {
+  for (int call = 1; !finished; call += 11) {
     const std::string root = temp / "copy";
     std::filesystem::remove_all(root);
     std::filesystem::copy(temp / "1.0", root, std::filesystem::copy_options::recursive);
@@ -339,7 +339,7 @@ TEST(Chain, VersionIsTakenWholeOrNotAtAll) {
   test::TempDir temp;
   std::mt19937_64 random(10);
   Job job(temp / "1.0");
-  job.take(random, 60, 10);
+  job.take(random, 12, 3);
   bool finished = false;
   int whole = 0, not_there = 0;
   for (int call = 1; !finished; ++call) {
@@ -347,9 +347,7 @@ TEST(Chain, VersionIsTakenWholeOrNotAtAll) {
     std::filesystem::remove_all(root);
     std::filesystem::copy(temp / "1.0", root, std::filesystem::copy_options::recursive);
     finished = killed_at(call, [&] {
-      std::mt19937_64 other(11);
-      Job(root).image().begin_version();  // removes what was left over
-      const ImageDir image = ImageDir::open(root, test::own_identity(), "n0");
+      ImageDir image = ImageDir::open(root, test::own_identity(), "n0");
       PageIndex index = PageIndexFile::load(image.open_version(1), kStore);
       VersionWriter version = image.begin_version();
       PageStoreWriter writer(version, kStore, index);
