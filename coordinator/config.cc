@@ -63,6 +63,16 @@ uint64_t size(const Entry& entry) {
   return number << found->second;
 }
 
+uint32_t count(const Entry& entry) {
+  const std::string text = entry.text();
+  uint32_t number = 0;
+  const auto [stop, error] = std::from_chars(text.data(), text.data() + text.size(), number);
+  if (error != std::errc() || stop != text.data() + text.size()) {
+    entry.fail(fmt::format("'{}' is not a number from 0 to {}", text, UINT32_MAX));
+  }
+  return number;
+}
+
 std::string absolute_path(const Entry& entry) {
   const std::string text = entry.text();
   if (!text.starts_with('/')) entry.fail(fmt::format("'{}' is not an absolute path", text));
@@ -120,6 +130,16 @@ const std::map<std::string, Reader>& readers() {
          }
        }},
       {"staging_limit", [](Config& c, const Entry& e) { c.staging_limit = size(e); }},
+      {"keep", [](Config& c, const Entry& e) { c.keep = count(e); }},
+      {"dedup",
+       [](Config& c, const Entry& e) {
+         c.dedup = one_of<bool>(e, {{"true", true}, {"false", false}});
+       }},
+      {"compression",
+       [](Config& c, const Entry& e) {
+         c.compression = one_of<Compression>(
+             e, {{"none", Compression::kNone}, {"zstd", Compression::kZstd}, {"lz4", Compression::kLz4}});
+       }},
       {"grown_files",
        [](Config& c, const Entry& e) {
          c.grown_files = one_of<GrownFile>(

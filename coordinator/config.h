@@ -10,6 +10,7 @@
 
 #include "coordinator/protocol/endpoint.h"
 #include "engine/files/file_table.h"
+#include "engine/image/compression.h"
 #include "engine/tracker/page_tracker.h"
 
 namespace icp {
@@ -24,6 +25,9 @@ struct Config {
   std::chrono::milliseconds min_interval{1000};
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;  // bytes
+  uint32_t keep = 0;                    // newest versions that stay, 0: all
+  bool dedup = false;
+  Compression compression = Compression::kNone;
   GrownFile grown_files = GrownFile::kTruncate;
   ExternalTcp external_tcp = ExternalTcp::kRefuse;
   std::string run_dir = "/run/slurm-icp";

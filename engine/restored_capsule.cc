@@ -17,6 +17,7 @@
 #include "engine/base/procfs.h"
 #include "engine/files/file_table.h"
 #include "engine/memory/host_facts.h"
+#include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_restore.h"
 #include "engine/restore/process_restore.h"
 #include "engine/restore/tree_builder.h"
@@ -82,6 +83,7 @@ struct RestoredCapsule::Impl {
   std::vector<TaskRoot> roots;
   std::vector<OuterStreamId> outer;
   std::unique_ptr<MemoryCapture> memory;
+  std::shared_ptr<LazyFill> lazy;
 
   void finish_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, TreeBuilder& builder);
   void note_tasks(const pb::Capsule& capsule, std::vector<std::unique_ptr<ProcessRestore>>& processes);
@@ -137,12 +139,14 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   ipc_limits.apply();
   const RestoredSysv sysv = restore_sysv(capsule, options.identity.uid, options.identity.gid);
   const int carrier = socket_number(capsule);
+  if (options.lazy) lazy = std::make_shared<LazyFill>(builder.init_pid());
   MemoryRestore memory_restore(version, capsule,
                                {.identity = options.identity,
                                 .root_fd = root.get(),
                                 .agent_socket = builder.agent_socket(),
                                 .process_socket = carrier,
-                                .sysv = &sysv});
+                                .sysv = &sysv,
+                                .lazy = lazy.get()});
   memory_restore.check();
   memory_restore.create_objects();
   FileRestore files(capsule, {.identity = options.identity,
@@ -168,11 +172,15 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
     processes.back()->build();
   }
   finish_sysv(capsule, sysv);
-  if (options.track) {
+  if (options.track && options.lazy) {
+    // A process has one userfaultfd a mapping: tracking begins when the pages are there, with a full version.
+    memory = std::make_unique<MemoryCapture>(MemoryOptions{
+        .tracker = options.tracker, .staging_limit = 1ull << 30, .precopy_rounds = 3, .dedup = false, .root = {}});
+  } else if (options.track) {
     std::vector<StoppedProcess> stopped;
     for (auto& process : processes) stopped.push_back(std::move(process->stopped()));
-    memory = std::make_unique<MemoryCapture>(
-        MemoryOptions{.tracker = options.tracker, .staging_limit = 1ull << 30, .precopy_rounds = 3, .root = {}});
+    memory = std::make_unique<MemoryCapture>(MemoryOptions{
+        .tracker = options.tracker, .staging_limit = 1ull << 30, .precopy_rounds = 3, .dedup = false, .root = {}});
     memory->adopt(version, capsule, stopped);
     for (size_t i = 0; i < processes.size(); ++i) processes[i]->stopped() = std::move(stopped[i]);
   }
@@ -202,6 +210,9 @@ RestoredCapsule RestoredCapsule::restore(const RestoreOptions& options) {
   const VersionReader version = image.open_version(number);
   const pb::Capsule capsule = version.read_state();
   check_host(version.manifest());
+  if (options.lazy && !lazy_fill_available()) {
+    throw Error(ErrorKind::kRefused, "this kernel does not let memory be restored lazily", 0, "restart without --lazy");
+  }
   auto impl = std::make_unique<Impl>();
   impl->manifest = version.manifest();
   impl->build(options, version, capsule);
@@ -236,11 +247,17 @@ std::vector<TaskExit> RestoredCapsule::take_exits() {
   return exits;
 }
 
+void RestoredCapsule::wait_for_memory() {
+  if (impl_->lazy) impl_->lazy->wait();
+}
+
 void RestoredCapsule::kill() {
   if (impl_->init_pid != 0) ::kill(impl_->init_pid, SIGKILL);
 }
 
 void RestoredCapsule::detach() {
+  wait_for_memory();
+  impl_->lazy.reset();
   // Init dies with the agent's thread unless told otherwise, which only it can do for itself.
   InterruptedCalls calls;
   StoppedProcess init = stop_process({impl_->init_pid, 1, impl_->init_start, "icp-init", false}, calls);
@@ -261,7 +278,8 @@ Session RestoredCapsule::continue_session(SessionConfig config) {
   config.whole_ipc_namespace = true;
   auto session = std::make_unique<Session::Impl>(std::move(config), impl_->roots);
   session->memory = std::move(*impl_->memory);
-  session->last_version = version();
+  session->last_version = impl_->lazy ? 0 : version();
+  session->lazy = impl_->lazy;
   impl_->memory.reset();
   return Session(std::move(session));
 }

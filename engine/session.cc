@@ -26,7 +26,6 @@
 namespace icp {
 namespace {
 
-constexpr uint32_t kImageFormat = 1;
 constexpr int kPassingTries = 20;  // a vfork or an ending process is over within a few milliseconds
 constexpr int kLastingTries = 3;
 constexpr auto kPassingWait = std::chrono::milliseconds(10);
@@ -75,7 +74,11 @@ UniqueFd open_ipc_namespace(pid_t pid) {
 Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_roots)
     : config(std::move(session_config)),
       roots(std::move(session_roots)),
-      memory({.tracker = config.tracker, .staging_limit = config.staging_limit, .precopy_rounds = 3, .root = {}}) {
+      memory({.tracker = config.tracker,
+              .staging_limit = config.staging_limit,
+              .precopy_rounds = 3,
+              .dedup = config.dedup,
+              .root = {}}) {
   start_seconds = ::time(nullptr);
   for (const TaskRoot& root : roots) {
     const ProcStat stat = ProcStat::read(root.pid);
@@ -199,6 +202,8 @@ void Session::Impl::capture_undo(std::vector<StoppedProcess>& stopped, const std
 }
 
 CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
+  if (lazy) lazy->wait();
+  lazy.reset();
   const uint64_t begin = now_ns(CLOCK_MONOTONIC);
   Findings findings = check_now(processes(), config.outer, config.network);
   for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
@@ -214,6 +219,8 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
   ImageDir image = ImageDir::create(config.image_path, config.identity, config.node);
   for (int tries = 1;; ++tries) {
     VersionWriter writer = image.begin_version(options.version);
+    writer.set_compression(config.compression);
+    follow_chain(image);
     try {
       return write_version(writer, begin, options);
     } catch (const Error& error) {
@@ -263,7 +270,6 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   CheckpointResult result;
   result.version = writer.version();
   result.taken_unix_ns = manifest.taken_unix_ns();
-  manifest.set_format(kImageFormat);
   manifest.set_version(writer.version());
   manifest.set_parent(memory_stats.full ? 0 : last_version);
   *manifest.mutable_host() = this_host();

@@ -27,10 +27,12 @@ struct SessionConfig {
   std::string node;        // name of this node in the image
   pb::JobFacts job;
   TrackerKind tracker = TrackerKind::kAuto;
-  uint64_t staging_limit = 1ull << 30;  // bytes
-  std::vector<OuterStreamId> outer;     // standard streams and PMI connections the tasks were started with
-  NetworkScope network;                 // TCP connections to other capsules and to the outside
-  bool whole_ipc_namespace = false;     // all System V objects of the roots' IPC namespace are the capsule's
+  uint64_t staging_limit = 1ull << 30;           // bytes
+  Compression compression = Compression::kNone;  // of page files; done while the processes run
+  bool dedup = false;  // pages rewritten with what they held are not stored again; 16 bytes of memory a page
+  std::vector<OuterStreamId> outer;  // standard streams and PMI connections the tasks were started with
+  NetworkScope network;              // TCP connections to other capsules and to the outside
+  bool whole_ipc_namespace = false;  // all System V objects of the roots' IPC namespace are the capsule's
   // Further processes of the capsule (agent's view) that need not descend from the roots: orphans, known by their
   // cgroup or their subreaper. May be empty.
   std::function<std::vector<pid_t>()> more_processes;
@@ -118,6 +120,9 @@ struct RestoreOptions {
   std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one
   NetworkRestore network;
   bool track = true;  // arm trackers before anything runs, for continue_session()
+  // Private anonymous memory comes when it is touched, or by and by (lazy_fill.h); the first version after that is a
+  // full one, and waits until all is there. kRefused where the kernel does not allow it.
+  bool lazy = false;
   TrackerKind tracker = TrackerKind::kAuto;
 };
 
@@ -141,9 +146,11 @@ class RestoredCapsule {
   // Readable when a task has ended; then take_exits() returns them.
   int event_fd() const;
   std::vector<TaskExit> take_exits();
+  // After a lazy restore: waits until all memory is there; throws if it cannot be had. Else returns at once.
+  void wait_for_memory();
   // Ends the capsule: kills everything in its namespaces.
   void kill();
-  void detach();
+  void detach();                // waits for the memory
   void signal_all(int signal);  // to every process of the capsule but its init
   // Goes on checkpointing the restored tree, incrementally from the version it came from. Once.
   Session continue_session(SessionConfig config);

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_capture.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/session.h"
@@ -21,6 +22,8 @@ struct Session::Impl {
   CheckpointResult checkpoint(const CheckpointOptions& options);
 
   // Phases of a version.
+  // Before a version: the chain may have been folded or pruned since the last one (session_chain.cc).
+  void follow_chain(const ImageDir& image);
   void prepare(VersionWriter& writer);
   void collect(StoppedTree& tree, pb::Capsule& capsule);
   CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
@@ -36,6 +39,7 @@ struct Session::Impl {
   InterruptedCalls calls;
   MemoryCapture memory;
   uint32_t last_version = 0;
+  std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
 };
 
 }  // namespace icp

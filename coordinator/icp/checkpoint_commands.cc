@@ -55,7 +55,7 @@ int exit_code_of(const Versions& versions) { return versions.failure() ? exit_co
 int checkpoint(const TreeOptions& options, const Cli& cli) {
   require_root("checkpoint");
   Reporter reporter(cli.verbosity);
-  Versions versions(config_of_tree(options), open_root(options.pid), reporter);
+  Versions versions(config_of_tree(options), open_root(options.pid), reporter, options.versions.keep);
   const EventLoop undisturbed({SIGTERM, SIGINT, SIGHUP});  // a version is taken whole or, on an error, not at all
   const auto result = versions.take(options.kill);
   if (!result && !ProcessHandle(options.pid).running())
@@ -69,7 +69,7 @@ int watch(const TreeOptions& options, const Cli& cli) {
   const auto interval = interval_from(options.interval);
   require_root("watch");
   Reporter reporter(cli.verbosity);
-  Versions versions(config_of_tree(options), open_root(options.pid), reporter);
+  Versions versions(config_of_tree(options), open_root(options.pid), reporter, options.versions.keep);
   const ProcessHandle process(options.pid);
   EventLoop loop({SIGUSR1, SIGTERM, SIGINT, SIGHUP});
   loop.start_timer(interval);
@@ -110,6 +110,7 @@ void add_checkpoint_commands(Cli& cli) {
   app->add_flag("--kill", options->kill, "Kill the tree once the version is committed");
   app->add_flag("--json", options->json, "Print the version as JSON");
   options->versions.add_to(*app);
+  options->versions.add_chain(*app);
   app->callback([&cli, options] { cli.chosen = [&cli, options] { return checkpoint(*options, cli); }; });
 
   options = std::make_shared<TreeOptions>();
@@ -121,6 +122,7 @@ void add_checkpoint_commands(Cli& cli) {
       ->check(check_positive)
       ->type_name("N");
   options->versions.add_to(*app);
+  options->versions.add_chain(*app);
   app->footer("SIGUSR1 takes a version now. SIGINT and SIGTERM end icp; the tree runs on.");
   app->callback([&cli, options] { cli.chosen = [&cli, options] { return watch(*options, cli); }; });
 

@@ -64,6 +64,8 @@ void set_up(Cli& cli) {
   add_restart_command(cli);
   add_image_commands(cli);
   add_job_commands(cli);
+  add_chain_commands(cli);
+  add_diff_command(cli);
 }
 
 // The first line of what CLI11 says, and where to read more.

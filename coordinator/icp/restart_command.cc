@@ -28,7 +28,7 @@ struct RestartOptions {
   std::string user, pid_file, interval;
   std::string grown = "truncate";
   std::vector<std::string> addresses;
-  bool detach = false;
+  bool detach = false, lazy = false;
 };
 
 // Waits for all tasks of a capsule, and passes on what they and the user say to each other.
@@ -125,6 +125,7 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.tracker = tracker_from(options.versions.tracker);
   restore.grown = grown_from(options.grown);
   for (const std::string& pair : options.addresses) restore.network.addresses.push_back(address_pair(pair));
+  restore.lazy = options.lazy;
   const ImageDir image = open_image(restore.image_path, restore.identity, restore.node);
   if (restore.version == 0) restore.version = image.latest().value_or(0);
   if (restore.version == 0)
@@ -154,7 +155,7 @@ std::unique_ptr<Versions> continued(RestoredCapsule& capsule, const RestartOptio
   if (versions.node.empty()) versions.node = capsule.manifest().job().node();
   SessionConfig config = session_config(versions, restored.identity, capsule.manifest().job().command());
   const auto open = [&capsule](SessionConfig session) { return capsule.continue_session(std::move(session)); };
-  return std::make_unique<Versions>(std::move(config), open, reporter);
+  return std::make_unique<Versions>(std::move(config), open, reporter, options.versions.keep);
 }
 
 int restart_detached(const RestartOptions& options, const Cli& cli) {
@@ -222,6 +223,7 @@ void add_restart_command(Cli& cli) {
       ->excludes(job);
   CLI::Option* detach =
       app->add_flag("--detach", options->detach, "Do not wait; print the pid of the root")->excludes(job);
+  app->add_flag("--lazy", options->lazy, "Let the processes run before their memory is there")->excludes(job);
   app->add_option("--pid-file", options->pid_file, "Write the pid of the root into this file")
       ->type_name("FILE")
       ->excludes(job);
@@ -240,6 +242,7 @@ void add_restart_command(Cli& cli) {
       ->type_name("NAME")
       ->excludes(job);
   options->versions.add_to(*app);
+  options->versions.add_chain(*app);
   app->footer(
       "With --dir: exits as the root process did; 125 if it could not be restarted. With --detach: 0, or the usual "
       "codes.\nWith JOB: has Slurm put a finished or vacated batch job back, under its old number.");

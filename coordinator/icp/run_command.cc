@@ -46,7 +46,7 @@ int run(const RunOptions& options, const Cli& cli, std::chrono::milliseconds int
   reporter.note(fmt::format("process {}, a version every {} into {}", program.pid(), format_duration(interval),
                             config.image_path));
   config.more_processes = [&program] { return program.orphans(); };
-  Versions versions(std::move(config), open_root(program.pid()), reporter);
+  Versions versions(std::move(config), open_root(program.pid()), reporter, options.versions.keep);
   loop.start_timer(interval);
   return take_versions(loop, program, versions);
 }
@@ -79,6 +79,7 @@ void add_run_command(Cli& cli) {
   app->add_option("--interval", options->interval, "Time between versions")->required()->type_name("T");
   app->add_option("--user", options->user, "Run the program as this user")->type_name("NAME");
   options->versions.add_to(*app);
+  options->versions.add_chain(*app);
   app->footer("SIGUSR1 takes a version now. Exits as the program did; 125 to 127 if it could not be started.");
   app->callback([&cli, options] { cli.chosen = [&cli, options] { return run_and_pass_on(*options, cli); }; });
 }

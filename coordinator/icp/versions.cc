@@ -5,6 +5,8 @@
 
 #include <utility>
 
+#include "coordinator/icp/cli.h"
+
 namespace icp {
 
 CLI::Option* VersionOptions::add_dir(CLI::App& app, const char* help) {
@@ -20,6 +22,12 @@ void VersionOptions::add_to(CLI::App& app) {
       ->type_name("WHAT");
 }
 
+void VersionOptions::add_chain(CLI::App& app) {
+  app.add_option("--keep", keep, "Keep only the newest N versions")->check(check_positive)->type_name("N");
+  app.add_flag("--dedup", dedup, "Do not store pages that were rewritten with what they held");
+  app.add_option("--compression", compression, "Of page data: none, lz4, zstd")->type_name("KIND");
+}
+
 std::string host_name() {
   utsname names{};
   if (uname(&names) != 0) throw_errno("cannot read the host's name");
@@ -33,6 +41,8 @@ SessionConfig session_config(const VersionOptions& options, const Identity& iden
   SessionConfig config;
   config.tracker = tracker_from(options.tracker);
   config.network.external = options.external_tcp == "reset" ? ExternalTcp::kReset : ExternalTcp::kRefuse;
+  config.compression = parse_compression(options.compression);
+  config.dedup = options.dedup;
   config.image_path = options.dir;
   config.identity = identity;
   config.node = options.node.empty() ? host_name() : options.node;
@@ -44,8 +54,8 @@ SessionConfig session_config(const VersionOptions& options, const Identity& iden
   return config;
 }
 
-Versions::Versions(SessionConfig config, Open open, Reporter& reporter)
-    : config_(std::move(config)), open_(std::move(open)), reporter_(reporter) {
+Versions::Versions(SessionConfig config, Open open, Reporter& reporter, uint32_t keep)
+    : config_(std::move(config)), open_(std::move(open)), reporter_(reporter), keep_(keep) {
   attempt([this] { this->open(); });
 }
 
@@ -69,12 +79,23 @@ bool Versions::attempt(const std::function<void()>& step) noexcept {
   return false;
 }
 
+// What cannot go now (somebody reads a version) goes after a later one.
+void Versions::keep_newest() noexcept {
+  if (keep_ == 0) return;
+  try {
+    ImageDir::open(config_.image_path, config_.identity, config_.node).prune(keep_);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kBusy) print_error(fmt::format("old versions stay: {}", sentence(error)));
+  }
+}
+
 std::optional<CheckpointResult> Versions::take(bool kill) noexcept {
   std::optional<CheckpointResult> result;
   attempt([&] {
     open();
     result = session_->checkpoint(kill);
     reporter_.version_taken(*result);
+    keep_newest();
   });
   return result;
 }

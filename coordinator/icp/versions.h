@@ -16,11 +16,14 @@ namespace icp {
 struct VersionOptions {
   std::string dir;
   std::string node;  // empty: this host's name
-  std::string tracker = "auto";
+  std::string tracker = "auto", compression = "none";
   std::string external_tcp = "refuse";
+  bool dedup = false;
+  uint32_t keep = 0;  // newest versions that stay, 0: all
 
   CLI::Option* add_dir(CLI::App& app, const char* help);  // --dir
   void add_to(CLI::App& app);                             // --node, --tracker, --external-tcp
+  void add_chain(CLI::App& app);                          // --keep, --dedup, --compression
 };
 
 // This host's name, up to the first dot.
@@ -39,7 +42,7 @@ class Versions {
  public:
   using Open = std::function<Session(SessionConfig)>;
   // Opens the session: System V objects that the tree makes from now on are known to be its own.
-  Versions(SessionConfig config, Open open, Reporter& reporter);
+  Versions(SessionConfig config, Open open, Reporter& reporter, uint32_t keep = 0);
 
   // One version of the tree; empty if there is none, which has been reported, unless the tree is gone.
   std::optional<CheckpointResult> take(bool kill = false) noexcept;
@@ -50,10 +53,12 @@ class Versions {
   // Carries out `step`; false if it failed, which has been noted and reported.
   bool attempt(const std::function<void()>& step) noexcept;
   void open();
+  void keep_newest() noexcept;
 
   SessionConfig config_;
   Open open_;
   Reporter& reporter_;
+  uint32_t keep_;
   std::optional<Session> session_;
   std::optional<Error> failure_;
 };

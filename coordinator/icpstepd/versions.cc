@@ -62,6 +62,8 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   session.job.set_node(facts_.node);
   session.tracker = config_.tracker;
   session.staging_limit = config_.staging_limit;
+  session.dedup = config_.dedup;
+  session.compression = config_.compression;
   session.whole_ipc_namespace = facts_.private_ipc;
   session.network.external = config_.external_tcp;
   for (const TaskStreams& task : tasks) {
@@ -84,6 +86,19 @@ void Versions::run_site_script(int error) const {
   start_site_script(config_.site_script, {facts_.uid, facts_.gid, facts_.groups}, facts_.job,
                     protocol::step_name(facts_.step), error, image_);
 }
+// What does not go now goes with a later version.
+void Versions::keep_newest() const {
+  if (config_.keep == 0 || image_.empty()) return;
+  try {
+    const ChainResult gone =
+        ImageDir::open(image_, {facts_.uid, facts_.gid, facts_.groups}, facts_.node).prune(config_.keep);
+    if (!gone.removed.empty())
+      spdlog::debug("{} old versions removed, {} bytes", gone.removed.size(), gone.bytes_freed);
+  } catch (const Error& error) {
+    spdlog::log(error.kind() == ErrorKind::kBusy ? spdlog::level::debug : spdlog::level::warn,
+                "old versions stay for now: {}", error.what());
+  }
+}
 
 // A batch script that runs srun cannot be checkpointed meanwhile, and its steps are what counts: restarting a script
 // after its first step would make Slurm number the next ones from 0 again.
@@ -103,6 +118,7 @@ bool Versions::take() {
   try {
     if (!session_->alive()) return false;
     report(session_->checkpoint());
+    keep_newest();
     return false;
   } catch (const Error& error) {
     return failed(error);
@@ -180,6 +196,7 @@ bool Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
       if (begin.kill()) link.wait_go(begin.round(), net::FINISH, stopped);
     };
     session_->checkpoint(options);
+    keep_newest();
   } catch (const Error& error) {
     done.set_error(error.what());
     done.set_remedy(error.remedy());

@@ -51,6 +51,7 @@ class Versions {
   void report(const CheckpointResult& result);
   bool failed(const Error& error);
   void run_site_script(int error) const;
+  void keep_newest() const;
 
   const protocol::StepFacts& facts_;
   const Config& config_;

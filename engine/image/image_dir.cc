@@ -139,11 +139,17 @@ bool ImageRoot::has_node(uint32_t version, const std::string& other) const {
                    AT_SYMLINK_NOFOLLOW) == 0;
 }
 
+bool ImageRoot::has_version(uint32_t version, const std::string& other) const {
+  struct stat info {};
+  const std::string pruned = fmt::format("{}/{}/{}", version_dir_name(version), other, kPrunedName);
+  return has_node(version, other) && ::fstatat(fd.get(), pruned.c_str(), &info, AT_SYMLINK_NOFOLLOW) != 0;
+}
+
 std::vector<uint32_t> ImageRoot::version_numbers(bool with_node) const {
   std::vector<uint32_t> numbers;
   for (const std::string& name : list_dir(fd.get(), path)) {
     const auto version = parse_version_dir_name(name);
-    if (version && (!with_node || has_node(*version))) numbers.push_back(*version);
+    if (version && (!with_node || has_version(*version))) numbers.push_back(*version);
   }
   std::sort(numbers.begin(), numbers.end());  // seven digits and more do not sort as text
   return numbers;
@@ -206,6 +212,11 @@ std::vector<VersionInfo> ImageDir::versions() const {
     result.push_back(std::move(info));
   }
   return result;
+}
+
+bool ImageDir::has_version(uint32_t version) const {
+  const FsIdentity guard(root_->identity);
+  return root_->has_version(version);
 }
 
 std::optional<uint32_t> ImageDir::latest() const {

@@ -15,11 +15,13 @@
 
 #include "engine/base/identity.h"
 #include "engine/base/unique_fd.h"
+#include "engine/image/compression.h"
 #include "engine/image/image.pb.h"
 
 namespace icp {
 
 struct ImageRoot;
+struct KeptVersion;
 
 // A committed version as a listing shows it. Thread-safe value.
 struct VersionInfo {
@@ -36,6 +38,9 @@ class VersionWriter {
   ~VersionWriter();
 
   uint32_t version() const;
+  // How page files made from now on are compressed; kNone unless set.
+  void set_compression(Compression compression);
+  Compression compression() const;
   // Full name of a file of this version, for messages (where it is while the version is being made).
   std::string file_path(const std::string& name) const;
   // Creates a file in the version's directory (O_CREAT|O_EXCL|O_NOFOLLOW), open for reading and writing.
@@ -48,6 +53,9 @@ class VersionWriter {
   // Notes that this version refers to files of `version`. kImage when that version is no longer in the directory
   // (somebody removed it, or the index belongs to another image): the next version has to be a full one.
   void add_need(uint32_t version);
+  // Notes which versions' page and index files a store refers to, each ascending; needs them all.
+  void add_store(const std::string& name, const std::vector<uint32_t>& page_files,
+                 const std::vector<uint32_t>& index_files);
   uint64_t bytes_written() const;
   // Fills in format, version, files, needs and, where they are empty, release and stats.bytes_written; writes the
   // manifest and flushes everything.
@@ -56,15 +64,21 @@ class VersionWriter {
   void publish();
   void commit(pb::Manifest manifest);  // both
 
+  // Gives a file of this version another name; takes one away.
+  void rename_file(const std::string& from, const std::string& to);
+  void remove_file(const std::string& name);
+
  private:
   friend class ImageDir;
+  friend class ImageCompaction;
   struct Impl;
   explicit VersionWriter(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 
 // A committed version opened for reading: manifest checked, every file the manifest names present with its
-// size. Const members may be used from several threads. Copies share one opened version.
+// size. While one lives, nothing is removed from the image. Const members may be used from several threads. Copies
+// share one opened version.
 class VersionReader {
  public:
   VersionReader(const VersionReader&);
@@ -83,9 +97,18 @@ class VersionReader {
 
  private:
   friend class ImageDir;
+  friend class ImageCompaction;
   struct Impl;
   explicit VersionReader(std::shared_ptr<const Impl> impl);
   std::shared_ptr<const Impl> impl_;
+};
+
+// What prune() and compact() did.
+struct ChainResult {
+  uint32_t version = 0;           // compact(): the new version, 0: there was nothing to fold
+  std::vector<uint32_t> removed;  // versions that are no more
+  uint64_t bytes_freed = 0;       // of files removed
+  std::string left;               // not empty: why nothing was removed for now
 };
 
 // All access is through a directory descriptor opened once, with the rights of `identity`. A directory that
@@ -113,6 +136,8 @@ class ImageDir {
 
   // The highest number of any node, committed or not; 0: none.
   uint32_t highest() const;
+  // False for one that was pruned, or never was.
+  bool has_version(uint32_t version) const;
 
   VersionReader open_version(uint32_t version) const;  // kImage if missing or damaged
   // A new version. `version` 0: one more than the highest directory of any node, also of a damaged one; a coordinator
@@ -124,8 +149,22 @@ class ImageDir {
   // Returns the problems found, one sentence each; empty when whole.
   std::vector<std::string> verify(uint32_t version) const;
 
+  // Removes all but the newest `keep` (at least 1) versions of this node whose manifests are whole. Files that these
+  // refer to stay, and nothing else; of versions of several nodes those count that all have committed. Damaged versions
+  // are left alone. kBusy while somebody reads or writes a version. A crash at any moment loses nothing: a version
+  // stops being one by one rename, before its files go.
+  ChainResult prune(uint32_t keep) const;
+  // Makes a version that holds all pages of the latest one itself and is the latest one then, and prunes all but the
+  // newest `keep`. Versions may be taken meanwhile: what they change is taken over; a session goes on from the new
+  // version as if it had taken it itself. Reads and checks every page. kBusy when another compaction is at work. A
+  // crash leaves what was there. kRefused for versions of several nodes, to which a coordinator gives the numbers.
+  ChainResult compact(uint32_t keep, Compression compression = Compression::kNone) const;
+
  private:
+  friend class ImageCompaction;
   explicit ImageDir(std::shared_ptr<const ImageRoot> root);
+  VersionReader read_version(uint32_t version, UniqueFd lock, bool whole = true) const;
+  std::vector<KeptVersion> readable_versions() const;
   std::shared_ptr<const ImageRoot> root_;
 };
 

@@ -30,6 +30,10 @@ bool is_temporary_dir_name(std::string_view name, std::string_view node) {
   return version && temporary_dir_name(*version, node) == name;
 }
 
+std::string fold_dir_name(std::string_view node) { return fmt::format(".fold.{}.tmp", node); }
+std::string write_lock_name(std::string_view node) { return fmt::format(".write.{}.lock", node); }
+std::string read_lock_name(std::string_view node) { return fmt::format(".read.{}.lock", node); }
+
 std::string page_file_name(std::string_view store, uint32_t version) {
   return fmt::format("{}.{}.bin", store, version);
 }

@@ -9,7 +9,7 @@
 
 namespace icp {
 
-inline constexpr uint32_t kImageFormat = 1;
+inline constexpr uint32_t kImageFormat = 2;
 // A page's place is packed into 64 bits in the index: 24 bits of version, 40 of record.
 inline constexpr uint32_t kMaxVersion = (1u << 24) - 1;
 // One less than fits, so that "next record" never carries into the version.
@@ -19,6 +19,8 @@ inline constexpr uint64_t kMaxManifestBytes = 64ull << 20;
 inline constexpr uint64_t kMaxStateBytes = 1ull << 30;
 inline constexpr std::string_view kManifestName = "manifest.icp";
 inline constexpr std::string_view kStateName = "state.icp";
+// What the manifest of a version is called once the version is pruned: what is left of it serves later versions only.
+inline constexpr std::string_view kPrunedName = "pruned.icp";
 
 // "v000007"; and back, only from exactly that spelling.
 std::string version_dir_name(uint32_t version);
@@ -26,6 +28,11 @@ std::optional<uint32_t> parse_version_dir_name(std::string_view name);
 // ".v000007.<node>.tmp"; and whether `name` is such a directory of `node`, of whatever version.
 std::string temporary_dir_name(uint32_t version, std::string_view node);
 bool is_temporary_dir_name(std::string_view name, std::string_view node);
+// ".fold.<node>.tmp": where a compaction works.
+std::string fold_dir_name(std::string_view node);
+// ".write.<node>.lock" and ".read.<node>.lock" (image_lock.h).
+std::string write_lock_name(std::string_view node);
+std::string read_lock_name(std::string_view node);
 
 std::string page_file_name(std::string_view store, uint32_t version);
 std::string index_file_name(std::string_view store, uint32_t version);

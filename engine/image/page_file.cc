@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/stat.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include <algorithm>
@@ -32,10 +33,12 @@ struct PageFileTrailer {
   uint32_t version;
   uint64_t store_hash;
   uint64_t records;
-  uint64_t table_xxh3;  // XXH3-64 of the checksum table
-  uint64_t xxh3;        // of the bytes before
+  uint32_t compression;    // Compression
+  uint32_t block_records;  // kBlockRecords, 0 when not compressed
+  uint64_t table_xxh3;     // XXH3-64 of the hashes and the lengths of blocks
+  uint64_t xxh3;           // of the bytes before
 };
-static_assert(sizeof(PageFileTrailer) == 48);
+static_assert(sizeof(PageFileTrailer) == 56);
 
 constexpr char kHeaderMagic[8] = {'I', 'C', 'P', 'P', 'A', 'G', 'E', 'S'};
 constexpr char kTrailerMagic[8] = {'I', 'C', 'P', 'P', 'G', 'E', 'N', 'D'};
@@ -43,46 +46,52 @@ constexpr char kTrailerMagic[8] = {'I', 'C', 'P', 'P', 'G', 'E', 'N', 'D'};
 constexpr uint64_t kDirectPages = (256 << 10) / kPageBytes;
 constexpr size_t kTailBytes = 1 << 20;
 
-uint32_t checksum(const std::byte* page) { return static_cast<uint32_t>(XXH3_64bits(page, kPageBytes)); }
 uint64_t offset_of(uint64_t record) { return (record + 1) * kPageBytes; }
+uint64_t blocks_of(uint64_t records) { return (records + kBlockRecords - 1) / kBlockRecords; }
 
 }  // namespace
 
 PageFileWriter::PageFileWriter(VersionWriter& version, const std::string& store)
-    : name_(page_file_name(store, version.version())),
+    : store_(store),
+      name_(page_file_name(store, version.version())),
       path_(version.file_path(name_)),
-      store_hash_(hash_of(store)),
       version_(version.version()),
-      fd_(version.create_file(name_)) {
+      compression_(version.compression()),
+      fd_(version.create_file(name_)),
+      next_block_at_(kPageBytes) {
+  write_header();
+}
+
+void PageFileWriter::write_header() {
   PageFileHeader header{};
   std::memcpy(header.magic, kHeaderMagic, sizeof kHeaderMagic);
   header.format = kImageFormat;
   header.version = version_;
-  header.store_hash = store_hash_;
+  header.store_hash = hash_of(store_);
   header.xxh3 = XXH3_64bits(&header, offsetof(PageFileHeader, xxh3));
   std::vector<std::byte> page(kPageBytes);
   std::memcpy(page.data(), &header, sizeof header);
   write_at(fd_.get(), page.data(), page.size(), 0, path_);
 }
 
-uint64_t PageFileWriter::append(const std::byte* pages, uint64_t count) {
+uint64_t PageFileWriter::append(const std::byte* pages, const PageHash* hashes, uint64_t count) {
   const uint64_t first = records();
   if (count > kMaxRecord - first) throw_error(ErrorKind::kRefused, "{} would have too many pages", path_);
-  for (uint64_t i = 0; i < count; ++i) checksums_.push_back(checksum(pages + i * kPageBytes));
-  if (count >= kDirectPages) {
-    flush_tail();
+  hashes_.insert(hashes_.end(), hashes, hashes + count);
+  if (count >= kDirectPages && compression_ == Compression::kNone) {
+    flush_tail(false);
     write_out(first, pages, count);
     tail_first_ = records();
     return first;
   }
   if (tail_.capacity() == 0) tail_.reserve(kTailBytes + kDirectPages * kPageBytes);
   tail_.insert(tail_.end(), pages, pages + count * kPageBytes);
-  if (tail_.size() >= kTailBytes) flush_tail();
+  if (tail_.size() >= kTailBytes) flush_tail(true);
   return first;
 }
 
-void PageFileWriter::overwrite(uint64_t record, const std::byte* pages, uint64_t count) {
-  for (uint64_t i = 0; i < count; ++i) checksums_[record + i] = checksum(pages + i * kPageBytes);
+void PageFileWriter::overwrite(uint64_t record, const std::byte* pages, const PageHash* hashes, uint64_t count) {
+  std::copy_n(hashes, count, hashes_.begin() + static_cast<ptrdiff_t>(record));
   const uint64_t written = record < tail_first_ ? std::min(count, tail_first_ - record) : 0;
   if (written > 0) write_out(record, pages, written);
   if (written < count) {
@@ -95,26 +104,63 @@ void PageFileWriter::write_out(uint64_t record, const std::byte* pages, uint64_t
   write_at(fd_.get(), pages, count * kPageBytes, offset_of(record), path_);
 }
 
-void PageFileWriter::flush_tail() {
-  if (!tail_.empty()) write_out(tail_first_, tail_.data(), tail_.size() / kPageBytes);
-  tail_first_ += tail_.size() / kPageBytes;
-  tail_.clear();
+// A block that does not get smaller is stored as it is: its length tells.
+void PageFileWriter::write_block(const std::byte* pages, uint64_t count) {
+  std::span<const std::byte> bytes(pages, count * kPageBytes);
+  if (compressing_ && compress_block(compression_, bytes, compressed_)) bytes = compressed_;
+  write_at(fd_.get(), bytes.data(), bytes.size(), next_block_at_, path_);
+  next_block_at_ += bytes.size();
+  blocks_.push_back(static_cast<uint32_t>(bytes.size()));
+}
+
+void PageFileWriter::flush_tail(bool whole_blocks) {
+  uint64_t count = tail_.size() / kPageBytes;
+  if (count == 0) return;
+  if (compression_ == Compression::kNone) {
+    write_out(tail_first_, tail_.data(), count);
+  } else {
+    if (whole_blocks) count -= count % kBlockRecords;
+    for (uint64_t at = 0; at < count; at += kBlockRecords) {
+      write_block(tail_.data() + at * kPageBytes, std::min(kBlockRecords, count - at));
+    }
+  }
+  tail_first_ += count;
+  tail_.erase(tail_.begin(), tail_.begin() + static_cast<ptrdiff_t>(count * kPageBytes));
+}
+
+void PageFileWriter::flush_records() {
+  flush_tail(true);
+  if (::fdatasync(fd_.get()) != 0) throw_errno("cannot flush {} to disk", path_);
 }
 
 void PageFileWriter::finish(VersionWriter& version) {
-  flush_tail();
-  uint64_t offset = offset_of(records());
-  const size_t table_bytes = checksums_.size() * sizeof checksums_[0];
-  write_at(fd_.get(), checksums_.data(), table_bytes, offset, path_);
-  offset += table_bytes;
+  flush_tail(false);
+  if (version_ != version.version()) {
+    version_ = version.version();
+    const std::string name = page_file_name(store_, version_);
+    version.rename_file(name_, name);
+    name_ = name;
+    path_ = version.file_path(name_);
+    write_header();
+  }
+  const bool packed = compression_ != Compression::kNone;
+  uint64_t offset = packed ? next_block_at_ : offset_of(records());
+  const size_t hash_bytes = hashes_.size() * sizeof hashes_[0], length_bytes = blocks_.size() * sizeof(uint32_t);
+  std::vector<std::byte> table(hash_bytes + length_bytes);
+  if (hash_bytes > 0) std::memcpy(table.data(), hashes_.data(), hash_bytes);
+  if (length_bytes > 0) std::memcpy(table.data() + hash_bytes, blocks_.data(), length_bytes);
+  write_at(fd_.get(), table.data(), table.size(), offset, path_);
+  offset += table.size();
 
   PageFileTrailer trailer{};
   std::memcpy(trailer.magic, kTrailerMagic, sizeof kTrailerMagic);
   trailer.format = kImageFormat;
   trailer.version = version_;
-  trailer.store_hash = store_hash_;
+  trailer.store_hash = hash_of(store_);
   trailer.records = records();
-  trailer.table_xxh3 = XXH3_64bits(checksums_.data(), table_bytes);
+  trailer.compression = static_cast<uint32_t>(compression_);
+  trailer.block_records = packed ? kBlockRecords : 0;
+  trailer.table_xxh3 = XXH3_64bits(table.data(), table.size());
   trailer.xxh3 = XXH3_64bits(&trailer, offsetof(PageFileTrailer, xxh3));
   write_at(fd_.get(), &trailer, sizeof trailer, offset, path_);
   version.add_file(name_, offset + sizeof trailer, 0);
@@ -132,7 +178,7 @@ PageFileReader::PageFileReader(const VersionReader& version, const std::string& 
   inode_ = info.st_ino;
   device_ = info.st_dev;
   check_header(store);
-  load_checksums(store);
+  load_tables(store);
 }
 
 void PageFileReader::check_header(const std::string& store) const {
@@ -154,7 +200,7 @@ void PageFileReader::check_header(const std::string& store) const {
   }
 }
 
-void PageFileReader::load_checksums(const std::string& store) {
+void PageFileReader::load_tables(const std::string& store) {
   PageFileTrailer trailer{};
   const uint64_t trailer_at = size_ - sizeof trailer;
   read_at(fd_.get(), &trailer, sizeof trailer, trailer_at, path_);
@@ -163,19 +209,48 @@ void PageFileReader::load_checksums(const std::string& store) {
       trailer.version != version_ || trailer.store_hash != hash_of(store)) {
     throw_error(ErrorKind::kImage, "{} is damaged at offset {}: trailer is damaged", path_, trailer_at);
   }
-  // The size bounds the number, so nothing large is allocated for a small file.
-  constexpr uint64_t kEach = kPageBytes + sizeof(uint32_t);
-  if (trailer.records > kMaxRecord + 1 || trailer.records * kEach != trailer_at - kPageBytes) {
+  const bool packed = trailer.compression != 0;
+  if (trailer.compression > static_cast<uint32_t>(Compression::kLz4) ||
+      trailer.block_records != (packed ? kBlockRecords : 0)) {
+    throw_error(ErrorKind::kImage, "{} is compressed in a way that this program does not know", path_);
+  }
+  compression_ = static_cast<Compression>(trailer.compression);
+  // The size bounds the number, so nothing large is allocated for a small file: a compressed block has at least a byte.
+  const uint64_t space = trailer_at - kPageBytes;
+  constexpr uint64_t kPlain = kPageBytes + sizeof(PageHash);
+  const bool fits = packed ? trailer.records <= space / sizeof(PageHash) : trailer.records * kPlain == space;
+  const uint64_t table_bytes =
+      trailer.records * sizeof(PageHash) + (packed ? blocks_of(trailer.records) * sizeof(uint32_t) : 0);
+  if (trailer.records > kMaxRecord + 1 || !fits || table_bytes > space) {
     throw_error(ErrorKind::kImage, "{} is damaged at offset {}: {} records do not make a file of {} bytes", path_,
                 trailer_at, trailer.records, size_);
   }
-  checksums_.resize(trailer.records);
-  const size_t table_bytes = checksums_.size() * sizeof checksums_[0];
-  read_at(fd_.get(), checksums_.data(), table_bytes, offset_of(trailer.records), path_);
-  if (XXH3_64bits(checksums_.data(), table_bytes) != trailer.table_xxh3) {
-    throw_error(ErrorKind::kImage, "{} is damaged at offset {}: checksum table is damaged", path_,
-                offset_of(trailer.records));
+  const uint64_t table_at = trailer_at - table_bytes;
+  std::vector<std::byte> table(table_bytes);
+  read_at(fd_.get(), table.data(), table.size(), table_at, path_);
+  if (XXH3_64bits(table.data(), table.size()) != trailer.table_xxh3) {
+    throw_error(ErrorKind::kImage, "{} is damaged at offset {}: checksum table is damaged", path_, table_at);
   }
+  hashes_.resize(trailer.records);
+  if (!hashes_.empty()) std::memcpy(hashes_.data(), table.data(), hashes_.size() * sizeof(PageHash));
+  if (packed) load_blocks(std::span(table).subspan(hashes_.size() * sizeof(PageHash)), table_at);
+}
+
+// Every block holds kBlockRecords pages but the last; it has at least one byte and no more than its pages, and all
+// together fill the file up to the table.
+void PageFileReader::load_blocks(std::span<const std::byte> lengths, uint64_t end) {
+  uint64_t at = kPageBytes;
+  for (uint64_t number = 0; number * sizeof(uint32_t) < lengths.size(); ++number) {
+    uint32_t length = 0;
+    std::memcpy(&length, lengths.data() + number * sizeof length, sizeof length);
+    const uint64_t pages = std::min(kBlockRecords, records() - number * kBlockRecords);
+    if (length == 0 || length > pages * kPageBytes || length > end - at) {
+      throw_error(ErrorKind::kImage, "{} is damaged at offset {}: impossible length of a block", path_, at);
+    }
+    at += length;
+    block_ends_.push_back(at);
+  }
+  if (at != end) throw_error(ErrorKind::kImage, "{} is damaged at offset {}: blocks do not fill the file", path_, at);
 }
 
 void PageFileReader::reopen(const VersionReader& version) {
@@ -188,18 +263,58 @@ void PageFileReader::reopen(const VersionReader& version) {
   fd_ = std::move(fd);
 }
 
-void PageFileReader::read(uint64_t record, uint64_t count, std::byte* to) {
+void PageFileReader::check_records(uint64_t record, uint64_t count) const {
   if (record >= records() || count > records() - record) {
     throw_error(ErrorKind::kImage, "{} has {} page records, the index refers to record {}", path_, records(),
                 record + count - 1);
   }
-  read_at(fd_.get(), to, count * kPageBytes, offset_of(record), path_);
+}
+
+void PageFileReader::check_pages(uint64_t record, uint64_t count, const std::byte* pages) const {
   for (uint64_t i = 0; i < count; ++i) {
-    if (checksum(to + i * kPageBytes) != checksums_[record + i]) {
-      throw_error(ErrorKind::kImage, "{} is damaged at offset {}: the page there has another checksum", path_,
-                  offset_of(record + i));
+    if (hash_page(pages + i * kPageBytes) == hashes_[record + i]) continue;
+    const uint64_t block = (record + i) / kBlockRecords;
+    throw_error(ErrorKind::kImage, "{} is damaged at offset {}: the page there has another checksum", path_,
+                compression_ == Compression::kNone ? offset_of(record + i)
+                                                   : (block == 0 ? kPageBytes : block_ends_[block - 1]));
+  }
+}
+
+std::span<const std::byte> PageFileReader::block(uint64_t number) {
+  const uint64_t pages = std::min(kBlockRecords, records() - number * kBlockRecords);
+  if (number == held_block_) return std::span(held_).first(pages * kPageBytes);
+  held_block_ = ~0ull;
+  held_.resize(kBlockRecords * kPageBytes);
+  const std::span to = std::span(held_).first(pages * kPageBytes);
+  const uint64_t at = number == 0 ? kPageBytes : block_ends_[number - 1];
+  const uint64_t length = block_ends_[number] - at;
+  if (length == to.size()) {
+    read_at(fd_.get(), to.data(), length, at, path_);
+  } else {
+    packed_.resize(length);
+    read_at(fd_.get(), packed_.data(), length, at, path_);
+    if (!decompress_block(compression_, packed_, to)) {
+      throw_error(ErrorKind::kImage, "{} is damaged at offset {}: a block cannot be decompressed", path_, at);
     }
   }
+  held_block_ = number;
+  return to;
+}
+
+void PageFileReader::read(uint64_t record, uint64_t count, std::byte* to) {
+  check_records(record, count);
+  if (compression_ == Compression::kNone) {
+    read_at(fd_.get(), to, count * kPageBytes, offset_of(record), path_);
+  } else {
+    for (uint64_t done = 0; done < count;) {
+      const uint64_t inside = (record + done) % kBlockRecords;
+      const std::span from = block((record + done) / kBlockRecords).subspan(inside * kPageBytes);
+      const uint64_t part = std::min(count - done, from.size() / kPageBytes);
+      std::memcpy(to + done * kPageBytes, from.data(), part * kPageBytes);
+      done += part;
+    }
+  }
+  check_pages(record, count, to);
 }
 
 }  // namespace icp

@@ -1,18 +1,22 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // <store>.<version>.bin: the page records that one version of a store wrote.
 //
-//   header 4096 bytes, records of 4096 bytes, their checksums of 4 bytes each, trailer 48 bytes
+//   header 4096 bytes, records, their hashes of 16 bytes each, trailer 56 bytes
 //
-// Records lie at multiples of the page size, so that a file can be mapped or read with O_DIRECT.
+// Plain records lie at multiples of the page size, so that a file can be mapped or read with O_DIRECT. Compressed ones
+// lie in blocks of kBlockRecords; the blocks' lengths then follow the hashes.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <span>
 #include <string>
 #include <vector>
 
 #include "engine/base/unique_fd.h"
+#include "engine/image/compression.h"
 #include "engine/image/image_dir.h"
+#include "engine/image/page_hash.h"
 
 namespace icp {
 
@@ -21,36 +25,55 @@ class PageFileWriter {
  public:
   PageFileWriter(VersionWriter& version, const std::string& store);
 
-  uint64_t records() const { return checksums_.size(); }
-  // Returns the number of the first record.
-  uint64_t append(const std::byte* pages, uint64_t count);
-  void overwrite(uint64_t record, const std::byte* pages, uint64_t count);
-  // Writes what is still held back, the checksums and the trailer; records the file in the version.
+  uint64_t records() const { return hashes_.size(); }
+  // Returns the number of the first record. `hashes` are those of the pages.
+  uint64_t append(const std::byte* pages, const PageHash* hashes, uint64_t count);
+  // Whether the record can still be given another content: always, but for one whose block is compressed already.
+  bool can_overwrite(uint64_t record) const { return compression_ == Compression::kNone || record >= tail_first_; }
+  void overwrite(uint64_t record, const std::byte* pages, const PageHash* hashes, uint64_t count);
+  // Blocks finished from now on are (not) compressed, in a file that has compression at all.
+  void set_compressing(bool on) { compressing_ = on; }
+  // Starts writing to disk what is there, and waits for it.
+  void flush_records();
+  // Writes what is still held back, the hashes and the trailer; records the file in the version. The version may have
+  // been given another number since (a compaction does that).
   void finish(VersionWriter& version);
 
  private:
+  void write_header();
   void write_out(uint64_t record, const std::byte* pages, uint64_t count);
-  void flush_tail();
+  void write_block(const std::byte* pages, uint64_t count);
+  // Writes out all of the tail, or with `whole_blocks` only what makes whole blocks.
+  void flush_tail(bool whole_blocks);
 
-  std::string name_, path_;
-  uint64_t store_hash_;
+  std::string store_, name_, path_;
   uint32_t version_;
+  Compression compression_;
+  bool compressing_ = true;
   UniqueFd fd_;
-  std::vector<uint32_t> checksums_;
+  std::vector<PageHash> hashes_;
   // The last records, not written yet: [tail_first_, tail_first_ + tail_.size() / 4096) up to records().
   std::vector<std::byte> tail_;
   uint64_t tail_first_ = 0;
+  // Compressed files: lengths of the blocks written, and where the next goes.
+  std::vector<uint32_t> blocks_;
+  uint64_t next_block_at_ = 0;
+  std::vector<std::byte> compressed_;
 };
 
-// Reads records of a page file of a committed version. The checksum table is read and checked when the file is first
-// opened and stays in memory (4 bytes a record). One thread.
+// Reads records of a page file of a committed version. The table of hashes is read and checked when the file is first
+// opened and stays in memory (16 bytes a record). One thread.
 class PageFileReader {
  public:
   // `file` was opened through `version`.
   PageFileReader(const VersionReader& version, const std::string& store, uint32_t file_version);
 
   void read(uint64_t record, uint64_t count, std::byte* to);
-  uint64_t records() const { return checksums_.size(); }
+  uint64_t records() const { return hashes_.size(); }
+  // Of a record below records().
+  const PageHash& hash(uint64_t record) const { return hashes_[record]; }
+  // kImage unless records [record, record + count) exist.
+  void check_records(uint64_t record, uint64_t count) const;
   // Descriptors are few, files may be many: closed and opened again without reading the table again. kImage when the
   // file is no longer the same one.
   void close() { fd_.reset(); }
@@ -59,13 +82,21 @@ class PageFileReader {
 
  private:
   void check_header(const std::string& store) const;
-  void load_checksums(const std::string& store);
+  void load_tables(const std::string& store);
+  void load_blocks(std::span<const std::byte> lengths, uint64_t end);
+  // The pages of a block, decompressed; valid until the next call.
+  std::span<const std::byte> block(uint64_t number);
+  void check_pages(uint64_t record, uint64_t count, const std::byte* pages) const;
 
   std::string name_, path_;
   uint32_t version_;
   UniqueFd fd_;
   uint64_t size_ = 0, inode_ = 0, device_ = 0;
-  std::vector<uint32_t> checksums_;
+  std::vector<PageHash> hashes_;
+  Compression compression_ = Compression::kNone;
+  std::vector<uint64_t> block_ends_;  // offsets; compressed files only
+  uint64_t held_block_ = ~0ull;
+  std::vector<std::byte> held_, packed_;
 };
 
 }  // namespace icp

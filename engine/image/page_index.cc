@@ -259,13 +259,26 @@ void PageIndex::erase(uint64_t start, uint64_t end) {
 
 uint64_t PageIndex::pages() const { return impl_->pages; }
 
-std::vector<uint32_t> PageIndex::versions() const {
+template <typename Used>
+std::vector<uint32_t> PageIndex::Impl::versions_with(Used used) const {
   std::vector<uint32_t> result;
-  for (const auto& [version, references] : impl_->versions) {
-    if (references.pages > 0 || references.tables > 0) result.push_back(version);
+  for (const auto& [version, references] : versions) {
+    if (used(references)) result.push_back(version);
   }
   std::sort(result.begin(), result.end());
   return result;
+}
+
+std::vector<uint32_t> PageIndex::versions() const {
+  return impl_->versions_with([](const Impl::References& r) { return r.pages > 0 || r.tables > 0; });
+}
+
+std::vector<uint32_t> PageIndex::page_versions() const {
+  return impl_->versions_with([](const Impl::References& r) { return r.pages > 0; });
+}
+
+std::vector<uint32_t> PageIndex::table_versions() const {
+  return impl_->versions_with([](const Impl::References& r) { return r.tables > 0; });
 }
 
 void PageIndex::for_each_run(const Visit& visit) const { for_each_run(0, kAddressEnd, visit); }

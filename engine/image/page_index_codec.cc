@@ -52,12 +52,37 @@ class VersionSlots {
   }
 
   void encode(uint32_t own, ByteWriter& writer) const {
-    writer.varint(slots_.size());
-    uint32_t above = own;
+    const uint32_t newest = slots_.front().slot.version, span = newest - slots_.back().slot.version;
+    const size_t map_bytes = (span + 7) / 8;
+    const bool mapped = map_bytes + 1 < slots_.size() - 1;
+    writer.varint(slots_.size() << 1 | (mapped ? 1 : 0));
+    writer.varint(own - newest);
+    if (mapped) {
+      std::vector<uint8_t> map(map_bytes);
+      for (size_t i = 1; i < slots_.size(); ++i) {
+        const uint32_t below = newest - slots_[i].slot.version - 1;
+        map[below / 8] |= static_cast<uint8_t>(1u << below % 8);
+      }
+      writer.varint(map_bytes);
+      writer.raw(map.data(), map.size());
+    } else {
+      for (size_t i = 1; i < slots_.size(); ++i) writer.varint(slots_[i - 1].slot.version - slots_[i].slot.version - 1);
+    }
+    std::vector<size_t> dense;
+    for (size_t i = 0; i < slots_.size(); ++i) {
+      if (slots_[i].slot.dense) dense.push_back(i);
+    }
+    writer.varint(dense.size());
+    size_t next = 0;
+    for (const size_t slot : dense) {
+      writer.varint(slot - next);
+      next = slot + 1;
+    }
+    // Versions that write alike have records alike where they meet the table.
+    uint64_t before = 0;
     for (const Counted& counted : slots_) {
-      writer.varint(above - counted.slot.version);
-      writer.varint(counted.first << 1 | (counted.slot.dense ? 1 : 0));
-      above = counted.slot.version - 1;
+      writer.zigzag(static_cast<int64_t>(counted.first - before));
+      before = counted.first;
     }
   }
   size_t size() const { return slots_.size(); }
@@ -182,17 +207,39 @@ uint32_t decode_version(ByteReader& reader, uint32_t above) {
   return above - static_cast<uint32_t>(difference);
 }
 
+// A bit a version below the newest one.
+void decode_version_map(ByteReader& reader, std::vector<Slot>& slots) {
+  const auto map = reader.raw(reader.varint());
+  size_t found = 1;
+  for (size_t below = 0; below < map.size() * 8; ++below) {
+    if ((map[below / 8] >> below % 8 & 1) == 0) continue;
+    if (found == slots.size() || below + 1 >= slots[0].version) throw DecodeError{"impossible version"};
+    slots[found++].version = slots[0].version - static_cast<uint32_t>(below) - 1;
+  }
+  if (found != slots.size()) throw DecodeError{"versions of a table are missing"};
+}
+
 std::vector<Slot> decode_slots(ByteReader& reader, uint32_t own) {
-  const uint64_t count = reader.varint();
+  const uint64_t number = reader.varint(), count = number >> 1;
   if (count == 0 || count > kTableEntries) throw DecodeError{"impossible number of versions in a table"};
   std::vector<Slot> slots(count);
-  uint32_t above = own;
+  slots[0].version = decode_version(reader, own);
+  if ((number & 1) != 0) {
+    decode_version_map(reader, slots);
+  } else {
+    for (size_t i = 1; i < count; ++i) slots[i].version = decode_version(reader, slots[i - 1].version - 1);
+  }
+  size_t next = 0;
+  for (uint64_t left = reader.varint(); left > 0; --left) {
+    const uint64_t gap = reader.varint();
+    if (gap >= count - next) throw DecodeError{"impossible version in a table"};
+    slots[next + gap].dense = true;
+    next += gap + 1;
+  }
+  uint64_t record = 0;
   for (Slot& slot : slots) {
-    slot.version = decode_version(reader, above);
-    const uint64_t record = reader.varint();
-    slot.record = record >> 1;
-    slot.dense = (record & 1) != 0;
-    above = slot.version - 1;
+    record += static_cast<uint64_t>(reader.zigzag());
+    slot.record = record;
   }
   return slots;
 }

@@ -280,7 +280,7 @@ void PageIndexFile::write(PageIndex& index, VersionWriter& version, const std::s
   writer.raw(&trailer, sizeof trailer);
   sink.flush();
   version.add_file(name, sink.offset(), sink.xxh3());
-  for (const uint32_t needed : index.versions()) version.add_need(needed);
+  version.add_store(store, index.page_versions(), index.table_versions());
 }
 
 PageIndex PageIndexFile::load(const VersionReader& version, const std::string& store) {
@@ -299,6 +299,13 @@ PageIndex PageIndexFile::load(const VersionReader& version, const std::string& s
       throw_error(ErrorKind::kImage, "{} refers to pages of version {}, which the manifest does not name", path,
                   needed);
     }
+  }
+  // By these lists files are kept or removed.
+  const auto& stores = version.manifest().stores();
+  const auto listed = std::find_if(stores.begin(), stores.end(), [&](const auto& one) { return one.store() == store; });
+  if (listed == stores.end() || !std::ranges::equal(listed->page_files(), index.page_versions()) ||
+      !std::ranges::equal(listed->index_files(), index.table_versions())) {
+    throw_error(ErrorKind::kImage, "{} refers to other files than the manifest says", path);
   }
   return index;
 }

@@ -81,6 +81,8 @@ struct PageIndex::Impl {
   // After the tables were stored: the next write has to mark its leaf as changed again.
   void forget_last_leaf() { last_key_ = ~0ull; }
   void destroy(IndexNode* node, int level);
+  template <typename Used>
+  std::vector<uint32_t> versions_with(Used used) const;
 
  private:
   bool erase_below(IndexNode* node, int level, uint64_t base, uint64_t start, uint64_t end);

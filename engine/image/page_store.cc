@@ -12,6 +12,7 @@
 #include "engine/base/error.h"
 #include "engine/image/image_layout.h"
 #include "engine/image/page_file.h"
+#include "engine/image/page_hash.h"
 #include "engine/image/page_index_file.h"
 
 namespace icp {
@@ -45,49 +46,72 @@ struct PageStoreWriter::Impl {
   std::string name;
   PageIndex& index;
   uint32_t number;
+  PageHashes* known;
   std::optional<PageFileWriter> file;  // made with the first record
-  bool finished = false;
+  bool finished = false, compressing = true;
+  std::vector<PageHash> hashes;  // of the pages being put
 
   // Whether the page has a record in this version already.
   bool is_written(uint64_t address) const { return index.find(address).version == number; }
-  void append(uint64_t address, const std::byte* pages, uint64_t count);
-  uint64_t overwrite(uint64_t address, const std::byte* pages, uint64_t limit);
+  // Whether an older version stored the same content for the page.
+  bool is_same(uint64_t address, const PageHash& hash) const {
+    return known != nullptr && index.find(address).version != 0 && known->find(address) == hash;
+  }
+  void append(uint64_t address, const std::byte* pages, const PageHash* hash, uint64_t count);
+  uint64_t overwrite(uint64_t address, const std::byte* pages, const PageHash* hash, uint64_t limit);
   void put(uint64_t address, const std::byte* pages, uint64_t count);
 };
 
-void PageStoreWriter::Impl::append(uint64_t address, const std::byte* pages, uint64_t count) {
-  if (!file) file.emplace(version, name);
-  const uint64_t record = file->append(pages, count);
+void PageStoreWriter::Impl::append(uint64_t address, const std::byte* pages, const PageHash* hash, uint64_t count) {
+  if (!file) {
+    file.emplace(version, name);
+    file->set_compressing(compressing);
+  }
+  const uint64_t record = file->append(pages, hash, count);
   for (uint64_t i = 0; i < count; ++i) index.set(address + i * kPageBytes, {number, record + i});
 }
 
 // Overwrites as many pages as lie in consecutive records, at most `limit`; returns their number.
-uint64_t PageStoreWriter::Impl::overwrite(uint64_t address, const std::byte* pages, uint64_t limit) {
+uint64_t PageStoreWriter::Impl::overwrite(uint64_t address, const std::byte* pages, const PageHash* hash,
+                                          uint64_t limit) {
   const uint64_t record = index.find(address).record;
+  if (!file->can_overwrite(record)) {
+    append(address, pages, hash, 1);
+    return 1;
+  }
   uint64_t count = 1;
   while (count < limit && index.find(address + count * kPageBytes) == PageLocation{number, record + count}) ++count;
-  file->overwrite(record, pages, count);
+  file->overwrite(record, pages, hash, count);
   return count;
 }
 
 // Pages none of which is to be left out.
 void PageStoreWriter::Impl::put(uint64_t address, const std::byte* pages, uint64_t count) {
+  hashes.resize(count);
+  for (uint64_t i = 0; i < count; ++i) hashes[i] = hash_page(pages + i * kPageBytes);
   for (uint64_t at = 0; at < count;) {
     const uint64_t first = address + at * kPageBytes;
     uint64_t length = 0;
     if (is_written(first)) {
-      length = overwrite(first, pages + at * kPageBytes, count - at);
+      length = overwrite(first, pages + at * kPageBytes, &hashes[at], count - at);
+    } else if (is_same(first, hashes[at])) {
+      length = 1;
     } else {
+      const auto is_new = [&](uint64_t i) {
+        return !is_written(address + i * kPageBytes) && !is_same(address + i * kPageBytes, hashes[i]);
+      };
       do ++length;
-      while (at + length < count && !is_written(first + length * kPageBytes));
-      append(first, pages + at * kPageBytes, length);
+      while (at + length < count && is_new(at + length));
+      append(first, pages + at * kPageBytes, &hashes[at], length);
     }
     at += length;
   }
+  if (known == nullptr) return;
+  for (uint64_t i = 0; i < count; ++i) known->set(address + i * kPageBytes, hashes[i]);
 }
 
-PageStoreWriter::PageStoreWriter(VersionWriter& version, std::string name, PageIndex& index)
-    : impl_(new Impl{version, std::move(name), index, version.version(), {}, false}) {
+PageStoreWriter::PageStoreWriter(VersionWriter& version, std::string name, PageIndex& index, PageHashes* hashes)
+    : impl_(new Impl{version, std::move(name), index, version.version(), hashes, {}, false, true, {}}) {
   check_store_name(impl_->name, ErrorKind::kUsage);
   // Its pages would be taken for records of the file that is about to be made.
   if (PageIndexFile::refers_to_or_after(index, impl_->number)) {
@@ -118,6 +142,11 @@ void PageStoreWriter::put(uint64_t address, std::span<const std::byte> bytes, bo
     }
     at = end;
   }
+}
+
+void PageStoreWriter::set_compressing(bool on) {
+  impl_->compressing = on;
+  if (impl_->file) impl_->file->set_compressing(on);
 }
 
 void PageStoreWriter::erase(uint64_t start, uint64_t end) { impl_->index.erase(start, end); }
@@ -186,6 +215,14 @@ void PageStoreReader::read(PageLocation location, uint64_t pages, std::span<std:
   }
   if (location.version == 0) throw_error(ErrorKind::kUsage, "a page without location cannot be read");
   impl_->file(location.version).read(location.record, pages, to.data());
+}
+
+void PageStoreReader::load_hashes(PageHashes& hashes) {
+  impl_->index.for_each_run_in_file_order(0, 1ull << 48, [&](uint64_t address, uint64_t pages, PageLocation location) {
+    const PageFileReader& file = impl_->file(location.version);
+    file.check_records(location.record, pages);
+    for (uint64_t i = 0; i < pages; ++i) hashes.set(address + i * kPageBytes, file.hash(location.record + i));
+  });
 }
 
 }  // namespace icp

@@ -3,8 +3,8 @@
 //
 // A store has a name ("task_mm_4711", "object_3"). In each version that has it there are
 //   <name>.<version>.idx   the page-table-shaped index (docs/image-format.md)
-//   <name>.<version>.bin   page records: 4096 bytes each, appended in the order they are put, then a table of
-//                          checksums, one per record; no such file when the version wrote no page of the store
+//   <name>.<version>.bin   page records, appended in the order they are put, perhaps compressed, then a table of
+//                          hashes, one per record; no such file when the version wrote no page of the store
 #pragma once
 
 #include <cstddef>
@@ -17,6 +17,7 @@
 
 namespace icp {
 
+class PageHashes;
 class VersionReader;
 class VersionWriter;
 
@@ -44,6 +45,9 @@ class PageIndex {
   uint64_t pages() const;  // number of pages with a location
   // Versions whose files the index refers to (for pages or for unchanged tables), ascending.
   std::vector<uint32_t> versions() const;
+  // Versions in whose page files pages lie, and in whose index files tables do; ascending.
+  std::vector<uint32_t> page_versions() const;
+  std::vector<uint32_t> table_versions() const;
 
   // Calls `visit(address, pages, location)` for maximal runs with consecutive addresses and records of one
   // version, by ascending address.
@@ -67,14 +71,18 @@ class PageIndex {
 // brought up to date as pages come; tables that do not change are not written again.
 //
 // put() may be called again for a page within the version (a later pre-copy round): the record is
-// overwritten in place, never mixed. I/O happens as the thread's current file-system identity.
+// overwritten in place, never mixed; where it is compressed already, a new record takes its place in the index and the
+// old one is in the file for nothing. I/O happens as the thread's current file-system identity.
+//
+// With `hashes` (of what the index says, as far as they are known; kept up to date) a page that holds what it held in
+// an older version is not stored again.
 //
 // `version` and `index` must outlive the writer and stay where they are. When the version is not committed, the index
 // describes files that do not exist: throw it away, the next version of the store is a full one. One thread.
 class PageStoreWriter {
  public:
   // kUsage for a bad name, or an index that already refers to this version or a later one.
-  PageStoreWriter(VersionWriter& version, std::string name, PageIndex& index);
+  PageStoreWriter(VersionWriter& version, std::string name, PageIndex& index, PageHashes* hashes = nullptr);
   ~PageStoreWriter();
 
   // Stores whole pages from `address` on; `bytes` is a multiple of 4096. Pages of zeros are erased from the
@@ -83,7 +91,9 @@ class PageStoreWriter {
   void put(uint64_t address, std::span<const std::byte> bytes, bool zeros_are_absent);
   // Pages [start, end) hold nothing of their own any more.
   void erase(uint64_t start, uint64_t end);
-  // Checksum table and index; records both files and what they need in the version. Nothing may be put afterwards.
+  // Whether to compress from now on, where the version has compression at all. Not while processes wait.
+  void set_compressing(bool on);
+  // Hash table and index; records both files and what they need in the version. Nothing may be put afterwards.
   void finish();
 
   uint64_t records() const;
@@ -107,6 +117,8 @@ class PageStoreReader {
 
   // Reads `pages` records from `location` on into `to` (pages * 4096 bytes) and verifies them. One thread at a time.
   void read(PageLocation location, uint64_t pages, std::span<std::byte> to);
+  // The hashes of all pages, as the page files have them: no page is read.
+  void load_hashes(PageHashes& hashes);
 
  private:
   struct Impl;

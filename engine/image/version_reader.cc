@@ -6,38 +6,12 @@
 #include "engine/image/image_dir.h"
 #include "engine/image/image_files.h"
 #include "engine/image/image_layout.h"
+#include "engine/image/image_lock.h"
 #include "engine/image/image_root.h"
 #include "engine/image/sealed_file.h"
+#include "engine/image/version_reader_impl.h"
 
 namespace icp {
-
-struct VersionReader::Impl {
-  std::shared_ptr<const ImageRoot> root;
-  uint32_t version = 0;
-  UniqueFd dir;  // DIR/v000007/<node>
-  pb::Manifest manifest;
-
-  std::string path_of(uint32_t in, std::string_view name) const {
-    return fmt::format("{}/{}", root->node_path(in), name);
-  }
-  std::string own_path(std::string_view name) const { return path_of(version, name); }
-  UniqueFd open_own(const std::string& name) const {
-    return open_regular_file(dir.get(), name, own_path(name), root->identity);
-  }
-  bool needs(uint32_t other) const {
-    return std::binary_search(manifest.needs().begin(), manifest.needs().end(), other);
-  }
-  const pb::FileEntry* entry(std::string_view name) const {
-    for (const pb::FileEntry& file : manifest.files()) {
-      if (file.name() == name) return &file;
-    }
-    return nullptr;
-  }
-  void check_numbers() const;
-  void check_needs() const;
-  void check_nodes() const;
-  void check_files() const;
-};
 
 void VersionReader::Impl::check_numbers() const {
   const std::string path = own_path(kManifestName);
@@ -80,7 +54,7 @@ void VersionReader::Impl::check_nodes() const {
     if (!is_safe_name(node)) {
       throw_error(ErrorKind::kImage, "{} names a node with an impossible name", own_path(kManifestName));
     }
-    if (!root->has_node(version, node)) {
+    if (!root->has_version(version, node)) {
       throw_error(ErrorKind::kImage, "version {} of {} is not whole: node {} has not committed it", version, root->path,
                   node);
     }
@@ -105,12 +79,18 @@ void VersionReader::Impl::check_files() const {
 }
 
 VersionReader ImageDir::open_version(uint32_t version) const {
-  if (version == 0 || version > kMaxVersion) throw_error(ErrorKind::kUsage, "there is no version {}", version);
   const FsIdentity guard(root_->identity);
+  return read_version(version, lock_for_reading(*root_));
+}
+
+// The caller holds the FsIdentity.
+VersionReader ImageDir::read_version(uint32_t version, UniqueFd lock, bool whole) const {
+  if (version == 0 || version > kMaxVersion) throw_error(ErrorKind::kUsage, "there is no version {}", version);
   auto impl = std::make_shared<VersionReader::Impl>();
   impl->root = root_;
   impl->version = version;
-  if (!root_->has_node(version)) {
+  impl->lock = std::move(lock);
+  if (!root_->has_version(version)) {
     throw_error(ErrorKind::kImage, "{} has no version {} of {}", root_->path, version, root_->node);
   }
   impl->dir = root_->open_node_dir(version);
@@ -122,7 +102,7 @@ VersionReader ImageDir::open_version(uint32_t version) const {
   }
   impl->check_numbers();
   impl->check_needs();
-  impl->check_nodes();
+  if (whole) impl->check_nodes();
   impl->check_files();
   return VersionReader(std::move(impl));
 }

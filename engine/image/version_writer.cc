@@ -8,6 +8,7 @@
 #include "engine/base/error.h"
 #include "engine/image/image_files.h"
 #include "engine/image/image_layout.h"
+#include "engine/image/image_lock.h"
 #include "engine/image/sealed_file.h"
 #include "engine/image/version_writer_impl.h"
 
@@ -62,6 +63,7 @@ VersionWriter ImageDir::begin_version(uint32_t version) {
   remove_leftovers(*root_);
   auto impl = std::make_unique<VersionWriter::Impl>();
   impl->root = root_;
+  impl->write_lock = lock_for_writing(*root_);
   impl->version = next_number(*root_, version);
   const std::string name = temporary_dir_name(impl->version, root_->node);
   const std::string path = fmt::format("{}/{}", root_->path, name);
@@ -136,6 +138,7 @@ void VersionWriter::Impl::move_into_place() {
   in_place = true;
   flush_to_disk(parent.get(), root->version_path(version));
   flush_to_disk(root->fd.get(), root->path);
+  write_lock.reset();
 }
 
 VersionWriter::VersionWriter(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
@@ -170,6 +173,40 @@ void VersionWriter::add_need(uint32_t version) {
   impl_->needs.insert(version);
 }
 
+void VersionWriter::add_store(const std::string& name, const std::vector<uint32_t>& page_files,
+                              const std::vector<uint32_t>& index_files) {
+  pb::StoreFiles& files = impl_->stores[name];
+  files.Clear();
+  files.set_store(name);
+  for (const uint32_t needed : page_files) {
+    add_need(needed);
+    files.add_page_files(needed);
+  }
+  for (const uint32_t needed : index_files) {
+    add_need(needed);
+    files.add_index_files(needed);
+  }
+}
+
+void VersionWriter::set_compression(Compression compression) { impl_->compression = compression; }
+Compression VersionWriter::compression() const { return impl_->compression; }
+
+void VersionWriter::rename_file(const std::string& from, const std::string& to) {
+  const FsIdentity guard(impl_->root->identity);
+  if (::renameat(impl_->dir.get(), from.c_str(), impl_->dir.get(), to.c_str()) != 0) {
+    throw_errno("cannot rename {}", impl_->path_of(from));
+  }
+  auto file = impl_->files.extract(from);
+  file.key() = to;
+  impl_->files.insert(std::move(file));
+}
+
+void VersionWriter::remove_file(const std::string& name) {
+  const FsIdentity guard(impl_->root->identity);
+  if (::unlinkat(impl_->dir.get(), name.c_str(), 0) != 0) throw_errno("cannot remove {}", impl_->path_of(name));
+  impl_->files.erase(name);
+}
+
 uint64_t VersionWriter::bytes_written() const {
   uint64_t sum = 0;
   for (const auto& [name, file] : impl_->files) sum += file.bytes;
@@ -191,6 +228,10 @@ void VersionWriter::finish(pb::Manifest manifest) {
   manifest.clear_needs();
   for (const uint32_t version : impl.needs) manifest.add_needs(version);
   manifest.add_needs(impl.version);
+  manifest.clear_stores();
+  for (const auto& [name, files] : impl.stores) *manifest.add_stores() = files;
+  manifest.clear_folded_from();
+  for (const uint32_t version : impl.folded_from) manifest.add_folded_from(version);
   if (manifest.icp_release().empty()) manifest.set_icp_release(ICP_VERSION);
   if (manifest.stats().bytes_written() == 0) manifest.mutable_stats()->set_bytes_written(bytes_written());
 

@@ -23,8 +23,12 @@ struct VersionWriter::Impl {
   uint32_t version = 0;
   std::string temporary;  // name of the directory below the image's
   UniqueFd dir;           // that directory, locked
+  UniqueFd write_lock;    // image_lock.h
   std::map<std::string, File> files;
   std::set<uint32_t> needs;
+  std::map<std::string, pb::StoreFiles> stores;
+  std::vector<uint32_t> folded_from;  // of a compaction
+  Compression compression = Compression::kNone;
   bool in_place = false;  // renamed: nothing to clean up any more
 
   ~Impl();

@@ -14,6 +14,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/memory/lazy_fill.h"
 #include "engine/memory/mapping_check.h"
 #include "engine/memory/mm_layout.h"
 #include "engine/memory/page_ranges.h"
@@ -28,6 +29,20 @@ constexpr uint64_t kMargin = 4 << 20;
 constexpr uint64_t kSearchFrom = 1ull << 32;  // above where programs of fixed address and their heaps lie
 constexpr uint64_t kChunkPages = 256;         // 1 MiB: stays in the cache between reading and writing
 constexpr uint64_t kMadvGuardInstall = 102;   // Linux 6.13
+
+constexpr uint64_t kAddressEnd = 1ull << 48;
+constexpr uint64_t kWorthWaiting = 1 << 20;  // bytes; less is there sooner than it could be arranged for
+
+// Memory that a userfaultfd can stand in for without anybody noticing: private, anonymous, and with nothing that the
+// kernel would do to its pages by itself.
+bool can_come_later(const pb::Mapping& mapping) {
+  const bool plain = mapping.kind() == pb::Mapping::ANONYMOUS && !mapping.shared() && !mapping.growsdown() &&
+                     !mapping.locked() && !mapping.locked_on_fault() && mapping.guards().empty();
+  return plain && mapping.end() - mapping.start() >= kWorthWaiting &&
+         std::all_of(mapping.advice().begin(), mapping.advice().end(), [](uint32_t advice) {
+           return advice == MADV_HUGEPAGE || advice == MADV_NOHUGEPAGE || advice == MADV_DONTDUMP;
+         });
+}
 
 // Where nothing lies, now or in the new layout.
 uint64_t find_hole(pid_t pid, const pb::AddressSpace& memory) {
@@ -214,28 +229,44 @@ void AddressSpaceRestore::write_pages(const pb::Mapping& mapping, uint64_t addre
   }
 }
 
-void AddressSpaceRestore::fill_pages(const VersionReader& version) {
+void AddressSpaceRestore::fill_pages(const VersionReader& version, LazyFill* lazy) {
   PageStoreReader reader(version, memory_.index());
+  if (lazy == nullptr) {
+    fill_ranges(reader, {{0, kAddressEnd}});
+    return;
+  }
+  std::vector<Range> later;
+  for (const pb::Mapping& mapping : memory_.mappings()) {
+    if (can_come_later(mapping)) later.push_back({mapping.start(), mapping.end()});
+  }
+  const std::vector<Range> all = {{0, kAddressEnd}};
+  fill_ranges(reader, subtract(all, later));
+  if (!later.empty()) lazy->add(remote_, std::move(reader), std::move(later));
+}
+
+// In the order of the files, whatever their number.
+void AddressSpaceRestore::fill_ranges(PageStoreReader& reader, const std::vector<Range>& ranges) {
   std::vector<std::byte> buffer(kChunkPages * kPageSize);
   const auto& mappings = memory_.mappings();
-  reader.index().for_each_run_in_file_order(
-      0, 1ull << 48, [&](uint64_t address, uint64_t pages, PageLocation location) {
-        while (pages > 0) {
-          const auto mapping = std::partition_point(mappings.begin(), mappings.end(),
-                                                    [&](const pb::Mapping& m) { return m.end() <= address; });
-          if (mapping == mappings.end() || address < mapping->start() || !takes_private_pages(*mapping)) {
-            throw_error(ErrorKind::kImage, "damaged image: the page at {:x} lies in no mapping it could belong to",
-                        address);
+  for (const Range& range : ranges)
+    reader.index().for_each_run_in_file_order(
+        range.start, range.end, [&](uint64_t address, uint64_t pages, PageLocation location) {
+          while (pages > 0) {
+            const auto mapping = std::partition_point(mappings.begin(), mappings.end(),
+                                                      [&](const pb::Mapping& m) { return m.end() <= address; });
+            if (mapping == mappings.end() || address < mapping->start() || !takes_private_pages(*mapping)) {
+              throw_error(ErrorKind::kImage, "damaged image: the page at {:x} lies in no mapping it could belong to",
+                          address);
+            }
+            const uint64_t count = std::min({pages, kChunkPages, (mapping->end() - address) / kPageSize});
+            const std::span part(buffer.data(), count * kPageSize);
+            reader.read(location, count, part);
+            write_pages(*mapping, address, part);
+            address += part.size();
+            location.record += count;
+            pages -= count;
           }
-          const uint64_t count = std::min({pages, kChunkPages, (mapping->end() - address) / kPageSize});
-          const std::span part(buffer.data(), count * kPageSize);
-          reader.read(location, count, part);
-          write_pages(*mapping, address, part);
-          address += part.size();
-          location.record += count;
-          pages -= count;
-        }
-      });
+        });
 }
 
 void AddressSpaceRestore::advise(const pb::Mapping& mapping, uint32_t advice) {

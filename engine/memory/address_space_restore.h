@@ -5,8 +5,10 @@
 #include <string>
 
 #include "engine/image/image_dir.h"
+#include "engine/image/page_store.h"
 #include "engine/memory/memory_restore.h"
 #include "engine/memory/object_restore.h"
+#include "engine/memory/page_ranges.h"
 #include "engine/memory/restored_files.h"
 
 namespace icp {
@@ -22,10 +24,12 @@ class AddressSpaceRestore {
   void unmap_all();  // but the trampoline
   void map_vdso();
   void map_all();
-  void fill_pages(const VersionReader& version);
+  // With `lazy`, what can come later is left to it.
+  void fill_pages(const VersionReader& version, LazyFill* lazy);
   void finish();  // protection, advice, locks, names, layout
 
  private:
+  void fill_ranges(PageStoreReader& reader, const std::vector<Range>& ranges);
   uint64_t call_mmap(const pb::Mapping& mapping, uint64_t flags, int fd);
   void map_object(const pb::Mapping& mapping);
   void attach_segment(const pb::Mapping& mapping, const pb::MemoryObject& object);

@@ -95,6 +95,7 @@ struct MemoryCapture::Impl {
     auto& space = spaces[process.ref.pid];
     if (space && space->begun()) unused.push_back(std::move(space));
     space = std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote));
+    if (options.dedup) space->begin_dedup(nullptr);
   }
   // Gives a process its store of this version. A pid may be used twice in one version (exec, or an exit between the
   // pre-copy and the stop): the later one gets another name.
@@ -106,7 +107,8 @@ struct MemoryCapture::Impl {
     space.begin(*version, name);
   }
   uint64_t precopy_round(std::vector<PrivateMemory*>& running);
-  void collect_process(StoppedProcess& process, pb::Process& state);
+  // Returns whether it has descriptors that write past the page tables.
+  bool collect_process(StoppedProcess& process, pb::Process& state);
 };
 
 MemoryCapture::MemoryCapture(MemoryOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
@@ -182,13 +184,14 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
     impl_->precopied = true;
     // What this round found is about what the next would find.
     impl_->arena.prepare(std::min(written, impl_->options.staging_limit));
-    if (round > 0 && (written <= kSmallRest || written > before - before / 4)) break;
+    // Each round passes every thread through a stop: one is enough where the next would find next to nothing.
+    if (written <= kSmallRest || (round > 0 && written > before - before / 4)) break;
     before = written;
   }
   impl_->objects.start_pass();
 }
 
-void MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& state) {
+bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& state) {
   PrivateMemory* space = find(process.ref);
   if (space == nullptr) {
     track(process);
@@ -197,13 +200,13 @@ void MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
   begin(*space);
   in_version.insert(process.ref.pid);
   const pid_t pid = process.ref.pid;
-  const bool direct = precopied && has_direct_io(pid);
+  const bool direct = has_direct_io(pid);
   const std::vector<MemoryMapping> mappings = classify_all(pid, space->mapping_cache().update(pid));
   const size_t before = arena.used();
   pb::AddressSpace& memory = *state.mutable_memory();
   // Before the pages: a call in the process lets the kernel write to it (rseq).
   capture_mm_layout(*process.remote, memory);
-  space->collect(mappings, arena, direct);
+  space->collect(mappings, arena, precopied && direct);
 
   memory.set_index(space->store());
   for (const MemoryMapping& mapping : mappings) {
@@ -214,6 +217,7 @@ void MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
   if (!space->tracker().alive()) throw_error(ErrorKind::kGone, "process {} was killed during the checkpoint", pid);
   spdlog::debug("memory of process {}: {} mappings, {} bytes copied at the stop", pid, mappings.size(),
                 arena.used() - before);
+  return direct;
 }
 
 void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
@@ -221,8 +225,7 @@ void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::v
   bool direct = false;
   for (size_t i = 0; i < processes.size(); ++i) {
     if (!processes[i].remote) continue;
-    impl_->collect_process(processes[i], *states[i]);
-    direct = direct || has_direct_io(processes[i].ref.pid);
+    direct = impl_->collect_process(processes[i], *states[i]) || direct;
   }
   impl_->objects.collect(impl_->arena, direct, capsule);
   if (impl_->arena.used() >= impl_->options.staging_limit) {
@@ -271,6 +274,18 @@ void MemoryCapture::abandon() {
   impl_->arena.reset(kKeepStaging);
   impl_->version = nullptr;
 }
+
+void MemoryCapture::reload(const VersionReader& version) {
+  for (auto& [pid, space] : impl_->spaces) space->reload(version);
+  impl_->objects.reload(version);
+}
+
+void MemoryCapture::begin_dedup(const VersionReader& version) {
+  impl_->options.dedup = true;
+  for (auto& [pid, space] : impl_->spaces) space->begin_dedup(&version);
+}
+
+bool MemoryCapture::dedup() const { return impl_->options.dedup; }
 
 void MemoryCapture::adopt(const VersionReader& version, const pb::Capsule& capsule,
                           std::vector<StoppedProcess>& processes) {

@@ -25,7 +25,8 @@ struct MemoryOptions {
   uint64_t staging_limit = 1ull << 30;  // bytes of page copies held in the agent during a stop; beyond it
                                         // pages are written while the processes are stopped (and logged)
   unsigned precopy_rounds = 3;
-  std::string root;  // not used: files are looked at through /proc/PID/map_files
+  bool dedup = false;  // private pages that hold what they held in the version before are not stored again
+  std::string root;    // not used: files are looked at through /proc/PID/map_files
   // Makes every thread of the capsule pass through a stop. Called in each pre-copy round between arming and copying: a
   // kernel write that was under way when the pages were armed (O_DIRECT, process_vm_writev) has pinned them and goes
   // unseen, but no system call outlives a stop. Without it such writes can be missed in a pre-copy.
@@ -76,6 +77,13 @@ class MemoryCapture {
   MemoryStats write();
   // Also after write(), when the version was not committed in the end.
   void abandon();
+
+  // The version that the indexes describe has been folded into `version`: goes on from there.
+  void reload(const VersionReader& version);
+  // Switches MemoryOptions::dedup. The hashes of what `version` holds, which is what the indexes describe, are taken
+  // from its page files.
+  void begin_dedup(const VersionReader& version);
+  bool dedup() const;
 
   // A restored capsule goes on incrementally from the version it came from: takes over the stores' indexes.
   // The processes are stopped, fully restored, with no scratch memory mapped in them.

@@ -87,7 +87,7 @@ MemoryRestore::Trampoline MemoryRestore::restore_process(RemoteProcess& remote, 
   space.unmap_all();
   space.map_vdso();
   space.map_all();
-  space.fill_pages(impl_->version);
+  space.fill_pages(impl_->version, impl_->options.lazy);
   space.finish();
   return trampoline;
 }

@@ -15,12 +15,15 @@
 
 namespace icp {
 
+class LazyFill;
+
 struct MemoryRestoreOptions {
   Identity identity;        // files are opened with these rights
   int root_fd = -1;         // O_PATH of the capsule's root directory
   int agent_socket = -1;    // the agent's end of the socket every restored process has inherited ...
   int process_socket = -1;  // ... and its number in the processes (for RemoteProcess::send_fd)
   const RestoredSysv* sysv = nullptr;
+  LazyFill* lazy = nullptr;  // private anonymous memory comes after the processes run
 };
 
 // One agent thread only. All hostile numbers (addresses, lengths, offsets, object ids) are checked before

@@ -212,6 +212,10 @@ void ObjectTable::abandon() {
   mappers_.clear();
 }
 
+void ObjectTable::reload(const VersionReader& version) {
+  for (auto& [key, object] : objects_) object->reload(version);
+}
+
 void ObjectTable::adopt(const VersionReader& version, uint32_t id, const MemoryMapping& mapping, PageTracker& tracker,
                         pid_t pid) {
   const ObjectKey& key = *mapping.object;

@@ -39,6 +39,8 @@ class ObjectTable {
   void collect(StagingArena& arena, bool distrust, pb::Capsule& capsule);
   void write();
   void abandon();
+  // The version that the indexes describe has been folded into `version`.
+  void reload(const VersionReader& version);
 
   // The restored object `id` (its number in the version) as it is mapped now.
   void adopt(const VersionReader& version, uint32_t id, const MemoryMapping& mapping, PageTracker& tracker, pid_t pid);

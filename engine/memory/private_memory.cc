@@ -23,12 +23,13 @@ void PrivateMemory::begin(VersionWriter& version, const std::string& store) {
     store_ = store;
   }
   precopied_.clear();
-  writer_ = std::make_unique<PageStoreWriter>(version, store_, *index_);
+  writer_ = std::make_unique<PageStoreWriter>(version, store_, *index_, hashes_.get());
 }
 
 void PrivateMemory::forget() {
   writer_.reset();
   index_ = std::make_unique<PageIndex>();
+  if (hashes_) hashes_->clear();
   armed_.clear();
   pending_.clear();
   precopied_.clear();
@@ -168,7 +169,10 @@ void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, Stag
       [&](size_t bytes) {
         std::byte* room = arena.allocate(bytes);
         at_once = room == nullptr;
-        if (at_once) bounce.resize(PageCopier::kChunk);
+        if (at_once) {
+          bounce.resize(PageCopier::kChunk);
+          writer_->set_compressing(false);
+        }
         return at_once ? bounce.data() : room;
       },
       [&](std::span<const Piece> pieces) {
@@ -184,6 +188,7 @@ void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, Stag
 }
 
 void PrivateMemory::write() {
+  writer_->set_compressing(true);
   uint64_t at = 0;
   for (const Range& range : data_) {
     if (at < range.start) writer_->erase(at, range.start);
@@ -201,6 +206,17 @@ void PrivateMemory::write() {
 void PrivateMemory::close_unused() {
   if (writer_) writer_->finish();  // a version is only whole with all its files finished
   forget();
+}
+
+void PrivateMemory::reload(const VersionReader& version) {
+  if (index_->pages() == 0) return;
+  writer_.reset();
+  index_ = std::make_unique<PageIndex>(PageStoreReader(version, store_).take_index());
+}
+
+void PrivateMemory::begin_dedup(const VersionReader* version) {
+  hashes_ = std::make_unique<PageHashes>();
+  if (version != nullptr && index_->pages() > 0) PageStoreReader(*version, store_).load_hashes(*hashes_);
 }
 
 void PrivateMemory::adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings) {

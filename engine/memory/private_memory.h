@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "engine/image/image_dir.h"
+#include "engine/image/page_hash.h"
 #include "engine/image/page_store.h"
 #include "engine/memory/mapping_list.h"
 #include "engine/memory/page_copier.h"
@@ -48,6 +49,12 @@ class PrivateMemory {
   // After the stop: copies and erasures into the store.
   void write();
 
+  // The version that the index describes lies in `version` now (folded). Nothing to do for an index that was forgotten.
+  void reload(const VersionReader& version);
+  // Pages that hold what they held before are not stored again from now on. With `version` (which the index describes),
+  // what they hold is known at once, otherwise from the next store on.
+  void begin_dedup(const VersionReader* version);
+
   // Instead of write(), when the process is not part of the version after all: what was pre-copied stays unused.
   void close_unused();
 
@@ -79,6 +86,7 @@ class PrivateMemory {
   MappingCache mapping_cache_;
   std::string store_;
   std::unique_ptr<PageIndex> index_;
+  std::unique_ptr<PageHashes> hashes_;       // of what the index describes; null: pages are stored whenever written
   std::unique_ptr<PageStoreWriter> writer_;  // after index_: it refers to it
   bool full_ = true;
   uint64_t written_ = 0;

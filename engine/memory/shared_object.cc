@@ -94,6 +94,7 @@ void SharedObject::emit(uint64_t offset, std::span<const std::byte> bytes, Stagi
   if (no_writing_) return;
   std::byte* room = arena == nullptr ? nullptr : arena->allocate(bytes.size());
   if (room == nullptr) {
+    if (arena != nullptr) writer_->set_compressing(false);  // the processes wait
     writer_->put(offset, bytes, true);
     return;
   }
@@ -187,6 +188,7 @@ void SharedObject::update_all(StagingArena* arena) {
 }
 
 void SharedObject::write() {
+  writer_->set_compressing(true);
   // A page erased here may have been written again by a later look, which then put or staged it: put what is staged
   // last, and leave alone what has a hash.
   for (const Range& range : erased_) {
@@ -213,6 +215,12 @@ void SharedObject::write() {
 void SharedObject::close_unused() {
   if (writer_) writer_->finish();
   writer_.reset();
+}
+
+void SharedObject::reload(const VersionReader& version) {
+  if (index_->pages() == 0) return;
+  writer_.reset();
+  index_ = std::make_unique<PageIndex>(PageStoreReader(version, store_).take_index());
 }
 
 void SharedObject::adopt(PageIndex index) {

@@ -63,6 +63,8 @@ class SharedObject {
   void update(const std::vector<Range>& ranges, StagingArena* arena);
   void write();
   void close_unused();  // instead of write(), when nobody has the object any more
+  // The version that the index describes lies in `version` now (folded).
+  void reload(const VersionReader& version);
   // Goes on from a restored version, whose content it has at this moment.
   void adopt(PageIndex index);
 

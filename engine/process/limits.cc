@@ -5,8 +5,11 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <sstream>
+#include <string>
 
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
 
 namespace icp {
 namespace {
@@ -25,13 +28,25 @@ void set_limit(RemoteProcess& remote, uint32_t resource, const rlimit& limit) {
 
 }  // namespace
 
+// One read instead of sixteen calls in the stopped process. proc(5): a line of headings, then a line a resource by number, its
+// name in 26 columns, then the soft and the hard limit.
 void capture_limits(RemoteProcess& remote, pb::Process& state) {
+  constexpr size_t kNameColumns = 26;
+  std::istringstream lines(read_proc(remote.pid(), "limits"));
+  std::string line, soft, hard;
+  std::getline(lines, line);
+  const auto number = [](const std::string& text) {
+    return text == "unlimited" ? RLIM_INFINITY : std::stoull(text);
+  };
   for (uint32_t resource = 0; resource < RLIM_NLIMITS; ++resource) {
-    const rlimit limit = get_limit(remote, resource);
+    if (!std::getline(lines, line) || line.size() <= kNameColumns ||
+        !(std::istringstream(line.substr(kNameColumns)) >> soft >> hard)) {
+      throw_error(ErrorKind::kSystem, "/proc/{}/limits has no resource {}", remote.pid(), resource);
+    }
     pb::Rlimit& saved = *state.add_rlimits();
     saved.set_resource(resource);
-    saved.set_soft(limit.rlim_cur);
-    saved.set_hard(limit.rlim_max);
+    saved.set_soft(number(soft));
+    saved.set_hard(number(hard));
   }
 }
 

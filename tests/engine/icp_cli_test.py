@@ -58,7 +58,8 @@ class CommandLine(Case):
         self.assertFalse(self.image.exists())
 
     def test_help_and_version(self):
-        for command in ["run", "watch", "checkpoint", "restart", "check", "list", "show", "verify", "create", "vacate",
+        for command in ["run", "watch", "checkpoint", "restart", "check", "list", "show", "verify", "diff", "compact",
+                        "prune", "create", "vacate",
                         "requeue", "enable", "disable", "jobs", "status", "ipc"]:
             result = icp(command, "--help")
             self.assert_ends(result, 0)

@@ -7,6 +7,7 @@
 #include <random>
 
 #include "engine/image/byte_codec.h"
+#include "engine/image/image_layout.h"
 #include "engine/image/page_index_codec.h"
 #include "engine/image/sealed_file.h"
 #include "tests/unit/image_test_support.h"
@@ -26,11 +27,12 @@ constexpr uint64_t kBase = 0x7f0000000000;
 // Three versions of two stores; version 3 refers to all of them.
 class Image {
  public:
-  Image() {
+  explicit Image(Compression compression = Compression::kNone) {
     ImageDir image = ImageDir::create(root(), test::own_identity(), "n0");
     PageIndex first, second;
     for (uint32_t number = 1; number <= 3; ++number) {
       VersionWriter version = image.begin_version();
+      version.set_compression(compression);
       pb::Capsule capsule;
       write_store(version, first, kFirst, number, capsule);
       write_store(version, second, kSecond, number + 10, capsule);
@@ -80,12 +82,19 @@ class Image {
   std::vector<std::string> verify() const { return ImageDir::open(root(), test::own_identity(), "n0").verify(3); }
 
  private:
+  static std::vector<std::byte> content_of(const VersionWriter& version, uint64_t seed) {
+    std::vector<std::byte> page = page_of(seed);
+    if (version.compression() != Compression::kNone) {
+      for (size_t i = 256; i < kPage; ++i) page[i] = page[i - 256];
+    }
+    return page;
+  }
   static void write_store(VersionWriter& version, PageIndex& index, const char* name, uint64_t seed,
                           pb::Capsule& capsule) {
     PageStoreWriter writer(version, name, index);
     for (uint64_t i = 0; i < 40; ++i) {
       // Half of the pages of the version before, in the same leaf.
-      writer.put(kBase + (version.version() * 20 + i) * kPage, page_of(seed * 1000 + i), true);
+      writer.put(kBase + (version.version() * 20 + i) * kPage, content_of(version, seed * 1000 + i), true);
     }
     writer.finish();
     pb::Process* process = capsule.add_processes();
@@ -117,7 +126,7 @@ class HostileIndex {
   explicit HostileIndex(const char* store = kFirst, uint32_t version = 3) {
     ByteWriter writer(bytes_);
     writer.text("ICPINDEX");
-    writer.u32(1);
+    writer.u32(kImageFormat);
     writer.u32(version);
     writer.u64(hash_of(store));
     writer.u64(XXH3_64bits(bytes_.data(), bytes_.size()));
@@ -133,9 +142,10 @@ class HostileIndex {
   StoredTable leaf(uint64_t version_difference, uint64_t record, uint64_t pages) {
     return table([&](ByteWriter& writer) {
       writer.u8(kTagLeafRuns);
-      writer.varint(1);
+      writer.varint(1 << 1);  // one version, no map
       writer.varint(version_difference);
-      writer.varint(record << 1);
+      writer.varint(0);  // none of them dense
+      writer.zigzag(static_cast<int64_t>(record));
       writer.varint(0 << 2 | 2);
       writer.varint(pages - 2);
     });
@@ -173,7 +183,18 @@ class HostileIndex {
   std::vector<uint8_t> bytes_;
 };
 
-void put_index(const Image& image, const std::string& content) { image.replace("task_mm_100.3.idx", content); }
+void put_index(const Image& image, const std::string& content) {
+  image.replace("task_mm_100.3.idx", content);
+  image.edit_manifest([](pb::Manifest& manifest) {
+    for (auto& store : *manifest.mutable_stores()) {
+      if (store.store() != kFirst) continue;
+      store.clear_page_files();
+      store.clear_index_files();
+      store.add_page_files(3);
+      store.add_index_files(3);
+    }
+  });
+}
 
 struct Damage {
   const char* name;
@@ -318,11 +339,11 @@ const Damage kPageFileDamages[] = {
     {"PageRecordsHuge",
      [](const Image& i) {
        std::string content = read_file(i.bin(1));
-       const size_t trailer = content.size() - 48;
+       const size_t trailer = content.size() - 56;
        const uint64_t records = ~0ull / 4;
        std::memcpy(content.data() + trailer + 24, &records, 8);
-       const uint64_t xxh3 = XXH3_64bits(content.data() + trailer, 40);
-       std::memcpy(content.data() + trailer + 40, &xxh3, 8);
+       const uint64_t xxh3 = XXH3_64bits(content.data() + trailer, 48);
+       std::memcpy(content.data() + trailer + 48, &xxh3, 8);
        write_file(i.bin(1), content);
      },
      "do not make a file of"},
@@ -450,6 +471,96 @@ INSTANTIATE_TEST_SUITE_P(State, DamagedImage, testing::ValuesIn(kStateDamages), 
 INSTANTIATE_TEST_SUITE_P(Pages, DamagedImage, testing::ValuesIn(kPageFileDamages), name_of);
 INSTANTIATE_TEST_SUITE_P(Index, DamagedImage, testing::ValuesIn(kIndexDamages), name_of);
 INSTANTIATE_TEST_SUITE_P(Permission, DamagedImage, testing::ValuesIn(kPermissionDamages), name_of);
+
+// A compressed page file: 40 pages of 64 bytes repeated, three blocks; their lengths stand before the trailer of 56
+// bytes.
+class CompressedImage : public testing::TestWithParam<Compression> {
+ protected:
+  static constexpr size_t kTrailer = 56, kLengths = 3 * sizeof(uint32_t);
+
+  void expect(const Image& image, const char* message) {
+    try {
+      image.read_all();
+      ADD_FAILURE() << "the damage was not noticed: " << message;
+    } catch (const Error& error) {
+      EXPECT_EQ(error.kind(), ErrorKind::kImage);
+      EXPECT_THAT(error.what(), testing::HasSubstr(message));
+    }
+    EXPECT_EQ(image.verify().size(), 1u);
+  }
+  // Writes a number into the file's tables and makes all checksums right again, as somebody who means harm would.
+  static void forge(const std::string& path,
+                    const std::function<void(std::string&, size_t tables, size_t trailer)>& edit) {
+    std::string content = read_file(path);
+    const size_t trailer = content.size() - kTrailer, tables = trailer - kLengths - 40 * 16;
+    edit(content, tables, trailer);
+    const size_t end = content.size() - kTrailer;
+    const uint64_t table = XXH3_64bits(content.data() + tables, end - tables);
+    std::memcpy(content.data() + end + 40, &table, 8);
+    const uint64_t own = XXH3_64bits(content.data() + end, 48);
+    std::memcpy(content.data() + end + 48, &own, 8);
+    write_file(path, content);
+  }
+  static void set(std::string& content, size_t at, uint32_t value) { std::memcpy(content.data() + at, &value, 4); }
+};
+
+TEST_P(CompressedImage, IsReadAndVerified) {
+  const Image image(GetParam());
+  EXPECT_NO_THROW(image.read_all());
+  EXPECT_THAT(image.verify(), testing::IsEmpty());
+}
+
+TEST_P(CompressedImage, FlippedBitsAreNoticed) {
+  for (size_t at = 0; at < 300; at += 7) {
+    const Image image(GetParam());
+    flip(image.bin(3), static_cast<int64_t>(4096 + at * 11));
+    EXPECT_THROW(image.read_all(), Error) << at;
+    EXPECT_EQ(image.verify().size(), 1u) << at;
+  }
+}
+
+TEST_P(CompressedImage, HostileLengthsAreRefused) {
+  for (const uint32_t length : {0u, 65537u, 0xffffffffu}) {
+    const Image image(GetParam());
+    forge(image.bin(3),
+          [&](std::string& content, size_t, size_t trailer) { set(content, trailer - kLengths, length); });
+    expect(image, "impossible length of a block");
+  }
+  const Image shorter(GetParam());
+  forge(shorter.bin(3), [&](std::string& content, size_t, size_t trailer) { set(content, trailer - kLengths, 1); });
+  expect(shorter, "blocks do not fill the file");
+  const Image other(GetParam());
+  forge(other.bin(3), [&](std::string& content, size_t, size_t trailer) { set(content, trailer + 32, 9); });
+  expect(other, "compressed in a way");
+  const Image many(GetParam());
+  forge(many.bin(3), [&](std::string& content, size_t, size_t trailer) { set(content, trailer + 24, 1u << 30); });
+  expect(many, "do not make a file");
+}
+
+INSTANTIATE_TEST_SUITE_P(Kinds, CompressedImage, testing::Values(Compression::kZstd, Compression::kLz4),
+                         [](const auto& info) { return std::string(to_string(info.param)); });
+
+// What decompresses to more than a block holds is refused, and nothing is written beyond the block.
+TEST(Compression, OutputIsBounded) {
+  for (const Compression kind : {Compression::kZstd, Compression::kLz4}) {
+    std::vector<std::byte> plain(1 << 20), packed;
+    ASSERT_TRUE(compress_block(kind, plain, packed));
+    std::vector<std::byte> room(65536 + 64, std::byte{0x5a});
+    EXPECT_FALSE(decompress_block(kind, packed, std::span(room).first(65536)));
+    for (size_t i = 65536; i < room.size(); ++i) ASSERT_EQ(room[i], std::byte{0x5a});
+    std::vector<std::byte> longer((1 << 20) + 1);
+    EXPECT_FALSE(decompress_block(kind, packed, longer));
+    EXPECT_TRUE(decompress_block(kind, packed, plain));
+    std::mt19937_64 random(1);
+    for (int i = 0; i < 2000; ++i) {
+      std::vector<std::byte> bad = packed;
+      bad[random() % bad.size()] ^= static_cast<std::byte>(1 + random() % 255);
+      bad.resize(1 + random() % bad.size());
+      decompress_block(kind, bad, std::span(room).first(65536));
+    }
+    for (size_t i = 65536; i < room.size(); ++i) ASSERT_EQ(room[i], std::byte{0x5a});
+  }
+}
 
 // Any single bit of any file that version 3 consists of is covered by some checksum.
 TEST(DamagedImageAtRandom, EveryFlippedBitIsNoticed) {

@@ -36,6 +36,13 @@ inline void write_file(const std::string& path, const std::string& content) {
   std::ofstream(path, std::ios::binary | std::ios::trunc) << content;
 }
 
+// What a directory holds besides the lock files.
+inline int entries_but_locks(const std::string& path) {
+  int count = 0;
+  for (const auto& entry : std::filesystem::directory_iterator(path)) count += entry.path().extension() != ".lock";
+  return count;
+}
+
 // A page that tells its seed; seed 0 is a page of zeros.
 inline std::vector<std::byte> page_of(uint64_t seed) {
   std::vector<std::byte> page(kPage);

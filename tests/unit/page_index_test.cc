@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include <random>
+#include <set>
 
 #include "engine/image/page_index_codec.h"
 #include "engine/image/page_index_file.h"
@@ -199,6 +200,31 @@ TEST(PageIndexCodec, LeavesOfAnyShapeComeBack) {
     ASSERT_EQ(decoded.entries, leaf.entries);
     ASSERT_EQ(decoded.used, leaf.used);
   }
+}
+
+// The worst case there is: 300 versions that each rewrote a random 1%.
+TEST(PageIndexCodec, RandomRewritingCostsLessThanTwoBytesAPage) {
+  constexpr uint64_t kPages = 512 * 100;
+  std::mt19937_64 random(4);
+  std::vector<uint64_t> entries(kPages);
+  for (uint64_t i = 0; i < kPages; ++i) entries[i] = pack({1, i});
+  for (uint32_t version = 2; version <= 300; ++version) {
+    std::set<uint64_t> chosen;
+    while (chosen.size() < kPages / 100) chosen.insert(random() % kPages);
+    uint64_t record = 0;
+    for (const uint64_t page : chosen) entries[page] = pack({version, record++});
+  }
+  std::vector<uint8_t> all;
+  for (uint64_t first = 0; first < kPages; first += 512) {
+    IndexLeaf leaf, back;
+    std::copy_n(entries.begin() + static_cast<ptrdiff_t>(first), 512, leaf.entries.begin());
+    leaf.used = 512;
+    const size_t before = all.size();
+    encode_leaf(leaf, 300, all);
+    decode_leaf(std::span(all).subspan(before), 300, back);
+    ASSERT_EQ(back.entries, leaf.entries);
+  }
+  EXPECT_LE(static_cast<double>(all.size()) / kPages, 2.0);
 }
 
 TEST(PageIndexCodec, SequentialPagesCostNextToNothing) {

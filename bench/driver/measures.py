@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What is measured, part by part. Times in seconds, sizes in bytes."""
+
+import contextlib
+import json
+import os
+import pathlib
+import shutil
+import statistics
+import subprocess
+import tempfile
+import time
+
+from driver.jobs import Job, cpu_seconds, wait_for
+from driver.peers import peers
+
+MIB = 1 << 20
+FOREVER = 10**9
+
+
+def median(values):
+    return statistics.median(values)
+
+
+class Bench:
+    def __init__(self, build, work, quick):
+        self.work, self.quick = work, quick
+        self.icp = build / "coordinator" / "icp"
+        self.programs, self.tools = build / "tests" / "programs", build / "bench"
+
+    def fresh_dir(self):
+        return pathlib.Path(tempfile.mkdtemp(dir=self.work))
+
+    @contextlib.contextmanager
+    def job(self, command, **options):
+        job = Job(self, command, **options)
+        try:
+            yield job
+        finally:
+            job.end()
+            shutil.rmtree(job.dir, ignore_errors=True)
+
+    def malloc_and_write(self, mib, percent=1, round_ms=200, **options):
+        return self.job([self.programs / "malloc_and_write", "--mib", mib, "--percent", percent, "--rounds", FOREVER, "--round-ms",
+                         round_ms], **options)
+
+    def bandwidth(self, mib):
+        path = self.fresh_dir() / "file"
+        done = subprocess.run([self.tools / "bandwidth", path, str(mib)], stdout=subprocess.PIPE, check=True)
+        return json.loads(done.stdout)
+
+    def warm_memory(self, mib):
+        """A virtual machine gives freed memory back to its host: getting it again would be what is measured."""
+        self.bandwidth(mib)
+
+
+def limits(bench):
+    """memcpy, plain write (into the page cache, and flushed), read, first touch: the median of five."""
+    runs = [bench.bandwidth(256 if bench.quick else 1024) for _ in range(3 if bench.quick else 5)]
+    return {key: median([run[key] for run in runs]) for key in runs[0]}
+
+
+def sizes(bench):
+    """malloc_and_write: full and incremental (1% written between versions), and restart, over sizes."""
+    rows = []
+    for mib in (64, 256, 1024) if bench.quick else (64, 128, 256, 512, 1024, 2048, 4096):
+        bench.warm_memory(mib)
+        with bench.malloc_and_write(mib, round_ms=max(300, mib)) as job:  # a version must not span two rounds
+            plain = bench.bandwidth(mib)
+            full = job.take()
+            steps = []
+            for _ in range(3 if bench.quick else 7):
+                job.next_round()
+                steps.append(job.take())
+            row = {"mib": mib, "full": full, "incremental": {key: median([step[key] for step in steps]) for key in full},
+                   "plain_write_s": mib * MIB / plain["write"], "plain_flushed_s": mib * MIB / plain["write_flushed"],
+                   "plain_read_s": mib * MIB / plain["read"]}
+            row["restart_s"] = median([job.restart() for _ in range(2 if bench.quick else 3)])
+            rows.append(row)
+    return rows
+
+
+def mgs(bench):
+    """Modified Gram-Schmidt, four processes on one System V segment: image size, full and incremental."""
+    rows, columns = (2000, 200) if bench.quick else (8000, 400)
+    command = [bench.programs / "mgs", "--rows", rows, "--columns", columns, "--fork", 4, "--step-ms", 100]
+    with bench.job(command, ready="column") as job:
+        taken = []
+        for _ in range(4 if bench.quick else 12):
+            taken.append(job.take())
+            time.sleep(1)
+        return {"rows": rows, "columns": columns, "segment_bytes": 8 * columns * (rows + columns), "versions": taken}
+
+
+def fixed(bench):
+    """Stop time of small trees: one 4 MiB process, 64 threads, 100 processes."""
+    found = {}
+    for name, options in {"4 MiB, 1 thread": ["--mib", 4], "4 MiB, 64 threads": ["--mib", 4, "--threads", 64],
+                          "100 processes": ["--mib", 0.25, "--processes", 100]}.items():
+        with bench.job([bench.tools / "sleepers", *options], ready="ready") as job:
+            job.take()
+            taken = [job.take() for _ in range(5 if bench.quick else 15)]
+            found[name] = {key: median([one[key] for one in taken]) for key in taken[0]} | {
+                "best_stop_s": min(one["stop_s"] for one in taken), "restart_s": median([job.restart() for _ in range(3)])}
+    return found
+
+
+def versions(bench):
+    """Restart time over the number of versions, each of which rewrote 1%."""
+    mib, numbers = (64, (1, 10, 100)) if bench.quick else (512, (1, 10, 100, 700))
+    with bench.malloc_and_write(mib, round_ms=10) as job:
+        for _ in range(numbers[-1]):
+            job.take()
+        times = {number: [] for number in numbers}
+        for _ in range(5):  # in turn: whatever else the machine does falls on all of them
+            for number in numbers:
+                times[number].append(job.restart(version=number))
+        index = [file.stat().st_size for file in job.image.glob(f"v{numbers[-1]:06}/*/task_mm_*.idx")]
+        bytes_on_disk = sum(file.stat().st_blocks * 512 for file in job.image.rglob("*") if file.is_file())
+        return {"mib": mib, "restart_s": {str(number): median(of) for number, of in times.items()},
+                "best_restart_s": {str(number): min(of) for number, of in times.items()},
+                "index_bytes_per_page": max(index) / (mib * 256), "image_bytes": bytes_on_disk}
+
+
+def rate(job, seconds):
+    """Rounds a second, and rounds a second of processor time."""
+    begin, rounds, used = time.monotonic(), job.rounds(), cpu_seconds(job.pid)
+    time.sleep(seconds)
+    done = job.rounds() - rounds
+    return done / (time.monotonic() - begin), done / max(cpu_seconds(job.pid) - used, 0.01)
+
+
+def slowdown(bench):
+    """Work done with versions at an interval against work done without, in turn in one process; and with the pages tracked but no
+    version taken. The program writes 1% of 256 MiB at random all the time."""
+    window = 3 if bench.quick else 20
+    pairs = 3 if bench.quick else 7
+    found = {}
+    with bench.malloc_and_write(256, percent=10, round_ms=0) as job:
+        before = rate(job, window)
+        job.take()
+        job.next_round(30)  # every page has been touched once since it was armed
+        after = rate(job, window)
+        found["tracking_alone"] = {"wall": before[0] / after[0] - 1, "cpu": before[1] / after[1] - 1}
+        for interval in (1, 10) if bench.quick else (1, 10, 60):
+            ratios = []
+            for _ in range(pairs if interval < 60 else 2):
+                without = rate(job, window)
+                span = max(window, interval)
+                began, rounds, used = time.monotonic(), job.rounds(), cpu_seconds(job.pid)
+                taken = 0
+                while time.monotonic() - began < span:
+                    job.take()
+                    taken += 1
+                    time.sleep(max(0, min(began + taken * interval, began + span) - time.monotonic()))
+                done, wall = job.rounds() - rounds, time.monotonic() - began
+                busy = max(cpu_seconds(job.pid) - used, 0.01)
+                ratios.append((without[0] / (done / wall) - 1, without[1] / (done / busy) - 1))
+            found[f"{interval} s"] = {"wall": median([a for a, _ in ratios]), "cpu": median([b for _, b in ratios])}
+    return found
+
+
+def lazy(bench):
+    """Until the processes run: restart --lazy against restart."""
+    help_text = subprocess.run([bench.icp, "restart", "--help"], stdout=subprocess.PIPE, text=True, check=True).stdout
+    if "--lazy" not in help_text:
+        return None
+    rows = []
+    for mib in (64, 1024) if bench.quick else (64, 1024, 4096):
+        bench.warm_memory(mib)
+        with bench.malloc_and_write(mib) as job:
+            job.take()
+            rows.append({"mib": mib, "restart_s": median([job.restart() for _ in range(3)]),
+                         "lazy_s": median([lazy_answer(job) for _ in range(3)])})
+    return rows
+
+
+def lazy_answer(job):
+    """icp restart --lazy says when the processes run; it ends when the last page is there."""
+    pid_file = job.dir / "pid"
+    pid_file.unlink(missing_ok=True)
+    begin = time.monotonic()
+    icp = subprocess.Popen([job.bench.icp, "restart", "--dir", job.image, "--lazy", "--pid-file", pid_file], stdin=subprocess.DEVNULL,
+                           stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        wait_for(lambda: pid_file.exists() and pid_file.read_text().endswith("\n"), 120, "a lazy restart")
+        return time.monotonic() - begin
+    finally:
+        icp.kill()
+        icp.wait()
+
+
+def index(bench):
+    """Google Benchmark's results of bench/page_index, by name."""
+    only = ["--benchmark_filter=/(10000|100000|1000000)$|on_disk"] if bench.quick else []
+    shorter = ["--benchmark_min_time=0.1"] if bench.quick else []
+    done = subprocess.run([bench.tools / "page_index", "--benchmark_format=json", *only, *shorter], stdout=subprocess.PIPE, check=True,
+                          cwd=bench.work, env=os.environ | {"TMPDIR": str(bench.work)})
+    found = {}
+    for one in json.loads(done.stdout)["benchmarks"]:
+        found[one["name"].removesuffix("/iterations:1")] = {key: one[key] for key in ("cpu_time", "time_unit", "items_per_second", "bytes_per_page")
+                                                            if key in one}
+    return found
+
+
+PARTS = {"limits": limits, "sizes": sizes, "mgs": mgs, "fixed": fixed, "versions": versions, "slowdown": slowdown, "lazy": lazy,
+         "index": index, "peers": peers}

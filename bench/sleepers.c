@@ -1,0 +1,67 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// sleepers [--threads N] [--processes N] [--mib S]: N threads a process, a tree of N processes, S MiB each, all asleep
+// until killed. Prints "ready" when all are there.
+#include <getopt.h>
+#include <pthread.h>
+#include <signal.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <sys/prctl.h>
+#include <unistd.h>
+
+static int arrived[2];
+
+static void* __attribute__((noreturn)) doze(void* unused) {
+  (void)unused;
+  for (;;) pause();
+}
+
+static void populate(long threads, size_t bytes) {
+  char* memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) exit(1);
+  memset(memory, 7, bytes);
+  pthread_attr_t attributes;
+  pthread_attr_init(&attributes);
+  pthread_attr_setstacksize(&attributes, 64 << 10);
+  for (long i = 1; i < threads; i++) {
+    pthread_t thread;
+    if (pthread_create(&thread, &attributes, doze, NULL) != 0) exit(1);
+  }
+  if (write(arrived[1], "x", 1) != 1) exit(1);
+}
+
+int main(int argc, char** argv) {
+  static const struct option table[] = {{"threads", 1, 0, 't'}, {"processes", 1, 0, 'p'}, {"mib", 1, 0, 'm'}, {0}};
+  long threads = 1, processes = 1;
+  double mib = 4;
+  for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) {
+    if (c == 't') threads = strtol(optarg, NULL, 10);
+    if (c == 'p') processes = strtol(optarg, NULL, 10);
+    if (c == 'm') mib = strtod(optarg, NULL);
+  }
+  if (threads < 1 || processes < 1 || mib <= 0 || pipe(arrived) != 0) return 2;
+  const size_t bytes = (size_t)(mib * (1 << 20));
+  for (long i = 1; i < processes; i++) {
+    const pid_t parent = getpid();
+    const pid_t child = fork();
+    if (child < 0) return 1;
+    if (child > 0) continue;
+    prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (getppid() != parent) return 1;
+    populate(threads, bytes);
+    close(arrived[0]);
+    close(arrived[1]);
+    doze(NULL);
+  }
+  populate(threads, bytes);
+  char one;
+  for (long i = 0; i < processes; i++)
+    if (read(arrived[0], &one, 1) != 1) return 1;
+  close(arrived[0]);
+  close(arrived[1]);
+  puts("ready");
+  fflush(stdout);
+  doze(NULL);
+}
