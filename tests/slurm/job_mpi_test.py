@@ -8,7 +8,7 @@ from jobcase import JobCase
 
 PROGRAM = harness.BUILD / "tests" / "programs" / "allreduce"
 # Few rounds that sleep for long: ranks that wait spin, which on a busy machine takes the other ranks' processor time.
-WORDS = ["allreduce", "--rounds", "60", "--step-ms", "150"]
+WORDS = ["allreduce", "--rounds", "40", "--step-ms", "250"]
 PATIENCE = 240  # s
 
 
@@ -19,7 +19,7 @@ class Mpi(JobCase):
         srun = ["srun", "--mpi=pmi2", f"-n{ranks}"]
         env = ["env", *environment]
         whole = self.sh([*srun, *env, *WORDS[:-1], "0"], timeout=PATIENCE).stdout.splitlines()[-1]
-        self.assertRegex(whole, rf"^RESULT allreduce ranks={ranks} rounds=60 hash=[0-9a-f]{{16}}$")
+        self.assertRegex(whole, rf"^RESULT allreduce ranks={ranks} rounds=40 hash=[0-9a-f]{{16}}$")
         first, job = self.start_srun(*srun[1:], "--checkpoint-interval=1s", *env, *WORDS)
         image = f"{job}.0"
         self.wait_versions(image, 2, PATIENCE)
@@ -34,15 +34,15 @@ class Mpi(JobCase):
         last = self.sh([*srun, f"--restart-dir={again}", "none"], timeout=PATIENCE)
         self.assertEqual(last.stdout.splitlines()[-1], whole)
         rounds = [int(n) for n in re.findall(r"ROUND (\d+)", last.stdout)]
-        self.assertEqual(rounds, list(range(60 - 10 * len(rounds), 60, 10)))
-        self.assertLess(len(rounds), 6)
+        self.assertEqual(rounds, list(range(40 - 10 * len(rounds), 40, 10)))
+        self.assertLess(len(rounds), 4)
         self.assertEqual(self.user_segments(), set())
 
     def test_shared_memory(self):
         self.run_through_deaths(2)
 
-    def test_four_ranks_over_tcp(self):
-        self.run_through_deaths(4, ["UCX_TLS=tcp,self"])
+    def test_tcp(self):
+        self.run_through_deaths(2, ["UCX_TLS=tcp,self"])
 
     def test_without_the_process_manager(self):
         """A restart needs srun --mpi=pmi2 again, and says so."""
