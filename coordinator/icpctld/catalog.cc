@@ -89,16 +89,23 @@ Catalog::Catalog(const std::string& directory) : path_(directory + "/catalog.sql
     if (saved == EWOULDBLOCK) throw_error(ErrorKind::kBusy, "another icpctld is running: it holds {}", lock);
     throw_errno("cannot lock {}", lock);
   }
-  if (sqlite3_open(path_.c_str(), &db_) != SQLITE_OK) fail("open");
-  sqlite3_busy_timeout(db_, 5000);
-  run(kSchema);
-  // Whoever was running tells so by itself.
-  run("UPDATE steps SET ended = seen WHERE ended IS NULL");
+  try {
+    if (sqlite3_open(path_.c_str(), &db_) != SQLITE_OK) fail("open");
+    sqlite3_busy_timeout(db_, 5000);
+    run(kSchema);
+    // Whoever was running tells so by itself.
+    run("UPDATE steps SET ended = seen WHERE ended IS NULL");
+  } catch (...) {
+    close();
+    throw;
+  }
 }
 
-Catalog::~Catalog() {
+Catalog::~Catalog() { close(); }
+
+void Catalog::close() {
   sqlite3_close(db_);
-  if (lock_ >= 0) ::close(lock_);
+  ::close(lock_);
 }
 
 void Catalog::fail(const char* doing) const {

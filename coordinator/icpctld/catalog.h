@@ -65,6 +65,7 @@ class Catalog {
 
  private:
   class Statement;
+  void close();
   void run(const char* sql) const;
   [[noreturn]] void fail(const char* doing) const;
 
