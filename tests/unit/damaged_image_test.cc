@@ -538,7 +538,7 @@ TEST_P(CompressedImage, HostileLengthsAreRefused) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Kinds, CompressedImage, testing::Values(Compression::kZstd, Compression::kLz4),
-                         [](const auto& info) { return std::string(to_string(info.param)); });
+                         [](const auto& kind) { return std::string(to_string(kind.param)); });
 
 // What decompresses to more than a block holds is refused, and nothing is written beyond the block.
 TEST(Compression, OutputIsBounded) {
