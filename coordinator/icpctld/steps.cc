@@ -142,7 +142,8 @@ void Steps::record_known_versions(Step& step) {
   }
   for (const auto& [version, counted] : known) {
     if (counted.first != step.facts.nodes) continue;
-    record([&] { catalog_.version(step.facts.key, counted.second, step.facts.nodes); });
+    const net::VersionNumbers& numbers = counted.second;  // clang captures no structured binding
+    record([&] { catalog_.version(step.facts.key, numbers, step.facts.nodes); });
   }
 }
 
