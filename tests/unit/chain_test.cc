@@ -332,7 +332,7 @@ const Crash kCrashes[] = {
     {"CompactAndKeep", [](const ImageDir& image) { image.compact(2, Compression::kZstd); }, {4, 5}},
 };
 INSTANTIATE_TEST_SUITE_P(Every, ChainCrash, testing::ValuesIn(kCrashes),
-                         [](const auto& info) { return std::string(info.param.name); });
+                         [](const auto& kind) { return std::string(kind.param.name); });
 
 // A version being taken, killed at every system call: it is there or not.
 TEST(Chain, VersionIsTakenWholeOrNotAtAll) {
