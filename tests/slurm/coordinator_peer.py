@@ -5,6 +5,7 @@ Credentials are made and read by MUNGE's own commands, so that a test chooses as
 import hashlib
 import hmac
 import os
+import pwd
 import socket
 import struct
 import subprocess
@@ -90,7 +91,9 @@ class Peer:
         self.close()
 
     def munge(self, *command, data):
-        identity = {"user": self.user, "group": self.user, "extra_groups": []} if self.user else {}
+        identity = {}
+        if self.user:
+            identity = {"user": self.user, "group": pwd.getpwnam(self.user).pw_gid, "extra_groups": []}
         return subprocess.run([*command, f"--socket={self.cluster.munge_socket}"], input=data, capture_output=True,
                               check=True, timeout=20, **identity).stdout
 
