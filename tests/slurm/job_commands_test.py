@@ -42,7 +42,7 @@ class Commands(CommandCase):
         self.assertEqual((err, code), ("", 0))
         self.assertRegex(out, rf"(?m)^{job}\.0: running, user {self.user}$")
         self.assertRegex(out, r"(?m)^  interval  1h$")
-        self.assertRegex(out, r"(?m)^  next      20.*, in \d+ min")
+        self.assertRegex(out, r"(?m)^  next      20.*, in (1 h|\d+ min)")
         self.assertRegex(out, r"(?m)^ +3  20.* incremental ")
         self.assertRegex(self.icp("jobs")[0], rf"(?m)^{job}\.0 +{self.user} +running +1/1 +1h +3 +20\S+ \S+ +in ")
 
