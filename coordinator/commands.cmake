@@ -11,6 +11,7 @@ add_library(
   icp/step_json.cc
   icp/step_text.cc)
 target_link_libraries(icp_job_client PUBLIC icp_coordinator icp_config icp_net)
+target_precompile_headers(icp_job_client REUSE_FROM icp_coordinator)
 target_sources(icp PRIVATE icp/job_commands.cc icp/job_operation.cc)
 target_link_libraries(icp PRIVATE icp_job_client)
 

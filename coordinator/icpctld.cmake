@@ -10,8 +10,11 @@ target_include_directories(icp_ctld SYSTEM PRIVATE ${SLURM_INCLUDE_DIR})
 target_link_libraries(icp_ctld PUBLIC icp_config icp_net icp_protocol spdlog::spdlog Threads::Threads
                       PRIVATE PkgConfig::SQLITE ${SLURM_LIBRARY})
 
+target_precompile_headers(icp_ctld REUSE_FROM icp_coordinator)
+
 add_executable(icpctld icpctld/main.cc)
 target_link_libraries(icpctld PRIVATE icp_ctld CLI11::CLI11 PkgConfig::SYSTEMD)
+target_precompile_headers(icpctld REUSE_FROM icp_coordinator)
 
 install(TARGETS icpctld RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
 install(FILES ${CMAKE_SOURCE_DIR}/config/icpctld.service DESTINATION lib/systemd/system)

@@ -18,8 +18,10 @@ target_include_directories(icp_net_proto SYSTEM PUBLIC ${CMAKE_BINARY_DIR} PRIVA
 
 add_library(icp_net STATIC protocol/connection.cc protocol/coordinator_client.cc protocol/endpoint.cc protocol/frame.cc
                            protocol/munge_auth.cc protocol/slurm_errors.cc)
-target_link_libraries(icp_net PUBLIC icp_flags icp_engine icp_net_proto fmt::fmt Boost::headers
-                      PRIVATE OpenSSL::Crypto PkgConfig::MUNGE Threads::Threads)
+target_link_libraries(icp_net PUBLIC icp_flags icp_engine icp_net_proto fmt::fmt icp_asio
+                      PRIVATE OpenSSL::Crypto PkgConfig::MUNGE Threads::Threads spdlog::spdlog)
+
+target_precompile_headers(icp_net REUSE_FROM icp_coordinator)
 
 add_library(icp_config STATIC config.cc)
 target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp_duration yaml-cpp)
@@ -27,12 +29,13 @@ target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp
 add_library(icp_step_agent STATIC icpstepd/cgroups.cc icpstepd/coordinator_link.cc icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
                                   icpstepd/network_exchange.cc
                                   icpstepd/notices.cc icpstepd/restart.cc icpstepd/site_script.cc icpstepd/step_agent.cc icpstepd/versions.cc)
-target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_duration Boost::headers
+target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_duration icp_asio
                                             spdlog::spdlog fmt::fmt Threads::Threads)
 target_precompile_headers(icp_step_agent REUSE_FROM icp_coordinator)
 
 add_executable(icpstepd icpstepd/main.cc)
 target_link_libraries(icpstepd PRIVATE icp_step_agent CLI11::CLI11)
+target_precompile_headers(icpstepd REUSE_FROM icp_coordinator)
 
 # Started before the task's program in place of it: small, and quick to start.
 add_executable(icp-proxy icpstepd/icp_proxy.cc)
