@@ -17,7 +17,7 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kHandshake{10'000};
 constexpr milliseconds kFirstWord{10'000};  // after the handshake a peer says who it is
-constexpr size_t kMostConnections = 20'000;
+constexpr size_t kMostConnectionsInAll = 20'000;
 constexpr size_t kMostOfOneUser = 100;  // connections of commands; agents are root
 
 }  // namespace
@@ -79,7 +79,7 @@ void Server::accept() {
 }
 
 void Server::came(tcp::socket socket) {
-  if (peers_.size() >= kMostConnections) {
+  if (peers_.size() >= kMostConnectionsInAll) {
     spdlog::error("{} connections: another one is turned away", peers_.size());
     return;
   }

@@ -29,9 +29,11 @@ void check_attributes(const ProcessRef& process, Findings& findings) {
   };
   if (const std::string cwd = read_proc_link(process.pid, "cwd"); cwd.ends_with(" (deleted)"))
     refuse("its working directory " + cwd + " has been removed", "change to a directory that exists");
-  if (const std::string root = read_proc_link(process.pid, "root"); root != "/")
-    refuse("runs in a changed root directory " + root, "run it without chroot");
   const ProcStatus status = ProcStatus::read(process.pid);
+  if (const std::string root = read_proc_link(process.pid, "root"); root.ends_with(" (deleted)"))
+    refuse("its root directory " + root + " has been removed", "run it without chroot");
+  else if (root != "/" && status.uid[0] != 0)  // whose user could not enter it again
+    refuse("runs in a changed root directory " + root, "run it without chroot, or as root");
   if (status.seccomp != 0) refuse("has a seccomp filter", "run it without the sandbox that installs the filter");
   if (status.tracer != 0) refuse(fmt::format("is traced by process {}", status.tracer), "detach the debugger");
 }
@@ -58,7 +60,20 @@ void restore_attributes(RemoteProcess& remote, const pb::Process& state) {
   std::ofstream(fmt::format("/proc/{}/oom_score_adj", remote.pid())) << state.oom_score_adj();
 }
 
-void restore_user_attributes(RemoteProcess& remote, const pb::Process& state) {
+namespace {
+
+void enter_root(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
+  if (state.root().empty() || state.root() == "/") return;
+  if (identity.uid != 0)
+    throw_error(ErrorKind::kRefused, "process {} ran in the root directory {}, which only root may restore",
+                state.pid(), state.root());
+  remote.reset_scratch();
+  remote.call("chroot", SYS_chroot, {remote.stage_string(state.root().substr(0, PATH_MAX)).value});
+}
+
+}  // namespace
+
+void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
   if (state.cwd().empty() || state.cwd()[0] != '/' || state.cwd().size() >= PATH_MAX)
     throw_error(ErrorKind::kImage, "process {} has no absolute working directory", state.pid());
   remote.reset_scratch();
@@ -68,6 +83,7 @@ void restore_user_attributes(RemoteProcess& remote, const pb::Process& state) {
         ErrorKind::kSystem,
         fmt::format("cannot enter the working directory {}: {}", state.cwd(), errno_text(static_cast<int>(-result))),
         static_cast<int>(-result));
+  enter_root(remote, state, identity);
   if (state.pdeath_signal() > 0 && state.pdeath_signal() <= 64)
     remote.call("prctl(PR_SET_PDEATHSIG)", SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(state.pdeath_signal())});
   remote.call("prctl(PR_SET_DUMPABLE)", SYS_prctl, {PR_SET_DUMPABLE, state.dumpable() ? 1u : 0u});

@@ -4,6 +4,7 @@
 #pragma once
 
 #include "engine/base/finding.h"
+#include "engine/base/identity.h"
 #include "engine/image/image.pb.h"
 #include "engine/process/stopped_tree.h"
 
@@ -15,6 +16,6 @@ void capture_attributes(StoppedProcess& process, pb::Process& state);
 void restore_attributes(RemoteProcess& remote, const pb::Process& state);
 // With the user's rights: the working directory must be one the user may enter, and the parent-death signal and
 // dumpable are reset by a change of credentials.
-void restore_user_attributes(RemoteProcess& remote, const pb::Process& state);
+void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity);
 
 }  // namespace icp

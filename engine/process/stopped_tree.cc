@@ -1,10 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/process/stopped_tree.h"
 
-#include <errno.h>
 #include <signal.h>
-#include <sys/syscall.h>
-#include <time.h>
 
 #include <algorithm>
 #include <set>
@@ -15,16 +12,6 @@
 
 namespace icp {
 namespace {
-
-// include/linux/errno.h: seen in rax of a thread stopped in an interrupted system call.
-constexpr int64_t kRestartSys = 512, kRestartNoIntr = 513, kRestartNoHand = 514, kRestartBlock = 516;
-
-// signal(7): calls that fail with EINTR after any stop, even one that no handler saw. The kernel did that because of
-// our interrupt, so they are made to restart, as if nothing had been; should a handler run, they still fail with EINTR.
-constexpr long kNeverRestarted[] = {SYS_epoll_wait, SYS_epoll_pwait,     SYS_epoll_pwait2, SYS_semop,
-                                    SYS_semtimedop, SYS_rt_sigtimedwait, SYS_io_getevents, SYS_io_pgetevents};
-
-bool in_system_call(const user_regs_struct& regs) { return static_cast<int64_t>(regs.orig_rax) >= 0; }
 
 bool read_process(pid_t pid, ProcessRef& ref) {
   try {
@@ -95,12 +82,12 @@ void seize_all_threads(StoppedProcess& process) {
   std::rotate(process.threads.begin(), leader, leader + 1);
 }
 
-void note_start(Tracee& thread, pid_t pid, InterruptedCalls& calls, ThreadStart& start) {
+void note_start(Tracee& thread, TimeoutPlaces& places, InterruptedCalls& calls, ThreadStart& start) {
   start.signal_mask = thread.signal_mask();
   start.live = thread.regs();
-  find_rseq(thread, pid, start);
-  leave_rseq_section(pid, start);
-  calls.normalise(thread.tid(), start.live, start.image);
+  find_rseq(thread, places.pid(), start);
+  leave_rseq_section(places.pid(), start);
+  calls.normalise(thread.tid(), places, start.live, start.image);
 }
 
 // Seizes and stops all threads and notes what they were doing.
@@ -109,13 +96,14 @@ void hold_process(StoppedProcess& process, InterruptedCalls& calls) {
   seize_all_threads(process);
   if (ProcStat::read(pid).start_time_ticks != process.ref.start_time)
     throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  const RemoteAddr stub = install_return_stub(pid);
+  TimeoutPlaces places(pid, stub);
   process.starts.resize(process.threads.size());
   for (size_t i = 0; i < process.threads.size(); ++i) {
     process.vtids.push_back(capsule_tid(pid, process.threads[i].tid()));
     process.job_stopped = process.job_stopped || process.threads[i].job_stopped();
-    note_start(process.threads[i], pid, calls, process.starts[i]);
+    note_start(process.threads[i], places, calls, process.starts[i]);
   }
-  const RemoteAddr stub = install_return_stub(pid);
   process.remote =
       std::make_unique<RemoteProcess>(process.threads[0], pid, stub.value != 0 ? stub : find_syscall_instruction(pid));
   process.calls_protected = stub.value != 0;
@@ -139,49 +127,6 @@ std::vector<ProcessRef> find_processes(const std::vector<pid_t>& roots) {
   std::vector<ProcessRef> found;
   for (const pid_t root : roots) add_with_descendants(root, seen, found);
   return found;
-}
-
-void InterruptedCalls::shorten_wait(pid_t tid, user_regs_struct& live) {
-  const bool waits = in_system_call(live) && static_cast<int64_t>(live.rax) == -EINTR &&
-                     (live.orig_rax == SYS_epoll_wait || live.orig_rax == SYS_epoll_pwait);
-  const int64_t given = static_cast<int32_t>(live.r10);  // milliseconds; negative: for ever
-  if (!waits || given <= 0) {
-    waits_.erase(tid);
-    return;
-  }
-  timespec time{};
-  ::clock_gettime(CLOCK_MONOTONIC, &time);
-  const int64_t now = int64_t{time.tv_sec} * 1000 + time.tv_nsec / 1'000'000;
-  Wait& wait = waits_[tid];
-  const bool same =
-      wait.number == live.orig_rax && wait.rip == live.rip && wait.rsp == live.rsp && wait.left_ms == given;
-  if (!same) wait = {live.orig_rax, live.rip, live.rsp, 0, now + given};
-  // At least a millisecond less than before: the next call in a loop comes with the full time again, and is known by
-  // that.
-  wait.left_ms = std::clamp<int64_t>(wait.deadline_ms - now, 0, given - 1);
-  live.r10 = static_cast<uint64_t>(wait.left_ms);
-}
-
-void InterruptedCalls::normalise(pid_t tid, user_regs_struct& live, user_regs_struct& image) {
-  shorten_wait(tid, live);
-  if (in_system_call(live) && static_cast<int64_t>(live.rax) == -EINTR &&
-      std::find(std::begin(kNeverRestarted), std::end(kNeverRestarted), static_cast<long>(live.orig_rax)) !=
-          std::end(kNeverRestarted))
-    live.rax = static_cast<uint64_t>(-kRestartNoHand);
-  image = live;
-  if (!in_system_call(live) || static_cast<int64_t>(live.rax) != -kRestartBlock) {
-    calls_.erase(tid);
-    return;
-  }
-  // The running kernel knows how long nanosleep, poll and futex waits still have to go (its restart block); in an image
-  // the call itself is made again. nanosleep has left the rest of its time in the caller's memory by now.
-  const auto known = calls_.find(tid);
-  if (live.orig_rax != SYS_restart_syscall) {
-    calls_[tid] = {live.orig_rax, live.rip, live.rsp};
-  } else if (known != calls_.end() && known->second.rip == live.rip && known->second.rsp == live.rsp) {
-    image.orig_rax = known->second.number;
-  }
-  image.rax = static_cast<uint64_t>(-kRestartNoHand);
 }
 
 StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {

@@ -6,11 +6,11 @@
 #include <sys/user.h>
 
 #include <cstdint>
-#include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "engine/process/interrupted_calls.h"
 #include "engine/trace/remote_process.h"
 #include "engine/trace/tracee.h"
 
@@ -48,30 +48,6 @@ struct StoppedProcess {
   std::unique_ptr<RemoteProcess> remote;  // calls in the leader; null for a zombie
   bool job_stopped = false;               // SIGSTOP, SIGTSTP ...
   bool calls_protected = false;           // the remote calls find back should the agent die (return_frame.h)
-};
-
-// System calls found interrupted at earlier stops of a session, by thread: restart_syscall(2) hides which call it
-// goes on with, and only the first stop sees that. And a call that is made again with the time-out it was given would
-// never time out if stops come faster than that: what is left of epoll_wait's and epoll_pwait's is put into its place.
-// The first stop counts as the beginning of the call.
-class InterruptedCalls {
- public:
-  // Registers to go on with and to save, from those found at a stop.
-  void normalise(pid_t tid, user_regs_struct& live, user_regs_struct& image);
-
- private:
-  struct Call {
-    uint64_t number = 0, rip = 0, rsp = 0;
-  };
-  struct Wait {
-    uint64_t number = 0, rip = 0, rsp = 0;
-    int64_t left_ms = 0;      // as it stands in the call now
-    int64_t deadline_ms = 0;  // CLOCK_MONOTONIC
-  };
-  void shorten_wait(pid_t tid, user_regs_struct& live);
-
-  std::map<pid_t, Call> calls_;
-  std::map<pid_t, Wait> waits_;
 };
 
 // Stops one process: seizes all its threads, including those that appear meanwhile. Throws kGone if it ends.

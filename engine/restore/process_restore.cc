@@ -79,7 +79,7 @@ void ProcessRestore::drop_rights() {
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
     restore_credentials(in_thread, state_, shared_.identity);
   }
-  restore_user_attributes(remote(), state_);
+  restore_user_attributes(remote(), state_, shared_.identity);
 }
 
 void ProcessRestore::finish() {

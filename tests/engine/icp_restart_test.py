@@ -43,6 +43,21 @@ class Restart(Case):
         self.assertEqual(printed[1:] + result.stdout.split(), [str(i) for i in range(1, 61)])
         self.assertEqual(icp("restart", "--dir", self.image).stdout, result.stdout)
 
+    def test_changed_root_directory(self):
+        """chroot(2): /usr has all that a shell needs. As another user it is refused before anything is stopped."""
+        script = 'for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; [ -e /usr ] && exit 1; cd /; pwd; exit 5'
+        process = self.start("chroot", "/usr", "/bin/sh", "-c", script, stdout=subprocess.DEVNULL)
+        wait_for(lambda: os.readlink(f"/proc/{process.pid}/root") == "/usr", what="chroot")
+        self.assert_ends(icp("checkpoint", "--kill", "--dir", self.image, "--pid", process.pid), 0)
+        process.wait(10)
+        result = icp("restart", "--dir", self.image)
+        self.assert_ends(result, 5)
+        other = self.start("chroot", "--userspec=65534:65534", "/usr", "/bin/sleep", "100")
+        wait_for(lambda: pathlib.Path(f"/proc/{other.pid}/comm").read_text() == "sleep\n", what="chroot")
+        result = icp("check", "--pid", other.pid)
+        self.assertEqual(result.returncode, 1)
+        self.assertIn("changed root directory /usr", result.stdout)
+
     def test_run_killed_and_restarted(self):
         process = self.start(program(), "-v", "run", "--dir", self.image, "--interval", "0.2s", "--", *counter(100, 3))
         pid = int(wait_for(lambda: re.search(r"process (\d+)", self.err.read_text()), what="the start")[1])

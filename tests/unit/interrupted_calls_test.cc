@@ -3,12 +3,20 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 #include <sys/epoll.h>
+#include <sys/ipc.h>
 #include <sys/prctl.h>
+#include <sys/sem.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
+#include <cerrno>
 #include <chrono>
 #include <thread>
+#include <vector>
 
 #include "engine/process/stopped_tree.h"
 
@@ -69,6 +77,141 @@ TEST(InterruptedCalls, EachWaitOfALoopHasItsOwnTime) {
   EXPECT_TRUE(WIFEXITED(status));
   EXPECT_EQ(WEXITSTATUS(status), 7);
   EXPECT_GE(ran.count(), 780);
+}
+
+// ---- time-outs that lie in the program's memory ----------------------------------------------------
+
+int sigtimedwait_fails_with_eagain(const timespec& time) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGUSR1);
+  return ::sigtimedwait(&set, nullptr, &time) == -1 ? errno : 0;
+}
+
+TEST(InterruptedCalls, SigtimedwaitTimesOutAndItsTimeoutStaysAsItWas) {
+  int status = 0;
+  const auto ran = stop_until_end(start([](int) {
+                                    const timespec time{0, 700'000'000};
+                                    const int error = sigtimedwait_fails_with_eagain(time);
+                                    return error == EAGAIN && time.tv_nsec == 700'000'000 ? 7 : error;
+                                  }),
+                                  status);
+  EXPECT_TRUE(WIFEXITED(status)) << "it never timed out";
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+  EXPECT_GE(ran.count(), 650);
+}
+
+TEST(InterruptedCalls, EachSigtimedwaitOfALoopHasItsOwnTime) {
+  int status = 0;
+  const auto ran = stop_until_end(start([](int) {
+                                    const timespec time{0, 200'000'000};
+                                    for (int i = 0; i < 4; i++)
+                                      if (sigtimedwait_fails_with_eagain(time) != EAGAIN) return 1;
+                                    return 7;
+                                  }),
+                                  status);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+  EXPECT_GE(ran.count(), 780);
+}
+
+TEST(InterruptedCalls, SemtimedopTimesOut) {
+  int status = 0;
+  const auto ran = stop_until_end(start([](int) {
+                                    const int id = ::semget(IPC_PRIVATE, 1, 0600);
+                                    sembuf take{0, -1, 0};
+                                    const timespec time{0, 600'000'000};
+                                    const int error = ::semtimedop(id, &take, 1, &time) == -1 ? errno : 0;
+                                    ::semctl(id, 0, IPC_RMID);
+                                    return error == EAGAIN ? 7 : error;
+                                  }),
+                                  status);
+  EXPECT_TRUE(WIFEXITED(status)) << "it never timed out";
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+  EXPECT_GE(ran.count(), 550);
+}
+
+TEST(InterruptedCalls, EpollPwait2TimesOut) {
+  int status = 0;
+  const auto ran = stop_until_end(
+      start([](int epoll) {
+        constexpr long kEpollPwait2 = 441;
+        epoll_event event;
+        const timespec time{0, 600'000'000};
+        return static_cast<int>(::syscall(kEpollPwait2, epoll, &event, 1, &time, nullptr, 0) == 0 ? 7 : errno);
+      }),
+      status);
+  EXPECT_TRUE(WIFEXITED(status)) << "it never timed out";
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+  EXPECT_GE(ran.count(), 550);
+}
+
+// More threads than there are places for time-outs: those without one wait anew, none gets another's.
+TEST(InterruptedCalls, ThreadsDoNotTakeEachOthersTime) {
+  int status = 0;
+  stop_until_end(start([](int) {
+                   std::vector<std::thread> threads;
+                   std::atomic<int> early = 0;
+                   for (int i = 0; i < 20; i++) {
+                     threads.emplace_back([i, &early] {
+                       const timespec time{0, 100'000'000 + i * 40'000'000};
+                       const auto begin = Clock::now();
+                       if (sigtimedwait_fails_with_eagain(time) != EAGAIN) early = 100;
+                       const auto took = std::chrono::nanoseconds(Clock::now() - begin).count();
+                       if (took < time.tv_nsec - 20'000'000) ++early;
+                     });
+                   }
+                   for (auto& thread : threads) thread.join();
+                   return 7 + early.load();
+                 }),
+                 status);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+}
+
+// ---- sockets with a time-out of their own ------------------------------------------------------------
+
+int socket_with_timeout(int (&ends)[2]) {
+  if (::socketpair(AF_UNIX, SOCK_STREAM, 0, ends) != 0) return errno;
+  const timeval time{0, 400'000};
+  return ::setsockopt(ends[0], SOL_SOCKET, SO_RCVTIMEO, &time, sizeof time) == 0 ? 0 : errno;
+}
+
+TEST(InterruptedCalls, ReceivingWithATimeoutDoesNotSeeTheStop) {
+  int status = 0;
+  const auto ran = stop_until_end(start([](int) {
+                                    int ends[2];
+                                    if (socket_with_timeout(ends) != 0) return 1;
+                                    char byte;
+                                    if (::recv(ends[0], &byte, 1, 0) != -1 || errno != EAGAIN) return errno;
+                                    if (::read(ends[0], &byte, 1) != -1 || errno != EAGAIN) return errno;
+                                    return 7;
+                                  }),
+                                  status);
+  EXPECT_TRUE(WIFEXITED(status)) << "it never timed out";
+  EXPECT_EQ(WEXITSTATUS(status), 7);
+  EXPECT_GE(ran.count(), 750);
+  EXPECT_LT(ran.count(), 8000);
+}
+
+TEST(InterruptedCalls, WhatArrivesWhileReceivingWithATimeoutIsReceived) {
+  int status = 0;
+  stop_until_end(start([](int) {
+                   int ends[2];
+                   if (socket_with_timeout(ends) != 0) return 1;
+                   std::thread sender([fd = ends[1]] {
+                     std::this_thread::sleep_for(std::chrono::milliseconds(200));
+                     if (::write(fd, "x", 1) != 1) ::_exit(9);
+                   });
+                   char byte = 0;
+                   const ssize_t got = ::recv(ends[0], &byte, 1, 0);
+                   const int result = got == 1 && byte == 'x' ? 7 : errno;
+                   sender.join();
+                   return result;
+                 }),
+                 status);
+  EXPECT_TRUE(WIFEXITED(status));
+  EXPECT_EQ(WEXITSTATUS(status), 7);
 }
 
 }  // namespace

@@ -1,0 +1,199 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/process/interrupted_calls.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <sys/pidfd.h>
+#include <sys/socket.h>
+#include <sys/syscall.h>
+#include <sys/time.h>
+#include <sys/uio.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cstddef>
+#include <cstring>
+#include <string>
+
+#include "engine/base/unique_fd.h"
+
+namespace icp {
+namespace {
+
+// include/linux/errno.h: seen in rax of a thread stopped in an interrupted system call.
+constexpr int64_t kRestartNoHand = 514, kRestartBlock = 516;
+
+// signal(7): calls that fail with EINTR after any stop, even one that no handler saw. The kernel did that because of
+// our interrupt, so they are made to restart, as if nothing had been; should a handler run, they still fail with EINTR.
+constexpr long kNeverRestarted[] = {SYS_epoll_wait, SYS_epoll_pwait,     SYS_epoll_pwait2, SYS_semop,
+                                    SYS_semtimedop, SYS_rt_sigtimedwait, SYS_io_getevents, SYS_io_pgetevents};
+// The same for sockets with a time-out (SO_RCVTIMEO, SO_SNDTIMEO). EINTR means that nothing was transferred.
+constexpr long kReceiving[] = {SYS_recvfrom, SYS_recvmsg, SYS_recvmmsg, SYS_read, SYS_readv, SYS_accept, SYS_accept4};
+constexpr long kSending[] = {SYS_sendto, SYS_sendmsg, SYS_sendmmsg, SYS_write, SYS_writev, SYS_connect};
+
+constexpr int64_t kNsPerSecond = 1'000'000'000, kNsPerMs = 1'000'000;
+constexpr int64_t kLongestNs = int64_t{1} << 60;  // 36 years: longer is for ever
+constexpr uint64_t kPageBytes = 4096;
+
+template <size_t N>
+bool is_one_of(const long (&list)[N], uint64_t number) {
+  return std::find(std::begin(list), std::end(list), static_cast<long>(number)) != std::end(list);
+}
+
+bool in_system_call(const user_regs_struct& regs) { return static_cast<int64_t>(regs.orig_rax) >= 0; }
+int64_t result_of(const user_regs_struct& regs) { return static_cast<int64_t>(regs.rax); }
+void set_result(user_regs_struct& regs, int64_t value) { regs.rax = static_cast<uint64_t>(value); }
+
+int64_t monotonic_ns() {
+  timespec time{};
+  ::clock_gettime(CLOCK_MONOTONIC, &time);
+  return time.tv_sec * kNsPerSecond + time.tv_nsec;
+}
+
+// SO_RCVTIMEO or SO_SNDTIMEO of a descriptor of the process, 0 for none.
+int64_t socket_timeout_ns(pid_t pid, int fd, bool receiving) {
+  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  const UniqueFd socket(process ? static_cast<int>(::syscall(SYS_pidfd_getfd, process.get(), fd, 0)) : -1);
+  timeval time{};
+  socklen_t size = sizeof time;
+  if (!socket || ::getsockopt(socket.get(), SOL_SOCKET, receiving ? SO_RCVTIMEO : SO_SNDTIMEO, &time, &size) != 0)
+    return 0;
+  return time.tv_sec * kNsPerSecond + time.tv_usec * 1000;
+}
+
+struct Place {
+  uint64_t mark;  // tells one of ours, of this agent or an earlier one, from the vdso's own content
+  uint64_t given;
+  timespec time;
+};
+constexpr uint64_t kMark = 0x74756f656d697469;  // "itimeout"
+
+}  // namespace
+
+bool TimeoutPlaces::read(uint64_t at, timespec& time) const {
+  const iovec here{&time, sizeof time}, there{reinterpret_cast<void*>(at), sizeof time};
+  return at != 0 && ::process_vm_readv(pid_, &here, 1, &there, 1, 0) == static_cast<ssize_t>(sizeof time) &&
+         time.tv_sec >= 0 && time.tv_nsec >= 0 && time.tv_nsec < kNsPerSecond;
+}
+
+uint64_t TimeoutPlaces::given_at(uint64_t at) const {
+  const uint64_t page = stub_ / kPageBytes;
+  if (stub_ == 0 || at / kPageBytes != page) return at;
+  Place place{};
+  const iovec here{&place, sizeof place}, there{reinterpret_cast<void*>(at - offsetof(Place, time)), sizeof place};
+  const bool whole = ::process_vm_readv(pid_, &here, 1, &there, 1, 0) == static_cast<ssize_t>(sizeof place);
+  return whole && place.mark == kMark ? place.given : at;
+}
+
+uint64_t TimeoutPlaces::put(const timespec& time, uint64_t given, const std::function<bool(uint64_t)>& is_used) {
+  const Place zeros{}, place{kMark, given, time};
+  const uint64_t page_start = stub_ / kPageBytes * kPageBytes;
+  uint64_t at = stub_ / alignof(Place) * alignof(Place);
+  while (at >= page_start + sizeof(Place)) {
+    at -= sizeof(Place);
+    if (is_used(at + offsetof(Place, time))) continue;
+    Place found{};
+    const iovec here{&found, sizeof found}, there{reinterpret_cast<void*>(at), sizeof found};
+    if (::process_vm_readv(pid_, &here, 1, &there, 1, 0) != static_cast<ssize_t>(sizeof found)) return 0;
+    if (found.mark != kMark && std::memcmp(&found, &zeros, sizeof found) != 0) return 0;
+    // /proc/PID/mem may write where the process itself may not, as debuggers do for breakpoints.
+    const UniqueFd memory(::open(("/proc/" + std::to_string(pid_) + "/mem").c_str(), O_RDWR | O_CLOEXEC));
+    if (!memory || ::pwrite(memory.get(), &place, sizeof place, static_cast<off_t>(at)) != sizeof place) return 0;
+    return at + offsetof(Place, time);
+  }
+  return 0;
+}
+
+InterruptedCalls::Wait& InterruptedCalls::wait_of(pid_t tid, pid_t pid, const Call& call, uint64_t timeout,
+                                                  int64_t time_ns) {
+  Wait& wait = waits_[tid];
+  if (wait.call != call || wait.timeout != timeout)
+    wait = {.call = call, .pid = pid, .timeout = timeout, .deadline_ns = monotonic_ns() + time_ns};
+  return wait;
+}
+
+// epoll_wait and epoll_pwait: the time-out is a register.
+void InterruptedCalls::shorten_milliseconds(pid_t tid, pid_t pid, user_regs_struct& live) {
+  const int64_t given = static_cast<int32_t>(live.r10);  // negative: for ever
+  if (given <= 0) return;
+  Wait& wait = wait_of(tid, pid, {live.orig_rax, live.rip, live.rsp}, live.r10, given * kNsPerMs);
+  // At least a millisecond less than before: the next call in a loop comes with the full time again, and is known by
+  // that.
+  const int64_t left = std::clamp<int64_t>((wait.deadline_ns - monotonic_ns()) / kNsPerMs, 0, given - 1);
+  live.r10 = wait.timeout = static_cast<uint64_t>(left);
+}
+
+// semtimedop, rt_sigtimedwait, epoll_pwait2: the time-out is in memory, which is the program's and stays as it is. The
+// image keeps it, too: after a restart the wait begins anew.
+void InterruptedCalls::shorten_timespec(pid_t tid, TimeoutPlaces& places, unsigned long long& live,
+                                        unsigned long long& image, const Call& call) {
+  timespec time{};
+  if (!places.read(live, time) || time.tv_sec > kLongestNs / kNsPerSecond) return;
+  Wait& wait = wait_of(tid, places.pid(), call, live, time.tv_sec * kNsPerSecond + time.tv_nsec);
+  image = places.given_at(live);
+  const int64_t left = std::max<int64_t>(wait.deadline_ns - monotonic_ns(), 0);
+  const uint64_t place =
+      places.put({.tv_sec = left / kNsPerSecond, .tv_nsec = left % kNsPerSecond}, image,
+                 [this, tid, pid = places.pid()](uint64_t at) {
+                   return std::any_of(waits_.begin(), waits_.end(), [&](const auto& entry) {
+                     return entry.first != tid && entry.second.pid == pid && entry.second.timeout == at;
+                   });
+                 });
+  live = wait.timeout = place != 0 ? place : image;
+}
+
+// The socket's time-out cannot be shortened for one call: past its end the call is over.
+void InterruptedCalls::end_socket_wait(pid_t tid, pid_t pid, user_regs_struct& live) {
+  const bool receiving = is_one_of(kReceiving, live.orig_rax);
+  const int64_t time = socket_timeout_ns(pid, static_cast<int>(live.rdi), receiving);
+  if (time == 0 || time > kLongestNs) return set_result(live, -kRestartNoHand);
+  const Wait& wait = wait_of(tid, pid, {live.orig_rax, live.rip, live.rsp}, live.rdi, time);
+  const bool over = monotonic_ns() >= wait.deadline_ns;
+  const int64_t error = live.orig_rax == SYS_connect ? EINPROGRESS : EAGAIN;  // socket(7)
+  set_result(live, over ? -error : -kRestartNoHand);
+  if (over) waits_.erase(tid);
+}
+
+// The running kernel knows how long nanosleep, poll and futex waits still have to go (its restart block); in an image
+// the call itself is made again. nanosleep has left the rest of its time in the caller's memory by now.
+void InterruptedCalls::go_on_after_restore(pid_t tid, const user_regs_struct& live, user_regs_struct& image) {
+  const Call call{live.orig_rax, live.rip, live.rsp};
+  const auto known = restarted_.find(tid);
+  if (live.orig_rax != SYS_restart_syscall) {
+    restarted_[tid] = call;
+  } else if (known != restarted_.end() && known->second.rip == call.rip && known->second.rsp == call.rsp) {
+    image.orig_rax = known->second.number;
+  }
+  set_result(image, -kRestartNoHand);
+}
+
+void InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live, user_regs_struct& image) {
+  image = live;
+  const bool failed = in_system_call(live) && result_of(live) == -EINTR;
+  const bool socket = failed && (is_one_of(kReceiving, live.orig_rax) || is_one_of(kSending, live.orig_rax));
+  const bool timed = failed && is_one_of(kNeverRestarted, live.orig_rax);
+  if (!socket && !timed) waits_.erase(tid);
+  if (socket) {
+    end_socket_wait(tid, places.pid(), live);
+    image = live;
+  } else if (timed) {
+    const Call call{live.orig_rax, live.rip, live.rsp};
+    if (live.orig_rax == SYS_epoll_wait || live.orig_rax == SYS_epoll_pwait) {
+      shorten_milliseconds(tid, places.pid(), live);
+      image = live;
+    } else if (live.orig_rax == SYS_semtimedop || live.orig_rax == SYS_epoll_pwait2) {
+      shorten_timespec(tid, places, live.r10, image.r10, call);
+    } else if (live.orig_rax == SYS_rt_sigtimedwait) {
+      shorten_timespec(tid, places, live.rdx, image.rdx, call);
+    }
+    set_result(live, -kRestartNoHand);
+    set_result(image, -kRestartNoHand);
+  }
+  if (in_system_call(live) && result_of(live) == -kRestartBlock) {
+    go_on_after_restore(tid, live, image);
+  } else {
+    restarted_.erase(tid);
+  }
+}
+
+}  // namespace icp

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// System calls that a stop interrupts: made again as if nothing had been, with the time they have left.
+#pragma once
+
+#include <sys/types.h>
+#include <sys/user.h>
+#include <time.h>
+
+#include <cstdint>
+#include <functional>
+#include <map>
+
+#include "engine/trace/remote_addr.h"
+
+namespace icp {
+
+// Time-outs that we put into a stopped process: in the unused end of its vdso, below the return stub, where nothing of
+// the program lies (its stack is no place: below a small one lie other things). Each says what the program had given in
+// its stead.
+class TimeoutPlaces {
+ public:
+  // `stub`: the process's return stub (install_return_stub); 0 when it has none, and then there is no place.
+  TimeoutPlaces(pid_t pid, RemoteAddr stub) : pid_(pid), stub_(stub.value) {}
+
+  pid_t pid() const { return pid_; }
+  // Reads a time-out. False when it cannot be read or is none.
+  bool read(uint64_t at, timespec& time) const;
+  // The program's own address when `at` is one of ours, else `at`.
+  uint64_t given_at(uint64_t at) const;
+  // Writes one that stands for the program's own at `given`, to the first place that `is_used` is not true for. Its
+  // address, or 0 when there is no room.
+  uint64_t put(const timespec& time, uint64_t given, const std::function<bool(uint64_t)>& is_used);
+
+ private:
+  pid_t pid_;
+  uint64_t stub_;
+};
+
+// System calls found interrupted at the stops of a session, by thread. Two things are put right:
+// - restart_syscall(2) hides which call it goes on with, and only the first stop sees that;
+// - a call that is made again with the time-out it was given would never time out if stops come faster than that: it
+//   gets what is left. The first stop counts as the beginning of the call.
+class InterruptedCalls {
+ public:
+  // Registers to go on with and to save, from those found at a stop.
+  void normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live, user_regs_struct& image);
+
+ private:
+  // A call at the same place of the program with the same stack is the same one, unless its time-out says otherwise.
+  struct Call {
+    uint64_t number = 0, rip = 0, rsp = 0;
+    bool operator==(const Call&) const = default;
+  };
+  struct Wait {
+    Call call;
+    pid_t pid = 0;
+    uint64_t timeout = 0;     // as it stands in the call now: the time, its address, or the socket that has it
+    int64_t deadline_ns = 0;  // CLOCK_MONOTONIC
+  };
+  Wait& wait_of(pid_t tid, pid_t pid, const Call& call, uint64_t timeout, int64_t time_ns);
+  void shorten_milliseconds(pid_t tid, pid_t pid, user_regs_struct& live);
+  void shorten_timespec(pid_t tid, TimeoutPlaces& places, unsigned long long& live, unsigned long long& image,
+                        const Call& call);
+  void end_socket_wait(pid_t tid, pid_t pid, user_regs_struct& live);
+  void go_on_after_restore(pid_t tid, const user_regs_struct& live, user_regs_struct& image);
+
+  std::map<pid_t, Call> restarted_;
+  std::map<pid_t, Wait> waits_;
+};
+
+}  // namespace icp
