@@ -183,7 +183,8 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
       heard_of_version(*step, ready.hello().highest_version());
     }
     step->restart->ready(node, ready);
-    if (step->restart->over()) {
+    // One that failed stays: agents that come only now must hear why.
+    if (step->restart->over() && !step->restart->failed()) {
       step->restart.reset();
       settled(step);
     }

@@ -188,7 +188,7 @@ StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_im
 
 std::pair<uint32_t, uint32_t> highest_versions(const std::string& image, const protocol::StepFacts& facts) {
   try {
-    const ImageDir dir = ImageDir::open(image, identity_of(facts), facts.node);
+    const ImageDir dir = ImageDir::open(image, identity_of(facts), facts.capsule);
     return {dir.highest(), dir.latest().value_or(0)};
   } catch (const Error&) {
     return {0, 0};  // not made yet; what is wrong with it is said when a version is taken

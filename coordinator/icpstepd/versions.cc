@@ -53,7 +53,7 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   SessionConfig session;
   session.image_path = image;
   session.identity = {facts_.uid, facts_.gid, facts_.groups};
-  session.node = facts_.node;
+  session.node = facts_.capsule;
   session.job.set_job_id(facts_.job);
   session.job.set_step_id(static_cast<uint32_t>(facts_.step));
   session.job.set_restart_count(facts_.restarts);
@@ -91,7 +91,7 @@ void Versions::keep_newest() const {
   if (config_.keep == 0 || image_.empty()) return;
   try {
     const ChainResult gone =
-        ImageDir::open(image_, {facts_.uid, facts_.gid, facts_.groups}, facts_.node).prune(config_.keep);
+        ImageDir::open(image_, {facts_.uid, facts_.gid, facts_.groups}, facts_.capsule).prune(config_.keep);
     if (!gone.removed.empty())
       spdlog::debug("{} old versions removed, {} bytes", gone.removed.size(), gone.bytes_freed);
   } catch (const Error& error) {
