@@ -290,7 +290,7 @@ void Steps::begin(const std::shared_ptr<Step>& step) {
   const RoundLimits limits{config_.prepare_timeout, config_.stop_timeout, config_.write_timeout};
   step->round =
       std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->wish_->kill, limits, sender(step));
-  step->round->begin();
+  step->round->begin(step->wish_->image_dir);
   advanced(step);
 }
 
@@ -337,6 +337,12 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   step->wish_.reset();
   if (!step->killing_) writers_--;
   const RoundResult& result = round->result();
+  // Another image may have higher numbers than the step's own.
+  if (!result.committed && round->highest_version() >= round->version() && !wish.image_dir.empty() &&
+      step->complete()) {
+    step->wish_ = wish;
+    return begin(step);
+  }
   uint32_t code = 0;
   std::string text = result.error;
   if (result.committed) {

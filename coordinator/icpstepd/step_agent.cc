@@ -10,6 +10,7 @@
 
 #include "coordinator/duration.h"
 #include "coordinator/icpstepd/network_exchange.h"
+#include "coordinator/icpstepd/restart_dir.h"
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 
@@ -189,6 +190,10 @@ void StepAgent::decide(const std::string& cwd) {
     return;
   }
   if (facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever) return;
+  // Asked for by name after the job was submitted: it beats what the submission says.
+  if (facts_.restarts > 0 && facts_.restart_dir != "none") {
+    if (const std::string wanted = wanted_restart_dir(config_, facts_); !wanted.empty()) facts_.restart_dir = wanted;
+  }
   plan_ = plan_start(facts_, image_, cwd, facts_.restarts);
   if (plan_->kind == StartPlan::kFail && several_capsules()) {
     plan_->kind = StartPlan::kRestart;  // the others must hear of it, and the proxies wait for that
@@ -335,7 +340,8 @@ net::AgentHello StepAgent::hello() const {
 void StepAgent::start_link() {
   CoordinatorLink::Events events;
   events.begin = [this](const net::BeginRound& begin) {
-    if (versions_.take(begin, *link_) && begin.kill()) mark_vacated(image_, identity_of(facts_));
+    const std::string image = versions_.take(begin, *link_);
+    if (!image.empty() && begin.kill()) mark_vacated(image_, identity_of(facts_), image);
     link_->set_hello(hello());
   };
   events.changed = [this](const std::string& why) { on_link_changed(why); };

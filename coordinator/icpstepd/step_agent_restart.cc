@@ -140,7 +140,7 @@ void StepAgent::give_up_restart(const Error& error) {
 
 void StepAgent::after_restore(RestartResult result) {
   capsule_.emplace(std::move(result.capsule));
-  if (plan_->image == image_) unmark_vacated(image_, identity_of(facts_));
+  if (facts_.restarts > 0) unmark_vacated(image_, identity_of(facts_));
   signalled_ = signalled_by_slurm(tasks_.begin()->second.pid, facts_.slurm_conf);
   const bool forward = signalled_ != Signalled::kCgroup;  // else the restored processes have it already
   for (auto& [rank, task] : tasks_) {
