@@ -338,9 +338,10 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   if (!step->killing_) writers_--;
   const RoundResult& result = round->result();
   // Another image may have higher numbers than the step's own.
-  if (!result.committed && round->highest_version() >= round->version() && !wish.image_dir.empty() &&
-      step->complete()) {
+  const bool taken = round->highest_version() >= round->version() && !wish.image_dir.empty();
+  if (!result.committed && taken && !wish.renumbered && step->complete()) {
     step->wish_ = wish;
+    step->wish_->renumbered = true;
     return begin(step);
   }
   uint32_t code = 0;

@@ -1,6 +1,7 @@
 """Steps of several nodes restored on fewer: several capsules on one node."""
 
 import os
+import shlex
 import signal
 
 import harness
@@ -30,6 +31,26 @@ class FewerNodes(LayoutCase):
         self.one_complaint(self.srun("-N2", "-n4", "-m", "cyclic", f"--restart-dir={image}", "none"),
                            r"holds tasks 0-1 on \S+n1, 2-3 on \S+n2; a node here has tasks (0,2|1,3): .* srun -N2 -n4 ")
         self.one_complaint(self.srun("-N1", "-n3", f"--restart-dir={image}", "none"), "a node here has tasks 0-2: ")
+
+    def test_vacated_elsewhere_and_restarted_on_the_same_nodes(self):
+        answer = self.answer(2, 400)
+        one, two, three = self.cluster.node_names
+        self.cluster.run(["scontrol", "update", f"NodeName={one}", "State=DRAIN", "Reason=test"])
+        job = self.submit(f"srun {shlex.join(self.ring('stick', 400))}", "-N2", "-n2", "--checkpoint-interval=1h")
+        self.wait_text(f"job-{job}.out", r"at 50\n")
+        elsewhere = self.work / "elsewhere"
+        self.sh(["icp", "create", job, "--wait", "--image-dir", elsewhere])
+        self.sh(["icp", "vacate", job, "--wait", "--image-dir", elsewhere])
+        self.wait_job(job)
+        self.cluster.run(["scontrol", "update", f"NodeName={one}", "State=RESUME"])
+        self.assertEqual(self.capsules(f"elsewhere/{job}.0"), {1: {two, three}, 2: {two, three}})
+        self.assertEqual(self.capsules(f"{job}.0"), {})
+        self.wait_for(lambda: self.sh(["icp", "restart", job, "--stick-to-nodes"], check=False).returncode == 0, 30,
+                      "the job to have ended altogether")
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+        self.assertEqual(self.job(job)["BatchHost"], two)
+        self.assertIn(f"restarted from version 2 of {elsewhere}/{job}.0, ", self.output(job))
+        self.assertEqual(self.results(self.output(job)), answer)
 
     def test_nothing_outlives_the_agent_of_two_capsules(self):
         image = self.killed_ring(["-N2", "-n2", *self.ring("orphans", 3000)], 2, set(self.cluster.node_names[:2]))
