@@ -26,7 +26,6 @@ target_precompile_headers(icp_net REUSE_FROM icp_coordinator)
 add_library(icp_config STATIC config.cc)
 target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp_duration yaml-cpp)
 
-<<<<<<< HEAD
 add_library(icp_step_agent STATIC
             icpstepd/capsule_agents.cc icpstepd/capsule_layout.cc icpstepd/cgroups.cc icpstepd/coordinator_link.cc
             icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
