@@ -26,9 +26,11 @@ target_precompile_headers(icp_net REUSE_FROM icp_coordinator)
 add_library(icp_config STATIC config.cc)
 target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp_duration yaml-cpp)
 
-add_library(icp_step_agent STATIC icpstepd/cgroups.cc icpstepd/coordinator_link.cc icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
-                                  icpstepd/network_exchange.cc
-                                  icpstepd/notices.cc icpstepd/restart.cc icpstepd/site_script.cc icpstepd/step_agent.cc icpstepd/versions.cc)
+add_library(icp_step_agent STATIC
+            icpstepd/capsule_agents.cc icpstepd/capsule_layout.cc icpstepd/cgroups.cc icpstepd/coordinator_link.cc
+            icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
+            icpstepd/network_exchange.cc icpstepd/notices.cc icpstepd/restart.cc icpstepd/restart_dir.cc icpstepd/site_script.cc
+            icpstepd/step_agent.cc icpstepd/step_agent_restart.cc icpstepd/versions.cc)
 target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_duration icp_asio
                                             spdlog::spdlog fmt::fmt Threads::Threads)
 target_precompile_headers(icp_step_agent REUSE_FROM icp_coordinator)

@@ -279,6 +279,7 @@ Session RestoredCapsule::continue_session(SessionConfig config) {
   auto session = std::make_unique<Session::Impl>(std::move(config), impl_->roots);
   session->memory = std::move(*impl_->memory);
   session->last_version = impl_->lazy ? 0 : version();
+  session->last_image = session->config.image_path;
   session->lazy = impl_->lazy;
   impl_->memory.reset();
   return Session(std::move(session));

@@ -216,7 +216,8 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
   }
   if (!findings.empty()) throw_refused(findings);
 
-  ImageDir image = ImageDir::create(config.image_path, config.identity, config.node);
+  const std::string& path = options.image_path.empty() ? config.image_path : options.image_path;
+  ImageDir image = ImageDir::create(path, config.identity, config.node);
   for (int tries = 1;; ++tries) {
     VersionWriter writer = image.begin_version(options.version);
     writer.set_compression(config.compression);
@@ -292,6 +293,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   pass(Phase::kWritten);
   writer.publish();
   last_version = result.version;
+  last_image = options.image_path.empty() ? config.image_path : options.image_path;
   stats.set_total_ns(now_ns(CLOCK_MONOTONIC) - begin);
   result.stats = stats;
   if (options.committed) options.committed(result);

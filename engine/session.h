@@ -54,7 +54,10 @@ struct CheckpointResult {
 struct CheckpointOptions {
   // Kill the processes once the version is committed; they do not run on after the stop.
   bool kill = false;
-  uint32_t version = 0;            // its number, higher than any of this node in the image; 0: the next one
+  uint32_t version = 0;  // its number, higher than any of this node in the image; 0: the next one
+  // Another image than the session's. It gets a full version, unless it also got the last one, and so does the
+  // session's own afterwards.
+  std::string image_path;
   std::vector<std::string> nodes;  // all nodes that take this version together: it is whole when each has committed
   // Called in the session's thread when a phase is through. Returns when the next one may begin, which is how several
   // sessions make one consistent version; whatever it throws gives the version up and lets the processes run on. May

@@ -14,6 +14,7 @@ namespace icp {
 // other files. If it has been pruned, its files may be gone: the next version is a full one.
 void Session::Impl::follow_chain(const ImageDir& image) {
   if (last_version == 0) return;
+  if (last_image != image.path()) return forget_chain();
   try {
     const uint32_t latest = image.latest().value_or(0);
     if (latest > last_version) {
@@ -26,16 +27,19 @@ void Session::Impl::follow_chain(const ImageDir& image) {
     }
     if (!image.has_version(last_version)) {
       spdlog::warn("version {} is no longer in {}: the next version is a full one", last_version, image.path());
-      memory.abandon();
-      last_version = 0;
+      forget_chain();
     } else if (config.dedup && !memory.dedup()) {
       memory.begin_dedup(image.open_version(last_version));
     }
   } catch (const Error& error) {
     spdlog::warn("{}: the next version is a full one", error.what());
-    memory.abandon();
-    last_version = 0;
+    forget_chain();
   }
+}
+
+void Session::Impl::forget_chain() {
+  memory.abandon();
+  last_version = 0;
 }
 
 }  // namespace icp

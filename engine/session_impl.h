@@ -22,8 +22,10 @@ struct Session::Impl {
   CheckpointResult checkpoint(const CheckpointOptions& options);
 
   // Phases of a version.
-  // Before a version: the chain may have been folded or pruned since the last one (session_chain.cc).
+  // Before a version: the chain may have been folded or pruned since the last one (session_chain.cc), or may be that of
+  // another image.
   void follow_chain(const ImageDir& image);
+  void forget_chain();
   void prepare(VersionWriter& writer);
   void collect(StoppedTree& tree, pb::Capsule& capsule);
   CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
@@ -39,6 +41,7 @@ struct Session::Impl {
   InterruptedCalls calls;
   MemoryCapture memory;
   uint32_t last_version = 0;
+  std::string last_image;          // the path of the image that holds it
   std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
 };
 

@@ -12,10 +12,12 @@
 #include <cstring>
 #include <vector>
 
+#include "coordinator/protocol/agent_sockets.h"
+
 namespace icp::spank {
 namespace {
 
-constexpr int kAgentControl = 3, kAgentTasks = 4;  // descriptor numbers in icpstepd
+using protocol::kAgentControl, protocol::kAgentTasks;
 
 // Runs in the forked child: async-signal-safe calls only, since slurmstepd has other threads. Reports errno through
 // `report` when the program cannot be executed.

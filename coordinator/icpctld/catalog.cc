@@ -30,6 +30,8 @@ CREATE TABLE IF NOT EXISTS versions (
   FOREIGN KEY (job, step, restarts) REFERENCES steps ON DELETE CASCADE) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS disabled (
   job INTEGER NOT NULL, step INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (job, step)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS restart_dirs (
+  job INTEGER PRIMARY KEY, restarts INTEGER NOT NULL, directory BLOB NOT NULL);
 )";
 constexpr int64_t kWholeJob = INT64_MIN;  // as a step in `disabled`
 
@@ -223,9 +225,28 @@ void Catalog::set_disabled(uint32_t job, std::optional<int32_t> step, uint32_t c
       .next();
 }
 
+std::string Catalog::restart_dir(uint32_t job, uint32_t restarts) const {
+  Statement query(*this, "SELECT directory FROM restart_dirs WHERE job = ? AND restarts = ?");
+  query.bind(job).bind(restarts);
+  return query.next() ? query.bytes(0) : std::string();
+}
+
+void Catalog::set_restart_dir(uint32_t job, uint32_t restarts, const std::string& directory) {
+  if (directory.empty()) {
+    Statement(*this, "DELETE FROM restart_dirs WHERE job = ?").bind(job).next();
+    return;
+  }
+  Statement(*this, "INSERT OR REPLACE INTO restart_dirs VALUES (?,?,?)")
+      .bind(job)
+      .bind(restarts)
+      .bind(directory)
+      .next();
+}
+
 void Catalog::forget(int64_t seconds) {
   Statement(*this, "DELETE FROM steps WHERE ended < ?").bind(std::time(nullptr) - seconds).next();
   run("DELETE FROM disabled WHERE count = 0 OR job NOT IN (SELECT job FROM steps)");
+  run("DELETE FROM restart_dirs WHERE job NOT IN (SELECT job FROM steps)");
 }
 
 }  // namespace icp

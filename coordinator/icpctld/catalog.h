@@ -60,6 +60,10 @@ class Catalog {
   uint32_t disabled(uint32_t job, std::optional<int32_t> step) const;
   void set_disabled(uint32_t job, std::optional<int32_t> step, uint32_t count);
 
+  // Where run number `restarts` of a job goes on from, if not from its own image. Empty: nobody said so.
+  std::string restart_dir(uint32_t job, uint32_t restarts) const;
+  void set_restart_dir(uint32_t job, uint32_t restarts, const std::string& directory);
+
   // Removes what belongs to steps that ended more than `seconds` ago.
   void forget(int64_t seconds);
 

@@ -17,6 +17,15 @@ constexpr uint32_t kMostMaxWait = 7 * 24 * 3600;
 constexpr size_t kMostSteps = 10'000, kMostVersions = 1000;
 constexpr size_t kMostOfReply = 8 << 20;  // bytes, about; a frame may have kMaxToPeer
 
+constexpr size_t kLongestDirectory = 3000;  // as the plugin takes it
+constexpr const char* kWrongDirectory = "ImageDir wants an absolute path of at most 3000 bytes, without line breaks";
+
+// Or empty: none was given.
+bool is_directory_name(const std::string& text) {
+  return text.empty() || (text[0] == '/' && text.size() <= kLongestDirectory &&
+                          text.find_first_of(std::string_view("\0\n\r", 3)) == std::string::npos);
+}
+
 net::Reply failure(uint32_t code, const std::string& text = {}) {
   net::Reply reply;
   reply.set_code(code);
@@ -54,6 +63,8 @@ void Requests::handle(uid_t caller, const net::Request& request, Answer answer) 
       return status(asked);
     case net::OP_IPC:
       return ipc(asked);
+    case net::OP_RESTART_DIR:
+      return restart_dir(asked);
     case net::OP_ABLE:
     case net::OP_CREATE:
     case net::OP_DISABLE:
@@ -150,9 +161,7 @@ void Requests::last_error(const Pointer& asked) {
 void Requests::create(const Pointer& asked, bool kill, bool requeue) {
   const net::Request& request = asked->request;
   if (requeue && (!asked->job_known || !asked->job.batch)) return asked->answer(failure(kNotSupported));
-  if (!request.image_dir().empty()) {
-    return asked->answer(failure(kNotSupported, "ImageDir is not supported by this version of slurm-icp"));
-  }
+  if (!is_directory_name(request.image_dir())) return asked->answer(failure(kNotSupported, kWrongDirectory));
   if (request.max_wait_s() > kMostMaxWait) return asked->answer(failure(kNotSupported, "MaxWait is too long"));
   const auto found = steps_.running(request.job(), step_of(*asked));
   std::vector<std::shared_ptr<Step>> chosen;
@@ -200,6 +209,7 @@ void Requests::create(const Pointer& asked, bool kill, bool requeue) {
   for (const auto& step : chosen) {
     Wish wish;
     wish.kill = kill;
+    wish.image_dir = request.image_dir();
     if (!wait || request.max_wait_s() != 0) wish.max_wait = std::chrono::seconds(max_wait);
     wish.finished = [asked, all, wait, end_job](uint32_t code, const std::string& text) {
       all->open--;
@@ -219,13 +229,29 @@ void Requests::create(const Pointer& asked, bool kill, bool requeue) {
 }
 
 // Slurm keeps a finished job's record for MinJobAge: requeueing it starts it again under its number, and the step finds
-// its last version by itself.
+// its last version by itself, or asks for the directory that is remembered here.
 void Requests::restart(const Pointer& asked) {
+  const net::Request& request = asked->request;
   if (!asked->job_known) return asked->answer(failure(kInvalidJobId));
   if (asked->job.state != SlurmJob::kFinished || asked->job.completing) return asked->answer(failure(kJobNotFinished));
   if (!asked->job.batch) return asked->answer(failure(kNotSupported));
-  in_pool([job = asked->request.job()] { return requeue_job(job); },
+  if (!is_directory_name(request.image_dir())) return asked->answer(failure(kNotSupported, kWrongDirectory));
+  try {
+    catalog_.set_restart_dir(request.job(), asked->job.restarts + 1, request.image_dir());
+  } catch (const Error& error) {
+    return asked->answer(failure(kCheckpointFailed, error.what()));
+  }
+  const std::string nodes = request.stick_to_nodes() ? asked->job.nodes : "";
+  in_pool([job = request.job(), nodes] { return nodes.empty() ? requeue_job(job) : requeue_job_on(job, nodes); },
           [asked](uint32_t code) { asked->answer(failure(code)); });
+}
+
+// What an agent asks of a job that was requeued: does somebody want it to go on from another directory than its own?
+void Requests::restart_dir(const Pointer& asked) {
+  if (asked->caller != 0 && asked->caller != self_) return asked->answer(failure(kAccessDenied));
+  net::Reply reply;
+  reply.set_text(catalog_.restart_dir(asked->request.job(), asked->request.restarts()));
+  asked->answer(reply);
 }
 
 void Requests::status(const Pointer& asked) {

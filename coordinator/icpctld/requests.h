@@ -43,6 +43,7 @@ class Requests {
   void create(const Pointer& asked, bool kill, bool requeue);
   void change_disabled(const Pointer& asked, bool disable);
   void restart(const Pointer& asked);
+  void restart_dir(const Pointer& asked);
   void able(const Pointer& asked);
   void last_error(const Pointer& asked);
   void status(const Pointer& asked);

@@ -7,6 +7,7 @@ namespace icp {
 
 void Restart::fail(const std::string& why) {
   phase_ = 3;
+  why_ = why;
   net::ToPeer message;
   message.mutable_restart_go()->set_error(why);
   for (const std::string& node : known_) send_(node, message);
@@ -21,7 +22,7 @@ void Restart::ready(const std::string& node, const net::RestartReady& message) {
   known_.insert(node);
   if (over()) {
     net::ToPeer late;
-    late.mutable_restart_go()->set_error("another node could not be restored");
+    late.mutable_restart_go()->set_error(why_.empty() ? "the step runs already" : why_);
     return send_(node, late);
   }
   if (!message.error().empty()) return fail(fmt::format("{}: {}", node, message.error()));
@@ -36,7 +37,7 @@ void Restart::ready(const std::string& node, const net::RestartReady& message) {
     }
     addresses_.MergeFrom(message.addresses());
   }
-  if (message.phase() == 2) ends_.set(node, message.ends());
+  if (message.phase() <= 2) ends_.set(node, message.ends());
   if (there_.size() < nodes_) return;
   phase_ = message.phase();
   there_.clear();
@@ -44,7 +45,7 @@ void Restart::ready(const std::string& node, const net::RestartReady& message) {
     net::ToPeer go;
     go.mutable_restart_go()->set_phase(phase_);
     if (phase_ == 1) *go.mutable_restart_go()->mutable_addresses() = addresses_;
-    if (phase_ == 2) *go.mutable_restart_go()->mutable_ends() = ends_.others_of(other);
+    if (phase_ <= 2) *go.mutable_restart_go()->mutable_ends() = ends_.others_of(other);
     send_(other, go);
   }
 }

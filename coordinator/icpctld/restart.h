@@ -22,6 +22,7 @@ class Restart {
   void ready(const std::string& node, const net::RestartReady& message);
   void lost(const std::string& node);
   bool over() const { return phase_ == 3; }  // all run; or it failed
+  bool failed() const { return !why_.empty(); }
 
  private:
   void fail(const std::string& why);
@@ -30,6 +31,7 @@ class Restart {
   const Send send_;
   uint32_t phase_ = 0;  // all have said this one
   uint32_t version_ = 0;
+  std::string why_;              // it failed
   std::set<std::string> there_;  // who said the next one
   std::set<std::string> known_;
   google::protobuf::RepeatedPtrField<net::NewAddress> addresses_;

@@ -48,7 +48,7 @@ std::chrono::milliseconds Round::limit() const {
   }
 }
 
-void Round::begin() {
+void Round::begin(const std::string& image_dir) {
   phase_ = alone_ ? net::COMMIT : net::PREPARE;
   net::ToPeer message;
   net::BeginRound& begin = *message.mutable_begin();
@@ -58,6 +58,7 @@ void Round::begin() {
   begin.set_alone(alone_);
   // The agent's own limit is the later one: when both run out at once, the coordinator's word tells why.
   begin.set_stop_timeout_ms(static_cast<uint32_t>(std::min<int64_t>((limits_.stop * 2).count(), UINT32_MAX)));
+  begin.set_image_dir(image_dir);
   for (const std::string& node : nodes_) begin.add_nodes(node);
   for (const std::string& node : nodes_) send_(node, message);
 }

@@ -38,6 +38,8 @@ uint32_t load_job(uint32_t id, SlurmJob& job) {
                                                                : SlurmJob::kFinished;
     job.batch = info.batch_flag != 0;
     job.completing = (info.job_state & JOB_COMPLETING) != 0;
+    job.restarts = info.restart_cnt;
+    job.nodes = info.nodes == nullptr ? "" : info.nodes;
     code = 0;
   }
   slurm_free_job_info_msg(message);
@@ -47,6 +49,22 @@ uint32_t load_job(uint32_t id, SlurmJob& job) {
 bool is_unreachable(uint32_t code) { return code != 0 && (code < 2000 || code == 5004) && code != kInProgress; }
 
 uint32_t requeue_job(uint32_t id) { return code_of(slurm_requeue(id, 0)); }
+
+uint32_t requeue_job_on(uint32_t id, const std::string& nodes) {
+  // Held, so that it does not begin before its nodes are set.
+  if (const uint32_t code = code_of(slurm_requeue(id, JOB_REQUEUE_HOLD)); code != 0) return code;
+  job_desc_msg_t change;
+  slurm_init_job_desc_msg(&change);
+  change.job_id = id;
+  std::string list = nodes;
+  change.req_nodes = list.data();
+  const uint32_t code = code_of(slurm_update_job(&change));
+  slurm_init_job_desc_msg(&change);
+  change.job_id = id;
+  change.priority = INFINITE;  // as scontrol release does
+  const uint32_t released = code_of(slurm_update_job(&change));
+  return code != 0 ? code : released;
+}
 
 uint32_t cancel_job(uint32_t id) { return code_of(slurm_kill_job(id, SIGKILL, KILL_FULL_JOB)); }
 

@@ -19,6 +19,8 @@ struct SlurmJob {
   State state = kPending;
   bool batch = false;
   bool completing = false;
+  uint32_t restarts = 0;  // how often it was requeued
+  std::string nodes;      // of its last run, as Slurm lists them
 };
 
 using enum net::SlurmError;
@@ -30,6 +32,8 @@ uint32_t load_job(uint32_t id, SlurmJob& job);
 // True for an error number that means that slurmctld could not be asked.
 bool is_unreachable(uint32_t code);
 uint32_t requeue_job(uint32_t id);
+// The same, to run on these nodes and no others.
+uint32_t requeue_job_on(uint32_t id, const std::string& nodes);
 uint32_t cancel_job(uint32_t id);
 std::string slurm_text(uint32_t code);
 

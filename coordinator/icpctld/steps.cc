@@ -183,7 +183,8 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
       heard_of_version(*step, ready.hello().highest_version());
     }
     step->restart->ready(node, ready);
-    if (step->restart->over()) {
+    // One that failed stays: agents that come only now must hear why.
+    if (step->restart->over() && !step->restart->failed()) {
       step->restart.reset();
       settled(step);
     }
@@ -289,7 +290,7 @@ void Steps::begin(const std::shared_ptr<Step>& step) {
   const RoundLimits limits{config_.prepare_timeout, config_.stop_timeout, config_.write_timeout};
   step->round =
       std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->wish_->kill, limits, sender(step));
-  step->round->begin();
+  step->round->begin(step->wish_->image_dir);
   advanced(step);
 }
 
@@ -336,6 +337,13 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   step->wish_.reset();
   if (!step->killing_) writers_--;
   const RoundResult& result = round->result();
+  // Another image may have higher numbers than the step's own.
+  const bool taken = round->highest_version() >= round->version() && !wish.image_dir.empty();
+  if (!result.committed && taken && !wish.renumbered && step->complete()) {
+    step->wish_ = wish;
+    step->wish_->renumbered = true;
+    return begin(step);
+  }
   uint32_t code = 0;
   std::string text = result.error;
   if (result.committed) {

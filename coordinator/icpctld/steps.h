@@ -27,6 +27,8 @@ namespace icp {
 // How a version was asked for.
 struct Wish {
   bool kill = false;
+  std::string image_dir;                  // another one than the step's own; empty: that
+  bool renumbered = false;                // a second try, because the number of the first one was taken there
   std::chrono::milliseconds max_wait{0};  // for the whole version; 0: the configured time-outs
   // Called once with Slurm's code and a text (0: committed). Before a round that kills does so, `before_kill` must call
   // its argument: with an empty text to go on, else with why not. May be empty.

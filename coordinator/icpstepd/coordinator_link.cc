@@ -19,22 +19,23 @@ using std::chrono::milliseconds;
 
 constexpr milliseconds kConnectTimeout{5'000}, kFirstPause{200}, kLongestPause{10'000}, kLastWords{200};
 
-uid_t uid_of(const std::string& user) {
+}  // namespace
+
+uid_t uid_of_coordinator(const Config& config) {
   passwd entry{};
   passwd* found = nullptr;
   char buffer[4096];
+  const std::string& user = config.coordinator_user;
   if (::getpwnam_r(user.c_str(), &entry, buffer, sizeof buffer, &found) != 0 || found == nullptr) {
     throw_error(ErrorKind::kUsage, "coordinator_user in icp.yaml: there is no user {}", user);
   }
   return entry.pw_uid;
 }
 
-}  // namespace
-
 CoordinatorLink::CoordinatorLink(const Config& config, net::AgentHello hello, asio::io_context& agent, Events events)
     : coordinators_(config.coordinators),
       munge_(config.munge_socket),
-      server_(uid_of(config.coordinator_user)),
+      server_(uid_of_coordinator(config)),
       agent_(agent),
       events_(std::make_shared<Events>(std::move(events))),
       hello_(std::move(hello)) {

@@ -19,6 +19,9 @@
 
 namespace icp {
 
+// Whom the coordinator must run as. Throws Error (kUsage) when coordinator_user does not exist.
+uid_t uid_of_coordinator(const Config& config);
+
 class CoordinatorLink {
  public:
   // Called in the agent's thread (posted to its io_context).

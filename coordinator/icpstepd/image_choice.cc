@@ -29,10 +29,23 @@ bool has_mark(const std::string& image, const char* mark, const Identity& identi
   return ::lstat((image + mark).c_str(), &facts) == 0;
 }
 
-void set_mark(const std::string& image, const char* mark, const Identity& identity) {
+// What a mark says; nothing when there is none.
+std::optional<std::string> read_mark(const std::string& image, const char* mark, const Identity& identity) {
   const FsIdentity as_user(identity);
-  const UniqueFd file(::open((image + mark).c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
-  if (!file && errno != ENOENT) spdlog::warn("cannot make {}{}: {}", image, mark, errno_text(errno));
+  const UniqueFd file(::open((image + mark).c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
+  if (!file) return std::nullopt;
+  char text[4096];
+  const ssize_t got = ::read(file.get(), text, sizeof text);
+  return std::string(text, static_cast<size_t>(std::max<ssize_t>(got, 0)));
+}
+
+void set_mark(const std::string& image, const char* mark, const Identity& identity, const std::string& text = {}) {
+  const FsIdentity as_user(identity);
+  ::mkdir(image.c_str(), 0700);  // usually there
+  const UniqueFd file(
+      ::open((image + mark).c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+  if (!file || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+    spdlog::warn("cannot make {}{}: {}", image, mark, errno_text(errno));
 }
 
 void remove_mark(const std::string& image, const char* mark, const Identity& identity) {
@@ -152,7 +165,10 @@ std::string own_image_path(const protocol::StepFacts& facts, const Config& confi
       directory.replace(at, 2, user_name(facts.uid));
     }
   }
-  directory = directory.empty() ? cwd : below(cwd, directory);
+  return image_path_in(directory.empty() ? cwd : below(cwd, directory), facts);
+}
+
+std::string image_path_in(const std::string& directory, const protocol::StepFacts& facts) {
   return fmt::format("{}/{}.{}", directory, facts.job, protocol::step_name(facts.step));
 }
 
@@ -171,11 +187,14 @@ StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_im
     }
   }
   if (restarts == 0 || is_completed(own_image, identity)) return {};
-  if (facts.interval.empty() && !has_mark(own_image, kVacated, identity)) return {};
+  const std::optional<std::string> vacated = read_mark(own_image, kVacated, identity);
+  if (facts.interval.empty() && !vacated) return {};
+  // An absolute path says that the version was put elsewhere.
+  const std::string& image = vacated && vacated->starts_with('/') ? *vacated : own_image;
   try {
-    const std::vector<std::string> names = names_in(own_image, identity);
+    const std::vector<std::string> names = names_in(image, identity);
     if (std::none_of(names.begin(), names.end(), is_version)) return {};
-    StartPlan plan = restart_from(own_image, identity);
+    StartPlan plan = restart_from(image, identity);
     if (plan.kind == StartPlan::kFail) plan.kind = StartPlan::kFresh, plan.text += ": the step starts afresh";
     return plan;
   } catch (const Error& error) {
@@ -188,7 +207,7 @@ StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_im
 
 std::pair<uint32_t, uint32_t> highest_versions(const std::string& image, const protocol::StepFacts& facts) {
   try {
-    const ImageDir dir = ImageDir::open(image, identity_of(facts), facts.node);
+    const ImageDir dir = ImageDir::open(image, identity_of(facts), facts.capsule);
     return {dir.highest(), dir.latest().value_or(0)};
   } catch (const Error&) {
     return {0, 0};  // not made yet; what is wrong with it is said when a version is taken
@@ -198,7 +217,9 @@ std::pair<uint32_t, uint32_t> highest_versions(const std::string& image, const p
 bool is_completed(const std::string& image, const Identity& identity) { return has_mark(image, kCompleted, identity); }
 void mark_completed(const std::string& image, const Identity& identity) { set_mark(image, kCompleted, identity); }
 void unmark_completed(const std::string& image, const Identity& identity) { remove_mark(image, kCompleted, identity); }
-void mark_vacated(const std::string& image, const Identity& identity) { set_mark(image, kVacated, identity); }
+void mark_vacated(const std::string& image, const Identity& identity, const std::string& where) {
+  set_mark(image, kVacated, identity, where == image ? "" : where);
+}
 void unmark_vacated(const std::string& image, const Identity& identity) { remove_mark(image, kVacated, identity); }
 
 void prepare_image_path(const std::string& image, const Identity& identity, bool keep) {

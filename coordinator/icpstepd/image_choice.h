@@ -15,6 +15,8 @@ namespace icp {
 
 // <checkpoint-dir>/<job>.<step>; relative directories are below `cwd`.
 std::string own_image_path(const protocol::StepFacts& facts, const Config& config, const std::string& cwd);
+// <directory>/<job>.<step>
+std::string image_path_in(const std::string& directory, const protocol::StepFacts& facts);
 
 struct StartPlan {
   enum Kind { kFresh, kRestart, kFail };
@@ -38,8 +40,9 @@ void unmark_completed(const std::string& image, const Identity& identity);
 bool is_completed(const std::string& image, const Identity& identity);
 
 // A step that was ended after a version (scontrol checkpoint vacate, requeue) goes on from there when its job starts
-// again, also without an interval: its image is marked with another file until it has been restored.
-void mark_vacated(const std::string& image, const Identity& identity);
+// again, also without an interval: its image is marked with another file until it has been restored. `where` is the
+// image that holds that version.
+void mark_vacated(const std::string& image, const Identity& identity, const std::string& where);
 void unmark_vacated(const std::string& image, const Identity& identity);
 
 // Makes the directory that will hold the image (and those above it, 0700, as the user); an image that is there

@@ -1,7 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // icpstepd: started by the SPANK plugin, never by hand but for check-config.
+#include <fcntl.h>
+#include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
+#include <unistd.h>
 
 #include <CLI/CLI.hpp>
 #include <cstdio>
@@ -11,6 +14,7 @@
 #include "coordinator/icpstepd/job_end.h"
 #include "coordinator/icpstepd/logging.h"
 #include "coordinator/icpstepd/step_agent.h"
+#include "coordinator/protocol/agent_sockets.h"
 #include "engine/base/error.h"
 
 namespace {
@@ -21,6 +25,7 @@ struct Options {
   std::string config = "/etc/slurm-icp/icp.yaml";
   std::string node;
   uint32_t job = 0, uid = 0, restarts = 0;
+  pid_t part_of = 0;
 };
 
 // A wrong file must not keep the node from cleaning up: defaults then, and the error is said.
@@ -34,12 +39,17 @@ Config load_config(const std::string& path, std::string& problem) {
 }
 
 int run_step(const Options& options) {
-  constexpr int kControl = 3, kTasks = 4, kHelloTimeout = 10'000;  // see spank/agent_link.cc
-  UniqueFd control(kControl), tasks(kTasks);
-  ::fcntl(kControl, F_SETFD, FD_CLOEXEC);
-  ::fcntl(kTasks, F_SETFD, FD_CLOEXEC);
+  constexpr int kHelloTimeout = 10'000;
+  if (options.part_of != 0) {
+    // Of an agent that has other capsules of the step on this node: without it this one is no use.
+    ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    if (::getppid() != options.part_of) return 1;
+  }
+  UniqueFd control(protocol::kAgentControl), tasks(protocol::kAgentTasks);
+  ::fcntl(control.get(), F_SETFD, FD_CLOEXEC);
+  ::fcntl(tasks.get(), F_SETFD, FD_CLOEXEC);
   protocol::Packet hello;
-  if (protocol::receive_packet(kControl, hello, kHelloTimeout) != protocol::Received::kPacket) return 1;
+  if (protocol::receive_packet(control.get(), hello, kHelloTimeout) != protocol::Received::kPacket) return 1;
   const auto facts = protocol::StepFacts::from_packet(hello);
   if (!facts) return 1;
   std::string problem;
@@ -50,7 +60,7 @@ int run_step(const Options& options) {
   spdlog::info("user {}, {} task{}, interval {}, restart from {}", facts->uid, facts->local_tasks,
                facts->local_tasks == 1 ? "" : "s", facts->interval.empty() ? "none" : facts->interval,
                facts->restart_dir.empty() ? "its own" : facts->restart_dir);
-  StepAgent(*facts, config, problem, std::move(control), std::move(tasks)).run();
+  StepAgent(*facts, config, options.config, problem, std::move(control), std::move(tasks)).run();
   return 0;
 }
 
@@ -83,7 +93,8 @@ int main(int argc, char** argv) {
     command->add_option("--config", options.config, "icp.yaml")->capture_default_str();
     return command;
   };
-  const CLI::App* const step = add("step", "checkpoint one step (sockets of slurmstepd on descriptors 3 and 4)");
+  CLI::App* const step = add("step", "checkpoint one step (sockets of slurmstepd on descriptors 3 and 4)");
+  step->add_option("--part-of", options.part_of, "the agent that started this one, for one of several capsules");
   CLI::App* const epilog = add("epilog", "the end of a job on a node");
   epilog->add_option("--job", options.job)->required();
   epilog->add_option("--uid", options.uid)->required();

@@ -9,6 +9,7 @@
 #include <ctime>
 #include <set>
 
+#include "coordinator/icpstepd/capsule_layout.h"
 #include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/versions.h"
@@ -18,38 +19,29 @@
 namespace icp {
 namespace {
 
-std::string list_of(const std::set<int>& ranks) { return fmt::format("{}", fmt::join(ranks, ",")); }
+// The capsule that holds the tasks of this agent: each needs one of the new step to lend it its streams and its exit
+// status.
+CapsulePart part_of_tasks(const std::string& image, uint32_t version, const Identity& identity,
+                          const std::map<int, ProxyStreams>& proxies) {
+  std::set<int> ranks;
+  for (const auto& [rank, proxy] : proxies) ranks.insert(rank);
+  std::vector<CapsulePart> here = capsules_here(capsules_of(image, version, identity, ranks), image, ranks);
+  if (here.size() != 1) {
+    throw_error(ErrorKind::kImage, "version {} of {} has another layout of tasks than the latest one", version, image);
+  }
+  return std::move(here[0]);
+}
 
-// The node whose capsule holds the tasks of this node of the step: each needs one of the new step to lend it its
-// streams and its exit status.
-std::string node_of_tasks(const std::string& image, uint32_t version, const Identity& identity,
-                          const std::map<int, ProxyStreams>& proxies, pb::Capsule& capsule) {
-  std::set<int> wanted;
-  for (const auto& [rank, proxy] : proxies) wanted.insert(rank);
-  const std::vector<std::string> nodes = ImageDir::nodes_of(image, identity);
-  std::string layout;
-  size_t tasks = 0, parts = 0;
-  for (const std::string& node : nodes) {
-    const ImageDir dir = ImageDir::open(image, identity, node);
-    const std::vector<VersionInfo> versions = dir.versions();
-    const bool has = std::any_of(versions.begin(), versions.end(),
-                                 [version](const VersionInfo& info) { return info.version == version; });
-    if (!has) continue;
-    capsule = dir.open_version(version).read_state();
-    std::set<int> ranks;
-    for (const pb::Task& task : capsule.tasks()) ranks.insert(task.rank());
-    if (ranks == wanted) return node;
-    tasks += ranks.size();
-    parts++;
-    layout += fmt::format("{}{} on {}", layout.empty() ? "" : ", ", list_of(ranks), node);
-  }
-  if (parts == 1) {
-    throw_error(ErrorKind::kUsage, "{} holds {} task{}, this step has {}; start it with srun -n{}", image, tasks,
-                tasks == 1 ? "" : "s", proxies.size(), tasks);
-  }
-  throw_error(ErrorKind::kUsage,
-              "{} holds tasks {}; here are tasks {}: start it with srun -N{} -n{} and the same distribution of tasks",
-              image, layout, list_of(wanted), parts, tasks);
+// Agrees with the other capsules of the step on the version and on addresses.
+void choose_together(const RestartTogether& together, const CapsulePart& part, RestoreOptions& options) {
+  net::RestartReady ready;
+  ready.set_phase(1);
+  ready.set_version(options.version);
+  *ready.mutable_addresses() = moved_addresses(part.state);
+  *ready.mutable_ends() = ends_to_restore(part.state);
+  const net::RestartGo go = together.chosen(ready);
+  options.network.addresses = address_texts(go.addresses(), ready.addresses(), part.state);
+  options.network.connections = new_connections(ready.ends(), go.ends());
 }
 
 std::string describe(const RestoredCapsule& capsule, const std::string& image) {
@@ -79,12 +71,10 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
   std::optional<Error> first;
   for (const uint32_t version : plan.versions) {
     try {
-      pb::Capsule state;
-      options.node = node_of_tasks(plan.image, version, options.identity, proxies, state);
+      const CapsulePart part = part_of_tasks(plan.image, version, options.identity, proxies);
+      options.node = part.name;
       options.version = version;
-      if (together.chosen) {
-        options.network.addresses = address_texts(together.chosen(version, moved_addresses(state)));
-      }
+      if (together.chosen) choose_together(together, part, options);
       RestoredCapsule capsule = RestoredCapsule::restore(options);
       std::string line = fmt::format("slurm-icp: step {}.{} {}", facts.job, protocol::step_name(facts.step),
                                      describe(capsule, plan.image));

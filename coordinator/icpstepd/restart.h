@@ -24,12 +24,11 @@ struct ProxyStreams {
   UniqueFd pmi;  // its connection to MPI's process manager, if it has one
 };
 
-// What the other nodes of the step have a say in. Empty members for a step on one node.
+// What the other capsules of the step have a say in. Empty members for a step of one.
 struct RestartTogether {
-  // Called with the version chosen and this node's addresses that are other ones now; returns those of all nodes.
-  std::function<google::protobuf::RepeatedPtrField<net::NewAddress>(
-      uint32_t version, const google::protobuf::RepeatedPtrField<net::NewAddress>&)>
-      chosen;
+  // Called with the version chosen, with this host's addresses that are other ones now, and with the ends that lead to
+  // other capsules; returns the same of all.
+  std::function<net::RestartGo(const net::RestartReady&)> chosen;
   // As NetworkRestore::meet.
   std::function<std::vector<ConnectionEnd>(const std::vector<ConnectionEnd>&)> meet;
 };

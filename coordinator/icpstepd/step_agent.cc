@@ -10,6 +10,7 @@
 
 #include "coordinator/duration.h"
 #include "coordinator/icpstepd/network_exchange.h"
+#include "coordinator/icpstepd/restart_dir.h"
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 
@@ -20,14 +21,16 @@ using protocol::Received;
 namespace {
 
 constexpr auto kWatchInterval = std::chrono::milliseconds(500);
-constexpr auto kRestartWait = std::chrono::minutes(10);  // for the other nodes' tasks to start, and for their images
-constexpr auto kRetry = std::chrono::milliseconds(70);   // no divisor of what programs like to sleep
+constexpr int kPartsTimeout = 15'000;                   // ms; slurmstepd waits a little longer for this agent
+constexpr auto kRetry = std::chrono::milliseconds(70);  // no divisor of what programs like to sleep
 
 }  // namespace
 
-StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks)
+StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string config_path, std::string problem,
+                     UniqueFd control, UniqueFd tasks)
     : facts_(std::move(facts)),
       config_(std::move(config)),
+      config_path_(std::move(config_path)),
       problem_(std::move(problem)),
       control_(io_, control.release()),
       ready_(io_, tasks.release()),
@@ -40,15 +43,12 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
   std::string why;
   if (!facts_.interval.empty()) interval_ = parse_duration(facts_.interval, why).value_or(interval_);
   if (interval_.count() > 0) interval_ = std::max(interval_, config_.min_interval);
-  if (several_nodes() && config_.coordinators.empty() && problem_.empty()) {
+  if (several_capsules() && config_.coordinators.empty() && problem_.empty()) {
     problem_ = "the step has tasks on several nodes, and those are checkpointed only with a coordinator (icpctld)";
   }
 }
 
 StepAgent::~StepAgent() = default;
-
-// Slurm gives a batch step the job's number of tasks as its total; it is one task on one node all the same.
-bool StepAgent::several_nodes() const { return facts_.step >= 0 && facts_.total_tasks != facts_.local_tasks; }
 
 void StepAgent::run() {
   watch(control_, [this] { on_control(); });
@@ -97,22 +97,37 @@ void StepAgent::on_control() {
     if (got == Received::kBroken) continue;
     packet.close_fds();
     if (packet.type == protocol::kGoodbye) return finish(true);
-    const auto rank = packet.number("rank");
-    if (packet.type == protocol::kTask && rank) {
-      Task& task = tasks_[static_cast<int>(*rank)];
-      task.rank = static_cast<int>(*rank);
-      task.pid = static_cast<pid_t>(packet.number("pid").value_or(0));
-      ipc_watch_.look({task.pid});
-    } else if (packet.type == protocol::kTaskExit && rank) {
-      Task* const task = find(*rank);
-      if (task == nullptr) continue;
-      task->status = static_cast<int>(packet.number("status").value_or(-1));
-      task->state = Task::kEnded;
-      task->socket.reset();
-      begin_versions_when_all_run();
-    }
+    slurmstepd_said(packet);
   }
   watch(control_, [this] { on_control(); });
+}
+
+void StepAgent::slurmstepd_said(const Packet& packet) {
+  if (capsule_agents_) capsule_agents_->slurmstepd_said(packet);
+  const auto rank = packet.number("rank");
+  if (packet.type == protocol::kTask && rank) {
+    Task& task = tasks_[static_cast<int>(*rank)];
+    task.rank = static_cast<int>(*rank);
+    task.pid = static_cast<pid_t>(packet.number("pid").value_or(0));
+    ipc_watch_.look({task.pid});
+  } else if (packet.type == protocol::kTaskExit && rank) {
+    Task* const task = find(*rank);
+    if (task == nullptr) return;
+    task->status = static_cast<int>(packet.number("status").value_or(-1));
+    task->state = Task::kEnded;
+    task->socket.reset();
+    begin_versions_when_all_run();
+  }
+}
+
+void StepAgent::take_names(size_t tasks) {
+  constexpr int kNameTimeout = 1000;  // ms; it has said them before it let any task run
+  Packet packet;
+  while (tasks_.size() < tasks &&
+         protocol::receive_packet(control_.native_handle(), packet, kNameTimeout) == Received::kPacket) {
+    packet.close_fds();
+    slurmstepd_said(packet);
+  }
 }
 
 void StepAgent::finish(bool goodbye) {
@@ -120,10 +135,12 @@ void StepAgent::finish(bool goodbye) {
   const bool all_well = !tasks_.empty() && tasks_.size() == facts_.local_tasks &&
                         std::all_of(tasks_.begin(), tasks_.end(),
                                     [](const auto& entry) { return entry.second.status == std::optional<int>(0); });
-  if (goodbye && all_well && !image_.empty() && !facts_.interval.empty()) {
+  if (goodbye && all_well && !image_.empty() && !facts_.interval.empty() && !capsule_agents_) {
     mark_completed(image_, identity_of(facts_));
   }
   spdlog::info("end of the step{}", goodbye ? "" : ": slurmstepd is gone");
+  if (capsule_agents_) capsule_agents_->goodbye(goodbye ? kPartsTimeout : 0);
+  capsule_agents_.reset();
   if (link_) {
     net::ToCoordinator message;
     message.mutable_end()->set_completed(all_well);
@@ -143,27 +160,21 @@ void StepAgent::on_ready() {
     if (got == Received::kNothing) break;
     if (got == Received::kClosed) return;  // slurmstepd and all tasks have closed it
     if (got != Received::kPacket) continue;
-    // slurmstepd named the task before it let it run: that message is there.
-    Task* task = find(packet.number("rank").value_or(-1));
-    if (task == nullptr) {
-      Packet named;
-      while (task == nullptr && protocol::receive_packet(control_.native_handle(), named, 1000) == Received::kPacket) {
-        const int rank = static_cast<int>(named.number("rank").value_or(-1));
-        if (named.type != protocol::kTask || rank < 0) continue;
-        tasks_[rank].rank = rank;
-        tasks_[rank].pid = static_cast<pid_t>(named.number("pid").value_or(0));
-        task = find(packet.number("rank").value_or(-1));
-      }
-    }
+    take_names(facts_.local_tasks);
+    Task* const task = find(packet.number("rank").value_or(-1));
     if (task == nullptr || packet.fds.size() != 1 || packet.type != protocol::kReady || task->state != Task::kForked ||
         packet.number("pid") != std::optional<int64_t>(task->pid)) {
       spdlog::error("a process that is not a task of the step announced itself");
       packet.close_fds();
       continue;
     }
+    if (!plan_) decide(packet.get("cwd"));
+    if (capsule_agents_) {
+      capsule_agents_->task_said(packet);
+      continue;
+    }
     task->socket = std::make_unique<Socket>(io_, packet.fds[0]);
     if (const auto fd = packet.number("pmi"); fd && *fd > 2) task->pmi = stream_id(task->pid, static_cast<int>(*fd));
-    if (!plan_) decide(packet.get("cwd"));
     answer(*task);
   }
   watch(ready_, [this] { on_ready(); });
@@ -179,12 +190,20 @@ void StepAgent::decide(const std::string& cwd) {
     return;
   }
   if (facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever) return;
-  plan_ = plan_start(facts_, image_, cwd, facts_.restarts);
-  if (plan_->kind == StartPlan::kRestart) {
-    spdlog::info("restart from {}", plan_->image);
-    if (several_nodes()) start_link();
-    unmark_completed(image_, identity_of(facts_));
+  // Asked for by name after the job was submitted: it beats what the submission says.
+  if (facts_.restarts > 0 && facts_.restart_dir != "none") {
+    if (const std::string wanted = wanted_restart_dir(config_, facts_); !wanted.empty()) facts_.restart_dir = wanted;
   }
+  plan_ = plan_start(facts_, image_, cwd, facts_.restarts);
+  if (plan_->kind == StartPlan::kFail && several_capsules()) {
+    plan_->kind = StartPlan::kRestart;  // the others must hear of it, and the proxies wait for that
+    refuse_restart(Error(ErrorKind::kUsage, plan_->text));
+  } else if (plan_->kind == StartPlan::kRestart) {
+    spdlog::info("restart from {}", plan_->image);
+    choose_capsules();
+    if (!refused_) unmark_completed(image_, identity_of(facts_));
+  }
+  if (plan_->kind == StartPlan::kRestart && several_capsules() && !capsule_agents_) start_link();
 }
 
 void StepAgent::answer(Task& task) {
@@ -216,10 +235,10 @@ void StepAgent::answer(Task& task) {
 }
 
 void StepAgent::fail_task(Task& task, const std::string& text) {
-  spdlog::error("{}", text);
-  const bool first = task.rank == tasks_.begin()->first;  // one line is enough
+  if (!text.empty()) spdlog::error("{}", text);
+  const bool says = !text.empty() && task.rank == tasks_.begin()->first;  // one line is enough
   protocol::send_packet(task.socket->native_handle(),
-                        Packet(protocol::kFail).set("text", first ? "step " + step() + ": " + text : ""));
+                        Packet(protocol::kFail).set("text", says ? "step " + step() + ": " + text : ""));
   task.state = Task::kEnded;
   task.socket.reset();
 }
@@ -305,12 +324,12 @@ net::AgentHello StepAgent::hello() const {
   hello.set_step(facts_.step);
   hello.set_restarts(facts_.restarts);
   hello.set_uid(facts_.uid);
-  hello.set_node(facts_.node);
-  hello.set_nodes(several_nodes() ? facts_.nodes : 1);
+  hello.set_node(facts_.capsule);
+  hello.set_nodes(facts_.capsules);
   hello.set_tasks(facts_.local_tasks);
   hello.set_interval_ms(static_cast<uint64_t>(interval_.count()));
   hello.set_image(image_);
-  hello.set_restoring(plan_ && plan_->kind == StartPlan::kRestart && !versions_.begun() && several_nodes());
+  hello.set_restoring(plan_ && plan_->kind == StartPlan::kRestart && !versions_.begun() && several_capsules());
   const auto [highest, committed] = highest_versions(image_, facts_);
   hello.set_highest_version(highest);
   hello.set_committed(committed);
@@ -321,7 +340,8 @@ net::AgentHello StepAgent::hello() const {
 void StepAgent::start_link() {
   CoordinatorLink::Events events;
   events.begin = [this](const net::BeginRound& begin) {
-    if (versions_.take(begin, *link_) && begin.kill()) mark_vacated(image_, identity_of(facts_));
+    const std::string image = versions_.take(begin, *link_);
+    if (!image.empty() && begin.kill()) mark_vacated(image_, identity_of(facts_), image);
     link_->set_hello(hello());
   };
   events.changed = [this](const std::string& why) { on_link_changed(why); };
@@ -336,30 +356,10 @@ void StepAgent::start_link() {
 }
 
 void StepAgent::join_network(SessionConfig& config) {
-  if (!several_nodes()) return;
+  if (!several_capsules()) return;
   config.network.inside_job = [this](const std::vector<ConnectionEnd>& ends, bool stopped) {
     return versions_.connections_inside(ends, stopped);
   };
-}
-
-RestartTogether StepAgent::with_the_others() {
-  if (!several_nodes()) return {};
-  if (!link_) throw_error(ErrorKind::kUsage, "a step with tasks on several nodes is restored with a coordinator only");
-  RestartTogether together;
-  together.chosen = [this](uint32_t version, const auto& addresses) {
-    net::RestartReady ready;
-    ready.set_phase(1);
-    ready.set_version(version);
-    *ready.mutable_addresses() = addresses;
-    return link_->restart(ready, kRestartWait).addresses();
-  };
-  together.meet = [this](const std::vector<ConnectionEnd>& ends) {
-    net::RestartReady ready;
-    ready.set_phase(2);
-    *ready.mutable_ends() = to_message(ends);
-    return from_message(link_->restart(ready, kRestartWait).ends());
-  };
-  return together;
 }
 
 // One that runs now; 0 if none does. A restored step's are the capsule's: the proxies are in another namespace.
@@ -380,7 +380,7 @@ void StepAgent::on_link_changed(const std::string& why) {
   if (!asked()) return;  // who asked for nothing misses nothing
   notices_.complain(fmt::format(
       "slurm-icp: step {}: the coordinator cannot be reached ({}): {}", step(), why,
-      several_nodes() ? "no checkpoints until it can (the job runs on)" : "checkpoints are taken without it"));
+      several_capsules() ? "no checkpoints until it can (the job runs on)" : "checkpoints are taken without it"));
 }
 
 // ---- the agent's own timer ----------------------------------------------------------------------
@@ -399,7 +399,7 @@ void StepAgent::wait_until(std::chrono::steady_clock::time_point when) {
 
 void StepAgent::on_timer() {
   // The coordinator's timer holds while it is there; a version of several nodes is nothing one of them can decide.
-  const bool own = !several_nodes() && !(link_ && link_->scheduled());
+  const bool own = !several_capsules() && !(link_ && link_->scheduled());
   const bool again = own && versions_.take();
   if (own && link_ && !again) link_->set_hello(hello());
   if (!versions_.begun()) return;
@@ -418,120 +418,6 @@ void StepAgent::tell_user(const std::string& line) {
     }
   }
   spdlog::info("not told to the user: {}", line);
-}
-
-// ---- restart -----------------------------------------------------------------------------------
-
-void StepAgent::on_proxy(Task& task, Packet& packet) {
-  if (packet.type == protocol::kStreams && packet.fds.size() >= 3 && !task.lent_all && !capsule_) {
-    for (size_t i = 0; i < 3; i++) task.lent.fds[i].reset(packet.fds[i]);
-    if (packet.fds.size() > 3) task.lent.pmi.reset(packet.fds[3]);
-    packet.fds.clear();
-    task.lent.pid = task.pid;
-    task.lent_all = true;
-    restore_when_all_lent();
-    return;
-  }
-  packet.close_fds();
-  const auto signal = packet.number("signal");
-  if (packet.type != protocol::kSignal || !signal || *signal < 1 || *signal >= NSIG || !capsule_) return;
-  for (const TaskRoot& root : capsule_->roots()) {
-    if (root.rank != task.rank) continue;
-    if (signalled_ == Signalled::kTree) {
-      signal_tree(root.pid, static_cast<int>(*signal));
-    } else {
-      ::kill(root.pid, static_cast<int>(*signal));
-    }
-  }
-}
-
-void StepAgent::restore_when_all_lent() {
-  if (tasks_.size() != facts_.local_tasks) return;
-  std::map<int, ProxyStreams> proxies;
-  for (const auto& [rank, task] : tasks_) {
-    if (!task.lent_all) return;
-  }
-  for (auto& [rank, task] : tasks_) proxies[rank] = std::move(task.lent);
-  try {
-    after_restore(restore_step(*plan_, facts_, config_, proxies, with_the_others()));
-  } catch (const Error& error) {
-    if (several_nodes() && link_) {  // or they would wait for this one
-      net::ToCoordinator message;
-      message.mutable_ready()->set_error(error.what());
-      link_->say(message);
-    }
-    for (auto& [rank, task] : tasks_) {
-      if (task.socket) fail_task(task, std::string("cannot restart: ") + error.what());
-    }
-  }
-}
-
-void StepAgent::after_restore(RestartResult result) {
-  capsule_.emplace(std::move(result.capsule));
-  if (vacated_) unmark_vacated(image_, identity_of(facts_));
-  signalled_ = signalled_by_slurm(tasks_.begin()->second.pid, facts_.slurm_conf);
-  const bool forward = signalled_ != Signalled::kCgroup;  // else the restored processes have it already
-  for (auto& [rank, task] : tasks_) {
-    if (task.socket) {
-      protocol::send_packet(task.socket->native_handle(), Packet(protocol::kRestored).set_number("forward", forward));
-    } else {
-      on_proxy_gone(task);  // killed meanwhile
-    }
-  }
-  tell_user(result.line);
-  capsule_events_ = std::make_unique<Socket>(io_, ::fcntl(capsule_->event_fd(), F_DUPFD_CLOEXEC, 3));
-  watch(*capsule_events_, [this] { on_capsule(); });
-  if (interval_.count() == 0 && config_.coordinators.empty()) return;
-  try {
-    const bool same_image = plan_->image == image_;
-    prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0);
-    SessionConfig config = versions_.session_config(image_, task_streams());
-    config.whole_ipc_namespace = true;  // the capsule's own
-    config.more_processes = [this] { return read_children(capsule_->init_pid()); };
-    join_network(config);
-    start_versions(same_image ? capsule_->continue_session(std::move(config))
-                              : Session(std::move(config), capsule_->roots()));
-  } catch (const Error& error) {
-    notices_.complain(
-        fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));
-  }
-  if (!several_nodes() || !link_) return;
-  net::ToCoordinator message;
-  message.mutable_ready()->set_phase(3);
-  *message.mutable_ready()->mutable_hello() = hello();
-  link_->set_hello(message.ready().hello());
-  link_->say(message);
-}
-
-void StepAgent::on_capsule() {
-  for (const TaskExit& ended : capsule_->take_exits()) {
-    if (Task* const task = find(ended.rank); task != nullptr) end_task(*task, ended.status);
-  }
-  watch(*capsule_events_, [this] { on_capsule(); });
-}
-
-void StepAgent::end_task(Task& task, int status) {
-  spdlog::debug("restored task {} ended with wait status 0x{:x}", task.rank, static_cast<unsigned>(status));
-  if (!task.socket) return;
-  protocol::send_packet(task.socket->native_handle(), Packet(protocol::kExit).set_number("status", status));
-  task.socket.reset();  // the proxy ends; slurmstepd says so
-}
-
-// A proxy that goes without being told was killed: so is its task, and with the last one all that is left.
-void StepAgent::on_proxy_gone(Task& task) {
-  if (!capsule_) {
-    task.lent_all = false;
-    return;
-  }
-  bool any_left = false;
-  for (const auto& [rank, other] : tasks_) any_left = any_left || other.socket;
-  if (!any_left) {
-    capsule_->kill();
-    return;
-  }
-  for (const TaskRoot& root : capsule_->roots()) {
-    if (root.rank == task.rank) ::kill(root.pid, SIGKILL);
-  }
 }
 
 }  // namespace icp

@@ -3,7 +3,8 @@
 //
 //   fresh    tasks announce themselves, are told to run, exec; then a version each interval
 //   restart  tasks announce themselves, become proxies, lend their streams; the capsule is restored; exit statuses
-//            and signals pass through the proxies; then versions as above
+//            and signals pass through the proxies; then versions as above. When the tasks of this node are those of
+//            several capsules, an agent for each does that (capsule_agents.h)
 //
 // Everything in one thread: ptrace belongs to a thread. A version is a synchronous call, during which messages wait.
 #pragma once
@@ -16,6 +17,7 @@
 #include <string>
 
 #include "coordinator/config.h"
+#include "coordinator/icpstepd/capsule_agents.h"
 #include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/coordinator_link.h"
 #include "coordinator/icpstepd/image_choice.h"
@@ -26,15 +28,17 @@
 #include "coordinator/icpstepd/versions.h"
 #include "coordinator/protocol/asio.h"
 #include "coordinator/protocol/packet.h"
+#include "engine/base/error.h"
 #include "engine/base/unique_fd.h"
 
 namespace icp {
 
 class StepAgent {
  public:
-  // `control` and `tasks` are the sockets of slurmstepd. `problem`: why this step gets no checkpoints (a wrong
-  // configuration); the tasks are told so.
-  StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks);
+  // `control` and `tasks` are the sockets of slurmstepd, `config_path` is where `config` was read. `problem`: why this
+  // step gets no checkpoints (a wrong configuration); the tasks are told so.
+  StepAgent(protocol::StepFacts facts, Config config, std::string config_path, std::string problem, UniqueFd control,
+            UniqueFd tasks);
   ~StepAgent();
   // Until slurmstepd says goodbye or is gone.
   void run();
@@ -56,6 +60,9 @@ class StepAgent {
 
   void watch(Socket& socket, std::function<void()> ready);
   void on_control();
+  void slurmstepd_said(const protocol::Packet& packet);
+  // Waits until slurmstepd has named that many tasks.
+  void take_names(size_t tasks);
   void on_ready();
   void on_task_socket(Task& task);
   void on_proxy(Task& task, protocol::Packet& packet);
@@ -66,7 +73,11 @@ class StepAgent {
 
   void answer(Task& task);
   void decide(const std::string& cwd);
+  void choose_capsules();
+  void refuse_restart(Error error);
   void fail_task(Task& task, const std::string& text);
+  bool tell_the_others(const std::string& error);
+  void give_up_restart(const Error& error);
   void begin_versions_when_all_run();
   void restore_when_all_lent();
   void after_restore(RestartResult result);
@@ -84,13 +95,14 @@ class StepAgent {
   Task* find(int64_t rank);
   std::vector<TaskStreams> task_streams() const;
   std::vector<pid_t> orphans() const;
-  bool several_nodes() const;
+  bool several_capsules() const { return facts_.capsules > 1; }
   bool asked() const { return !facts_.interval.empty() || !facts_.restart_dir.empty(); }
   std::string step() const;
   void tell_user(const std::string& line);
 
   protocol::StepFacts facts_;
   Config config_;
+  const std::string config_path_;
   std::string problem_;
   boost::asio::io_context io_{1};
   Socket control_, ready_;
@@ -101,8 +113,9 @@ class StepAgent {
   Versions versions_;
   IpcWatch ipc_watch_;
   std::optional<StartPlan> plan_;
-  std::string image_;     // the step's own
-  bool vacated_ = false;  // it is restarted from
+  std::string image_;                              // the step's own
+  std::unique_ptr<CapsuleAgents> capsule_agents_;  // they do everything else then
+  std::optional<Error> refused_;                   // why the step cannot be restored here
   std::optional<RestoredCapsule> capsule_;
   std::unique_ptr<Socket> capsule_events_;
   Signalled signalled_ = Signalled::kTask;

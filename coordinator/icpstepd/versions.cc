@@ -8,6 +8,7 @@
 
 #include <algorithm>
 
+#include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/site_script.h"
 #include "engine/base/error.h"
@@ -53,7 +54,7 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   SessionConfig session;
   session.image_path = image;
   session.identity = {facts_.uid, facts_.gid, facts_.groups};
-  session.node = facts_.node;
+  session.node = facts_.capsule;
   session.job.set_job_id(facts_.job);
   session.job.set_step_id(static_cast<uint32_t>(facts_.step));
   session.job.set_restart_count(facts_.restarts);
@@ -84,14 +85,14 @@ void Versions::begin(Session session, std::string image) {
 void Versions::run_site_script(int error) const {
   if (config_.site_script.empty()) return;
   start_site_script(config_.site_script, {facts_.uid, facts_.gid, facts_.groups}, facts_.job,
-                    protocol::step_name(facts_.step), error, image_);
+                    protocol::step_name(facts_.step), error, chosen_image_.empty() ? image_ : chosen_image_);
 }
 // What does not go now goes with a later version.
 void Versions::keep_newest() const {
   if (config_.keep == 0 || image_.empty()) return;
   try {
     const ChainResult gone =
-        ImageDir::open(image_, {facts_.uid, facts_.gid, facts_.groups}, facts_.node).prune(config_.keep);
+        ImageDir::open(image_, {facts_.uid, facts_.gid, facts_.groups}, facts_.capsule).prune(config_.keep);
     if (!gone.removed.empty())
       spdlog::debug("{} old versions removed, {} bytes", gone.removed.size(), gone.bytes_freed);
   } catch (const Error& error) {
@@ -145,7 +146,23 @@ std::vector<ConnectionEnd> Versions::connections_inside(const std::vector<Connec
   return inside(ends, from_message(link_->wait_go(round_->round(), net::COLLECT, timeout).ends()));
 }
 
-bool Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
+// Where the version goes. Throws Error; with a number in `done` when the coordinator must take a higher one.
+std::string Versions::choose_image(const net::BeginRound& begin, net::PhaseDone& done) const {
+  if (begin.image_dir().empty()) return image_;
+  if (!begin.image_dir().starts_with('/') || begin.image_dir().find('\0') != std::string::npos) {
+    throw_error(ErrorKind::kUsage, "{} is not an absolute path", begin.image_dir());
+  }
+  const std::string image = image_path_in(begin.image_dir(), facts_);
+  prepare_image_path(image, identity_of(facts_), true);
+  const uint32_t highest = highest_versions(image, facts_).first;
+  if (highest >= begin.version()) {
+    done.set_highest_version(highest);
+    throw_error(ErrorKind::kBusy, "{} has a version {} already", image, highest);
+  }
+  return image;
+}
+
+std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
   net::ToCoordinator message;
   net::PhaseDone& done = *message.mutable_done();
   done.set_round(begin.round());
@@ -156,12 +173,16 @@ bool Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
   round_ = &begin;
   link_ = &link;
   surveyed_ = false;
+  chosen_image_.clear();
+  std::string image;
   try {
     if (!session_ || !session_->alive()) throw_error(ErrorKind::kGone, "the step's processes have ended");
     if (script_has_steps()) {
       throw_error(ErrorKind::kRefused, "the batch script runs steps: they are checkpointed, it is not");
     }
     CheckpointOptions options;
+    image = choose_image(begin, done);
+    if (image != image_) options.image_path = chosen_image_ = image;
     options.kill = begin.kill();
     options.version = begin.version();
     const std::chrono::milliseconds stopped(begin.stop_timeout_ms());
@@ -202,12 +223,13 @@ bool Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
     done.set_remedy(error.remedy());
     done.set_passing(!is_lasting(error));
     done_with(net::NONE);
-    failed(error);
+    // A number that was too low is another matter: it is tried again at once.
+    if (done.highest_version() == 0) failed(error);
     round_ = nullptr;
-    return false;
+    return {};
   }
   round_ = nullptr;
-  return true;
+  return image;
 }
 
 void Versions::report(const CheckpointResult& result) {

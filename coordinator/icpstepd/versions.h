@@ -40,8 +40,9 @@ class Versions {
   // something that passes (a process ended or was made at the wrong moment), and is worth another try soon.
   bool take();
   // One version as part of a round of the coordinator, which hears of each phase through `link`, and of a failure. The
-  // processes run on whatever happens, but for a round that kills them. True: a version was committed.
-  bool take(const net::BeginRound& begin, CoordinatorLink& link);
+  // processes run on whatever happens, but for a round that kills them. Returns the image that got the version; empty:
+  // none was taken.
+  std::string take(const net::BeginRound& begin, CoordinatorLink& link);
   // Those taken last, oldest first.
   const std::deque<net::VersionNumbers>& recent() const { return recent_; }
   void stop() { session_.reset(); }
@@ -51,13 +52,15 @@ class Versions {
   void report(const CheckpointResult& result);
   bool failed(const Error& error);
   void run_site_script(int error) const;
+  std::string choose_image(const net::BeginRound& begin, net::PhaseDone& done) const;
   void keep_newest() const;
 
   const protocol::StepFacts& facts_;
   const Config& config_;
   Notices& notices_;
   std::unique_ptr<Session> session_;
-  std::string image_;
+  std::string image_;         // the step's own
+  std::string chosen_image_;  // of the round under way, if that is another one
   std::deque<net::VersionNumbers> recent_;
   const net::BeginRound* round_ = nullptr;  // under way
   CoordinatorLink* link_ = nullptr;

@@ -195,7 +195,9 @@ std::optional<StepFacts> StepFacts::from_packet(const Packet& packet) {
     facts.groups.push_back(group);
     at = static_cast<size_t>(stop - list.data()) + 1;
   }
-  facts.node = packet.get("node");
+  facts.node = facts.capsule = packet.get("node");
+  // Slurm gives a batch step the job's number of tasks as its total; it is one task on one node all the same.
+  facts.capsules = facts.step >= 0 && facts.total_tasks != facts.local_tasks ? facts.nodes : 1;
   facts.interval = packet.get("interval");
   facts.checkpoint_dir = packet.get("checkpoint_dir");
   facts.restart_dir = packet.get("restart_dir");

@@ -31,7 +31,8 @@ inline constexpr std::string_view kTask = "task";           // rank, pid: a task
 inline constexpr std::string_view kTaskExit = "task-exit";  // rank, status
 inline constexpr std::string_view kGoodbye = "goodbye";     // the step ends; icpstepd answers by closing
 // a task before exec -> icpstepd, on the socket all tasks inherit; beside it the task's own socket
-inline constexpr std::string_view kReady = "ready";  // rank, pid, cwd, pmi (the number in PMI_FD); fd 0: the task's socket
+inline constexpr std::string_view kReady =
+    "ready";  // rank, pid, cwd, pmi (the number in PMI_FD); fd 0: the task's socket
 // icpstepd -> the task, on the task's socket
 inline constexpr std::string_view kRun = "run";          // exec the user's program
 inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path)
@@ -87,6 +88,11 @@ struct StepFacts {
   bool verbose = false;        // srun -v
   std::string slurm_conf;      // directory of slurm.conf
   bool private_ipc = false;    // the job has an IPC namespace of its own on this node
+
+  // Not said by the plugin: what the agent saves and restores of the step. A node of a fresh step is one capsule; a
+  // restored one keeps the name that it has in its image, and a node may have several of them.
+  std::string capsule;
+  uint32_t capsules = 1;  // of the step, on all nodes
 
   Packet to_packet() const;
   static std::optional<StepFacts> from_packet(const Packet& packet);

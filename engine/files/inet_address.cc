@@ -21,6 +21,21 @@ std::string loopback_of(size_t size) {
   return bytes_of(&in6addr_loopback, kV6);
 }
 
+// Of what getifaddrs(3) gives; nothing for another family.
+std::optional<std::string> ip_of(const sockaddr* given) {
+  if (given == nullptr || (given->sa_family != AF_INET && given->sa_family != AF_INET6)) return {};
+  sockaddr_storage address{};
+  std::memcpy(&address, given, given->sa_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
+  return InetAddress::of(address).ip;
+}
+
+bool same_subnet(const std::string& one, const std::string& other, const std::string& mask) {
+  if (mask.size() != one.size() || other.size() != one.size()) return false;
+  for (size_t i = 0; i < mask.size(); i++)
+    if (((one[i] ^ other[i]) & mask[i]) != 0) return false;
+  return true;
+}
+
 bool link_local(const std::string& ip) {
   return ip.size() == kV6 && ip[0] == '\xfe' && (static_cast<unsigned char>(ip[1]) & 0xc0) == 0x80;
 }
@@ -112,13 +127,10 @@ AddressMap::AddressMap() {
   ifaddrs* all = nullptr;
   if (::getifaddrs(&all) != 0) return;  // then only loopback counts as this host's
   for (const ifaddrs* one = all; one; one = one->ifa_next) {
-    if (!one->ifa_addr) continue;
-    sockaddr_storage address{};
-    const int family = one->ifa_addr->sa_family;
-    if (family != AF_INET && family != AF_INET6) continue;
-    std::memcpy(&address, one->ifa_addr, family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6));
-    const InetAddress own = InetAddress::of(address);
-    own_[own.ip] = !own.loopback() && !link_local(own.ip);
+    const auto ip = ip_of(one->ifa_addr);
+    if (!ip) continue;
+    const InetAddress own{*ip};
+    own_[own.ip] = {!own.loopback() && !link_local(own.ip), ip_of(one->ifa_netmask).value_or("")};
   }
   ::freeifaddrs(all);
 }
@@ -133,16 +145,24 @@ InetAddress AddressMap::remote(const InetAddress& address) const {
   return result;
 }
 
-InetAddress AddressMap::local(const InetAddress& address) const {
-  InetAddress result = remote(address);
-  if (result.any() || is_local(result)) return result;
-  for (const auto& [ip, global] : own_) {
-    if (!global || ip.size() != address.ip.size()) continue;
-    result.ip = ip;
-    return result;
+InetAddress AddressMap::instead(const InetAddress& address) const {
+  const std::string* found = nullptr;
+  for (const auto& [ip, own] : own_) {
+    if (!own.global || ip.size() != address.ip.size()) continue;
+    const bool near = same_subnet(ip, address.ip, own.mask);
+    if (near || found == nullptr) found = &ip;
+    if (near) break;
   }
-  result.ip = loopback_of(address.ip.size());
-  return result;
+  return {found != nullptr ? *found : loopback_of(address.ip.size()), address.port};
+}
+
+InetAddress AddressMap::local(const InetAddress& address) const {
+  const InetAddress result = remote(address);
+  return result.any() || is_local(result) ? result : instead(address);
+}
+
+InetAddress AddressMap::reachable(const InetAddress& address) const {
+  return !address.loopback() && own_.contains(address.ip) ? address : instead(address);
 }
 
 }  // namespace icp

@@ -48,15 +48,23 @@ class AddressMap {
   // From now on `old_ip` stands for `new_ip` (bytes).
   void set(const std::string& old_ip, const std::string& new_ip) { map_[old_ip] = new_ip; }
   // The address of an end that lies on this host: as set; else unchanged if it is one of this host's; else this host's
-  // first global address of the family, or loopback.
+  // global address of the family, one of the same subnet rather than another, or loopback if it has none.
   InetAddress local(const InetAddress& address) const;
+  // The same for an end that other hosts must reach: without what was set, and never unchanged loopback.
+  InetAddress reachable(const InetAddress& address) const;
   // The address of an end that may lie elsewhere: as set, else unchanged.
   InetAddress remote(const InetAddress& address) const;
   bool is_local(const InetAddress& address) const;
 
  private:
+  struct Own {
+    bool global = false;
+    std::string mask;  // of its subnet; empty: unknown
+  };
+  InetAddress instead(const InetAddress& address) const;
+
   std::map<std::string, std::string> map_;
-  std::map<std::string, bool> own_;  // true: global
+  std::map<std::string, Own> own_;
 };
 
 }  // namespace icp

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <string>
 #include <utility>
 #include <vector>
@@ -42,6 +43,10 @@ struct NetworkRestore {
   // Old and new address of hosts, as text without a port ("10.0.0.7"). An address of an end in this capsule that is not
   // in it and not one of this host becomes this host's first global one.
   std::vector<std::pair<std::string, std::string>> addresses;
+  // Connections to other capsules of which the caller knows better: local and remote address, of the checkpoint and
+  // from now on. Several capsules that come from one host, or come to one, cannot be told from each other by their
+  // hosts' addresses alone.
+  std::map<std::pair<InetAddress, InetAddress>, std::pair<InetAddress, InetAddress>> connections;
   // Set when the capsule is one of several of a job. Called once, also with no ends, when the capsule is built but has
   // neither run nor sent a packet; given its ends that lead to other capsules, returns the other ends of them. Must not
   // return before all capsules of the job are that far: a host answers packets for a connection that it does not have

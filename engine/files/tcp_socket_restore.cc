@@ -8,6 +8,7 @@
 #include <climits>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <vector>
 
 #include "engine/base/error.h"
@@ -91,13 +92,18 @@ UniqueFd create_unused(RestoreContext& context, const pb::OpenFile& file) {
   restore_socket_buffers(socket.buffers(), fd.get());
   const InetAddress address = context.addresses.local(local_of(file));
   check_port(context, file, address.port);
-  if (address.port != 0) bind_to(file, fd.get(), address, context.options.identity.uid);
-  if (socket.state() != pb::TcpSocket::LISTENING) return fd;
+  const bool listening = socket.state() == pb::TcpSocket::LISTENING;
+  if (listening && address.port == 0) throw_bad_file(file, "a TCP socket listens without a port");
+  if (address.port == 0) return fd;
+  // A connection that is being rebuilt may have the port already: of another capsule that comes to this host.
+  const int reuse = socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR);
+  set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
+  bind_to(file, fd.get(), address, context.options.identity.uid);
   // Now, not with the other things that show outside: listening is refused once a connection has the port.
-  if (address.port == 0) throw_bad_file(file, "a TCP socket listens without a port");
-  if (::listen(fd.get(), static_cast<int>(socket.backlog())) != 0) {
+  if (listening && ::listen(fd.get(), static_cast<int>(socket.backlog())) != 0) {
     throw_errno("cannot listen on {}", address.text());
   }
+  set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, reuse, "SO_REUSEADDR");
   return fd;
 }
 
@@ -223,9 +229,13 @@ void Connection::build() {
 }
 
 void Connection::join_addresses() {
-  const InetAddress local = context_.addresses.local(local_of(file_));
-  const InetAddress remote =
+  InetAddress local = context_.addresses.local(local_of(file_));
+  InetAddress remote =
       other_ ? context_.addresses.local(remote_of(file_)) : context_.addresses.remote(remote_of(file_));
+  const auto& known = context_.options.network.connections;
+  if (const auto moved = known.find({local_of(file_), remote_of(file_)}); moved != known.end() && !other_) {
+    std::tie(local, remote) = moved->second;
+  }
   check_port(context_, file_, local.port);
   InetDiagSocket().end_leftovers(local, remote, context_.options.identity.uid);
   bind_to(file_, fd_, local, context_.options.identity.uid);
@@ -236,7 +246,8 @@ void Connection::join_addresses() {
   throw Error(
       ErrorKind::kSystem,
       fmt::format("cannot rebuild {} as {} to {}: {}", name_of(file_), local.text(), remote.text(), errno_text(error)),
-      error, error == EADDRNOTAVAIL ? "the same connection exists already: try again in a minute" : "");
+      error,
+      error == EADDRNOTAVAIL ? "the same connection exists already: try again in a minute, or on more nodes" : "");
 }
 
 void Connection::set_parameters() {

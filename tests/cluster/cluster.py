@@ -27,6 +27,7 @@ import sys
 import time
 
 import leftovers
+import networks
 import slurmconf
 
 MARKER = "cluster.json"
@@ -76,11 +77,13 @@ class Cluster:
     install: programs copied to {bin}, which env() puts first on the PATH.
     coordinator: run icpctld, which must be among `install`, and name it in icp.yaml;
         see start_coordinator(). What it reads at its start goes into icp_config.
+    networks: each node in network and UTS namespaces of its own, which go with this object. The process must
+        have called networks.leave_host().
     """
 
     def __init__(self, state, *, nodes=1, cpus=4, proctrack=None, plugin=None,
                  plugin_args=PLUGIN_ARGS, icp_config="", plugin_required=False, install=(),
-                 coordinator=False, task_plugin="task/none",
+                 coordinator=False, networks=False, task_plugin="task/none",
                  port_base=0, slurmd_timeout=10, user=USER, debug="debug", extra_conf=""):
         self.state = pathlib.Path(state).resolve()
         self.nodes, self.cpus = nodes, cpus
@@ -88,7 +91,7 @@ class Cluster:
         self.plugin, self.plugin_args = plugin, plugin_args
         self.plugin_required, self.icp_config = plugin_required, icp_config
         self.install = [str(program) for program in install]
-        self.coordinator = coordinator
+        self.coordinator, self.networks = coordinator, networks
         self.port_base, self.slurmd_timeout = port_base, slurmd_timeout
         self.user, self.debug, self.extra_conf = user, debug, extra_conf
         self.prefix = "icp" + hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
@@ -97,6 +100,7 @@ class Cluster:
         self.ipc_before = set()
         self.children = []  # what this object started and must reap
         self.guardian = None
+        self.node_networks = {}  # by node's number
 
     # --- paths and names -------------------------------------------------
 
@@ -140,6 +144,11 @@ class Cluster:
     @property
     def node_names(self):
         return [self.node(i) for i in range(1, self.nodes + 1)]
+
+    @property
+    def address(self):
+        """Where slurmctld and icpctld listen."""
+        return networks.HUB if self.networks else "127.0.0.1"
 
     @property
     def coordinator_port(self):
@@ -294,7 +303,12 @@ class Cluster:
         """Start slurmd of node `i`; with `wait`, until the node takes jobs again."""
         node = self.node(i)
         (self.state / "spool" / node).mkdir(exist_ok=True)
-        self._spawn(f"slurmd.{i}", ["slurmd", "-D", "-N", node], ICP_CLUSTER_NODE=node)
+        command = ["slurmd", "-D", "-N", node]
+        if self.networks:
+            if i not in self.node_networks:
+                self.node_networks[i] = networks.Node(i)
+            command = self.node_networks[i].command(node) + command
+        self._spawn(f"slurmd.{i}", command, ICP_CLUSTER_NODE=node)
         if wait:
             self.wait_idle([node])
 
@@ -311,7 +325,7 @@ class Cluster:
         if not self.alive("icpctld"):
             raise ClusterError(f"icpctld ended at its start:\n{self.log_tail('icpctld')}")
         with socket.socket() as probe:
-            return probe.connect_ex(("127.0.0.1", self.coordinator_port)) == 0
+            return probe.connect_ex((self.address, self.coordinator_port)) == 0
 
     def reload_coordinator(self):
         """Have icpctld read icp.yaml again. Returns at once."""
@@ -371,6 +385,8 @@ class Cluster:
         complaints += self._clean_nodes(self.node_names)
         self._kill_daemon("munged")
         self._reap()
+        while self.node_networks:
+            self.node_networks.popitem()[1].close()
         self._dismiss_guardian()
         for point in leftovers.unmount(self._mount_roots()):
             complaints.append(f"still mounted: {point}")
@@ -558,7 +574,7 @@ class Cluster:
     # --- the state file ----------------------------------------------------------
 
     SAVED = ("nodes", "cpus", "proctrack", "plugin", "plugin_args", "icp_config", "plugin_required",
-             "install", "coordinator", "task_plugin", "port_base", "slurmd_timeout", "user", "debug", "extra_conf")
+             "install", "coordinator", "networks", "task_plugin", "port_base", "slurmd_timeout", "user", "debug", "extra_conf")
 
     def _save(self):
         data = {name: getattr(self, name) for name in self.SAVED}

@@ -6,17 +6,15 @@ because most of them differ from Slurm's defaults for one reason: a test must
 not wait minutes for what a production cluster may take minutes over.
 """
 
+import networks
+
 
 def slurm_conf(c):
     """slurm.conf of cluster `c` (see cluster.Cluster)."""
-    ports = f"{c.port_base + 1}-{c.port_base + c.nodes}"
-    names = f"{c.prefix}n[1-{c.nodes}]"
-    if c.nodes == 1:
-        ports, names = str(c.port_base + 1), f"{c.prefix}n1"
     return f"""\
 # Written by icp-cluster; gone with the cluster.
 ClusterName={c.prefix}
-SlurmctldHost=localhost(127.0.0.1)
+SlurmctldHost=localhost({c.address})
 SlurmctldPort={c.port_base}
 SlurmUser=root
 SlurmdUser=root
@@ -59,10 +57,22 @@ SlurmdParameters=config_overrides
 # A private cluster of an ordinary machine need not pin as much as its user may.
 PropagateResourceLimitsExcept=MEMLOCK
 
-NodeName={names} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports} CPUs={c.cpus} RealMemory={c.memory_mib} State=UNKNOWN
+{node_line(c)} CPUs={c.cpus} RealMemory={c.memory_mib} State=UNKNOWN
 PartitionName=test Nodes=ALL Default=YES MaxTime=INFINITE State=UP OverSubscribe=NO
 {c.extra_conf}
 """
+
+
+def node_line(c):
+    """What the nodes are called and where they are."""
+    ports = f"{c.port_base + 1}-{c.port_base + c.nodes}"
+    names = f"{c.prefix}n[1-{c.nodes}]"
+    addresses = networks.address(1 if c.nodes == 1 else f"[1-{c.nodes}]")
+    if c.nodes == 1:
+        ports, names = str(c.port_base + 1), f"{c.prefix}n1"
+    if c.networks:
+        return f"NodeName={names} NodeHostname={names} NodeAddr={addresses} Port={c.port_base + 1}"
+    return f"NodeName={names} NodeHostname=localhost NodeAddr=127.0.0.1 Port={ports}"
 
 
 def cgroup_conf():
@@ -89,9 +99,9 @@ def icp_yaml(run_dir, more):
 def coordinator_yaml(c):
     """The lines of icp.yaml by which icpctld of cluster `c` runs and is found."""
     return f"""\
-coordinator: 127.0.0.1:{c.coordinator_port}
+coordinator: {c.address}:{c.coordinator_port}
 coordinator_user: root
 munge_socket: {c.munge_socket}
-listen: 127.0.0.1:{c.coordinator_port}
+listen: {c.address}:{c.coordinator_port}
 state_dir: {c.state}/icpctld
 """

@@ -146,6 +146,22 @@ TEST(Catalog, DisabledCounts) {
   EXPECT_EQ(catalog.disabled(8, std::nullopt), 0u);
 }
 
+TEST(Catalog, WhereARunGoesOnFrom) {
+  const test::TempDir dir;
+  {
+    Catalog catalog(dir.path());
+    catalog.set_restart_dir(7, 1, "/one");
+    catalog.set_restart_dir(7, 2, "/two");
+    catalog.set_restart_dir(8, 1, "/three");
+    catalog.set_restart_dir(8, 1, "");
+  }
+  const Catalog catalog(dir.path());
+  EXPECT_EQ(catalog.restart_dir(7, 2), "/two");
+  EXPECT_EQ(catalog.restart_dir(7, 1), "");  // of another run
+  EXPECT_EQ(catalog.restart_dir(7, 3), "");
+  EXPECT_EQ(catalog.restart_dir(8, 1), "");
+}
+
 TEST(Catalog, ForgetsWhatEndedLongAgoWithItsVersions) {
   const test::TempDir dir;
   Catalog catalog(dir.path());

@@ -116,7 +116,7 @@ TEST(Restart, AnErrorIsToldToAllAndToTheLate) {
   f.say("c", 1);
   ASSERT_EQ(f.sent.size(), 1u);
   EXPECT_EQ(f.sent[0].first, "c");
-  EXPECT_THAT(f.sent[0].second.error(), HasSubstr("another node could not be restored"));
+  EXPECT_THAT(f.sent[0].second.error(), HasSubstr("b: no such image"));
 }
 
 TEST(Restart, LostAfterTheEndIsNothing) {

@@ -333,6 +333,65 @@ TEST_F(StepsTest, ErrorsOfAgentsAreKeptWithinBounds) {
   EXPECT_LE(catalog.steps(1, 1)[0].last_error.size(), 4096u);
 }
 
+TEST_F(StepsTest, ANumberThatIsTakenInAnotherImageIsPassed) {
+  const auto agent = come(hello(1, "a"));
+  const auto ask = [&] {
+    Wish wish;
+    wish.image_dir = "/other";
+    EXPECT_EQ(steps->create(agent->step, wish), kSlurmSuccess);
+  };
+  const auto begun = [&] {
+    const net::BeginRound begin = agent->inbox.back().begin();
+    agent->inbox.clear();
+    return begin;
+  };
+  const auto taken = [&](uint32_t highest) {
+    net::ToCoordinator message;
+    message.mutable_done()->set_round(agent->round);
+    message.mutable_done()->set_error("taken");
+    message.mutable_done()->set_highest_version(highest);
+    steps->agent_said(agent->step, agent->node, message);
+  };
+  ask();
+  const net::BeginRound first = begun();
+  EXPECT_EQ(first.image_dir(), "/other");
+  EXPECT_EQ(first.version(), 1u);
+  taken(41);
+  const net::BeginRound second = begun();
+  EXPECT_EQ(second.image_dir(), "/other");
+  EXPECT_EQ(second.version(), 42u);
+  done(agent, net::COMMIT);
+  EXPECT_FALSE(agent->step->round);
+  EXPECT_EQ(steps->rounds_under_way(), 0u);
+  // Numbers that cannot be passed are not tried for ever.
+  ask();
+  taken(UINT32_MAX);
+  taken(UINT32_MAX);
+  EXPECT_FALSE(agent->step->round);
+  EXPECT_EQ(steps->rounds_under_way(), 0u);
+}
+
+TEST_F(StepsTest, WhoComesLateToARestartThatFailedHearsWhy) {
+  const auto restoring = [](const char* node) {
+    net::AgentHello message = hello(1, node, 2);
+    message.set_restoring(true);
+    return message;
+  };
+  const auto ready = [&](const std::shared_ptr<Agent>& agent, const std::string& error) {
+    net::ToCoordinator message;
+    message.mutable_ready()->set_phase(1);
+    message.mutable_ready()->set_error(error);
+    steps->agent_said(agent->step, agent->node, message);
+  };
+  const auto first = come(restoring("a"));
+  ready(first, "there is no such image");
+  const auto late = come(restoring("b"));
+  ready(late, "");
+  ASSERT_FALSE(late->inbox.empty());
+  EXPECT_EQ(late->inbox.back().restart_go().error(), "a: there is no such image");
+  EXPECT_FALSE(late->step->complete());
+}
+
 TEST_F(StepsTest, NoVersionsWhileAStepIsRestored) {
   net::AgentHello first = hello(1, "a", 2), second = hello(1, "b", 2);
   first.set_restoring(true);

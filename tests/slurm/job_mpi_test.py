@@ -4,6 +4,7 @@ import re
 import unittest
 
 import harness
+from coordinated import Coordinated
 from jobcase import JobCase
 
 PROGRAM = harness.BUILD / "tests" / "programs" / "allreduce"
@@ -53,6 +54,22 @@ class Mpi(JobCase):
         result = self.srun("--mpi=none", "-n2", f"--restart-dir={job}.0", "none")
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("--mpi=pmi2", result.stderr)
+
+
+@unittest.skipUnless(PROGRAM.exists(), "no MPICH to build with")
+class TwoNodes(Coordinated):
+    def test_tcp_between_nodes(self):
+        srun = ["srun", "--mpi=pmi2", "-N2", "-n2"]
+        env = ["env", "UCX_TLS=tcp,self"]
+        whole = self.sh([*srun, *env, *WORDS[:-1], "0"], timeout=PATIENCE).stdout.splitlines()[-1]
+        self.assertRegex(whole, r"^RESULT allreduce ranks=2 rounds=40 hash=[0-9a-f]{16}$")
+        first, job = self.start_srun(*srun[1:], "--checkpoint-interval=1s", *env, *WORDS)
+        self.wait_whole(f"{job}.0", 2, PATIENCE)
+        for node in (1, 2):
+            self.kill_step_tasks(job, node=node)
+        self.assertNotEqual(first.wait(30), 0)
+        last = self.srun(*srun[1:], f"--restart-dir={job}.0", "none", timeout=PATIENCE)
+        self.assertEqual(last.stdout.splitlines()[-1:], [whole], last.stderr + self.agent_log()[-3000:])
 
 
 if __name__ == "__main__":

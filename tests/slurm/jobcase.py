@@ -62,11 +62,11 @@ class JobCase(harness.ClusterCase):
         """srun as the ordinary user, whatever its end. Returns a CompletedProcess."""
         return self.sh(["srun", *words], check=False, timeout=timeout)
 
-    def start_srun(self, *words, output="srun.out"):
+    def start_srun(self, *words, output="srun.out", env=None):
         """Start srun in the background. Returns (its Popen, job id)."""
         (self.work / output).unlink(missing_ok=True)
         before = {line.split()[0] for line in self._queue()}
-        child = self.start(["srun", *words], output)
+        child = self.start(["srun", *words], output, env=env)
 
         def appeared():
             if child.poll() is not None:

@@ -313,6 +313,30 @@ class Semantics(ScontrolCase):
         self.wait_for(lambda: self.checkpoint("restart", job) == ACCEPTED, 30, "restart to be accepted")
         self.assert_goes_on(job)
 
+    def test_image_dir(self):
+        """A directory of the caller's choice; that of `restart` beats the one where the last version went."""
+        job = self.submit_counting()
+        first, second = (self.work / name / f"{job}.batch" for name in ("first", "second"))
+        (first / "v000041").mkdir(parents=True)  # numbers go on above what is there
+        for path in (first.parent, first, first / "v000041"):
+            path.chmod(0o700)
+            shutil.chown(path, self.user)
+        self.assertEqual(self.checkpoint("create", job, f"ImageDir={first.parent}"), ACCEPTED)
+        self.wait_for(lambda: list(first.glob("v*/*/manifest.icp")), 30, f"a version; {self.ctld_log()}")
+        self.wait_error(job, r"^error\(0\): $")
+        self.assertEqual(self.checkpoint("vacate", job, f"ImageDir={second.parent}"), ACCEPTED)
+        self.wait_job(job)
+        self.assertEqual(self.versions(second), [43])
+        self.assertEqual(self.versions(f"{job}.batch"), [])
+        self.wait_for(lambda: self.checkpoint("restart", job, f"ImageDir={first.parent}") == ACCEPTED, 30,
+                      "restart to be accepted")
+        self.assert_goes_on(job)
+        self.assertIn(f"restarted from version 42 of {first}, ", self.output(job))
+        self.assertEqual(self.checkpoint("create", job, "ImageDir=/proc/nowhere"), ACCEPTED)
+        self.wait_error(job, r"^error\([1-9]\d*\): .*/proc/nowhere")
+        self.assertEqual(self.checkpoint("create", job), ACCEPTED)
+        self.wait_versions(f"{job}.batch", 1)
+
     def test_requeue(self):
         job = self.submit_counting()
         self.assertEqual(self.checkpoint("requeue", job), ACCEPTED)

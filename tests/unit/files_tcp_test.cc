@@ -175,6 +175,10 @@ TEST(InetAddressTest, TextAndMapping) {
   EXPECT_TRUE(map.is_local(map.local(*InetAddress::parse("198.51.100.9"))));
   EXPECT_EQ(map.local(*InetAddress::parse("127.0.0.5")).text(), "127.0.0.5:0");
   EXPECT_EQ(map.local(*InetAddress::parse("0.0.0.0")).text(), "0.0.0.0:0");
+  // What was set is for what this host had, not for what it has; loopback is nothing that others reach, unless it is
+  // all.
+  EXPECT_NE(map.reachable(four).text(), "127.0.0.3:0");
+  EXPECT_EQ(map.reachable(*InetAddress::parse("127.0.0.5")), map.reachable(*InetAddress::parse("198.51.100.9")));
 }
 
 // A former life's connections must not keep its port.

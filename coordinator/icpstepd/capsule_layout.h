@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The capsules of a version, and which of them the tasks of this node stand for. A capsule is restored whole, by the
+// node that has its tasks; a node may have those of several.
+#pragma once
+
+#include <cstdint>
+#include <set>
+#include <string>
+#include <vector>
+
+#include "engine/base/identity.h"
+#include "engine/image/image.pb.h"
+
+namespace icp {
+
+struct CapsulePart {
+  std::string name;     // in the image: the node on which it began
+  std::string host;     // on which the version was taken
+  std::set<int> ranks;  // of its tasks
+  pb::Capsule state;    // empty for those that have no task of the node
+};
+
+// All capsules of a version, for a node with the tasks `ranks`. Throws Error.
+std::vector<CapsulePart> capsules_of(const std::string& image, uint32_t version, const Identity& identity,
+                                     const std::set<int>& ranks);
+
+// Those of `all` whose tasks are those of this node, by rank. Throws kUsage, saying how tasks are laid out in the image
+// and what would fit, when a task of this node has none, or some tasks of a capsule are elsewhere.
+std::vector<CapsulePart> capsules_here(std::vector<CapsulePart> all, const std::string& image,
+                                       const std::set<int>& ranks);
+
+}  // namespace icp

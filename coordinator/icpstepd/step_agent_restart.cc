@@ -1,0 +1,209 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The restart half of StepAgent: from proxies to restored processes, and their ends.
+#include <fcntl.h>
+#include <signal.h>
+#include <spdlog/spdlog.h>
+
+#include <set>
+
+#include "coordinator/icpstepd/network_exchange.h"
+#include "coordinator/icpstepd/step_agent.h"
+#include "engine/base/procfs.h"
+#include "engine/restore/shared_host.h"
+
+namespace icp {
+
+using protocol::Packet;
+namespace {
+
+constexpr auto kRestartWait = std::chrono::minutes(10);  // for the other nodes' tasks to start, and for their images
+
+constexpr auto kTellWait = std::chrono::seconds(5);  // for the connection to the coordinator
+
+}  // namespace
+
+// ---- which capsules ---------------------------------------------------------------------------
+
+void StepAgent::refuse_restart(Error error) {
+  // Another agent may have a capsule with the name of this node.
+  facts_.capsule = "node " + facts_.node;
+  refused_ = std::move(error);
+}
+
+// Which part of the image the tasks of this node are.
+void StepAgent::choose_capsules() {
+  std::vector<CapsulePart> here;
+  std::set<int> ranks;
+  for (const auto& [rank, task] : tasks_) ranks.insert(rank);
+  try {
+    here = capsules_of(plan_->image, plan_->versions.front(), identity_of(facts_), ranks);
+  } catch (const Error& error) {
+    spdlog::warn("{}", error.what());  // restore_step() may find an older version
+    return;
+  }
+  facts_.capsules = static_cast<uint32_t>(here.size());
+  try {
+    here = capsules_here(std::move(here), plan_->image, ranks);
+    facts_.capsule = here.front().name;
+    if (here.size() == 1) return;
+    if (config_.coordinators.empty()) {
+      throw_error(ErrorKind::kUsage, "the tasks come from {} nodes, and that needs a coordinator (icpctld)",
+                  here.size());
+    }
+    std::vector<CapsuleOnHost> together;
+    for (const CapsulePart& part : here) together.push_back({part.name, part.host, &part.state});
+    check_shared_host(together);
+    capsule_agents_ = std::make_unique<CapsuleAgents>(facts_, config_path_, here);
+    for (const auto& [rank, task] : tasks_)
+      capsule_agents_->slurmstepd_said(Packet(protocol::kTask).set_number("rank", rank).set_number("pid", task.pid));
+  } catch (const Error& error) {
+    refuse_restart(error);
+  }
+}
+
+RestartTogether StepAgent::with_the_others() {
+  if (!several_capsules()) return {};
+  if (!link_) throw_error(ErrorKind::kUsage, "a step with tasks on several nodes is restored with a coordinator only");
+  RestartTogether together;
+  together.chosen = [this](const net::RestartReady& ready) { return link_->restart(ready, kRestartWait); };
+  together.meet = [this](const std::vector<ConnectionEnd>& ends) {
+    net::RestartReady ready;
+    ready.set_phase(2);
+    *ready.mutable_ends() = to_message(ends);
+    return from_message(link_->restart(ready, kRestartWait).ends());
+  };
+  return together;
+}
+
+// ---- proxies and processes -----------------------------------------------------------------------------------
+
+void StepAgent::on_proxy(Task& task, Packet& packet) {
+  if (packet.type == protocol::kStreams && packet.fds.size() >= 3 && !task.lent_all && !capsule_) {
+    for (size_t i = 0; i < 3; i++) task.lent.fds[i].reset(packet.fds[i]);
+    if (packet.fds.size() > 3) task.lent.pmi.reset(packet.fds[3]);
+    packet.fds.clear();
+    task.lent.pid = task.pid;
+    task.lent_all = true;
+    restore_when_all_lent();
+    return;
+  }
+  packet.close_fds();
+  const auto signal = packet.number("signal");
+  if (packet.type != protocol::kSignal || !signal || *signal < 1 || *signal >= NSIG || !capsule_) return;
+  for (const TaskRoot& root : capsule_->roots()) {
+    if (root.rank != task.rank) continue;
+    if (signalled_ == Signalled::kTree) {
+      signal_tree(root.pid, static_cast<int>(*signal));
+    } else {
+      ::kill(root.pid, static_cast<int>(*signal));
+    }
+  }
+}
+
+void StepAgent::restore_when_all_lent() {
+  if (tasks_.size() != facts_.local_tasks) return;
+  std::map<int, ProxyStreams> proxies;
+  for (const auto& [rank, task] : tasks_) {
+    if (!task.lent_all) return;
+  }
+  for (auto& [rank, task] : tasks_) proxies[rank] = std::move(task.lent);
+  try {
+    if (refused_) throw *refused_;
+    after_restore(restore_step(*plan_, facts_, config_, proxies, with_the_others()));
+  } catch (const Error& error) {
+    give_up_restart(error);
+  }
+}
+
+// Or they would wait for this one.
+bool StepAgent::tell_the_others(const std::string& error) {
+  if (!several_capsules() || !link_) return false;
+  try {
+    net::RestartReady ready;
+    ready.set_error(error);
+    link_->restart(ready, kTellWait);
+    return true;
+  } catch (const Error& failed) {
+    spdlog::warn("{}", failed.what());
+    return false;
+  }
+}
+
+void StepAgent::give_up_restart(const Error& error) {
+  const std::string text = error.what() + (error.remedy().empty() ? "" : "; " + error.remedy());
+  // One sentence for the whole step: the agent of task 0 hears of what others met.
+  const bool speaks = !tell_the_others(text) || tasks_.contains(0);
+  for (auto& [rank, task] : tasks_) {
+    if (task.socket) fail_task(task, speaks ? "cannot restart: " + text : "");
+  }
+}
+
+void StepAgent::after_restore(RestartResult result) {
+  capsule_.emplace(std::move(result.capsule));
+  if (facts_.restarts > 0) unmark_vacated(image_, identity_of(facts_));
+  signalled_ = signalled_by_slurm(tasks_.begin()->second.pid, facts_.slurm_conf);
+  const bool forward = signalled_ != Signalled::kCgroup;  // else the restored processes have it already
+  for (auto& [rank, task] : tasks_) {
+    if (task.socket) {
+      protocol::send_packet(task.socket->native_handle(), Packet(protocol::kRestored).set_number("forward", forward));
+    } else {
+      on_proxy_gone(task);  // killed meanwhile
+    }
+  }
+  tell_user(result.line);
+  capsule_events_ = std::make_unique<Socket>(io_, ::fcntl(capsule_->event_fd(), F_DUPFD_CLOEXEC, 3));
+  watch(*capsule_events_, [this] { on_capsule(); });
+  if (interval_.count() == 0 && config_.coordinators.empty()) return;
+  try {
+    const bool same_image = plan_->image == image_;
+    prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0);
+    SessionConfig config = versions_.session_config(image_, task_streams());
+    config.whole_ipc_namespace = true;  // the capsule's own
+    config.more_processes = [this] { return read_children(capsule_->init_pid()); };
+    join_network(config);
+    start_versions(same_image ? capsule_->continue_session(std::move(config))
+                              : Session(std::move(config), capsule_->roots()));
+  } catch (const Error& error) {
+    notices_.complain(
+        fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));
+  }
+  if (!several_capsules() || !link_) return;
+  net::ToCoordinator message;
+  message.mutable_ready()->set_phase(3);
+  *message.mutable_ready()->mutable_hello() = hello();
+  link_->set_hello(message.ready().hello());
+  link_->say(message);
+}
+
+void StepAgent::on_capsule() {
+  for (const TaskExit& ended : capsule_->take_exits()) {
+    if (Task* const task = find(ended.rank); task != nullptr) end_task(*task, ended.status);
+  }
+  watch(*capsule_events_, [this] { on_capsule(); });
+}
+
+void StepAgent::end_task(Task& task, int status) {
+  spdlog::debug("restored task {} ended with wait status 0x{:x}", task.rank, static_cast<unsigned>(status));
+  if (!task.socket) return;
+  protocol::send_packet(task.socket->native_handle(), Packet(protocol::kExit).set_number("status", status));
+  task.socket.reset();  // the proxy ends; slurmstepd says so
+}
+
+// A proxy that goes without being told was killed: so is its task, and with the last one all that is left.
+void StepAgent::on_proxy_gone(Task& task) {
+  if (!capsule_) {
+    task.lent_all = false;
+    return;
+  }
+  bool any_left = false;
+  for (const auto& [rank, other] : tasks_) any_left = any_left || other.socket;
+  if (!any_left) {
+    capsule_->kill();
+    return;
+  }
+  for (const TaskRoot& root : capsule_->roots()) {
+    if (root.rank == task.rank) ::kill(root.pid, SIGKILL);
+  }
+}
+
+}  // namespace icp
