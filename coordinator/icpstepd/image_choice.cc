@@ -41,9 +41,9 @@ std::optional<std::string> read_mark(const std::string& image, const char* mark,
 
 void set_mark(const std::string& image, const char* mark, const Identity& identity, const std::string& text = {}) {
   const FsIdentity as_user(identity);
-  ::mkdir(image.c_str(), 0700);  // usually there
   const UniqueFd file(
       ::open((image + mark).c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+  if (!file && errno == ENOENT) return;  // no version was ever taken
   if (!file || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
     spdlog::warn("cannot make {}{}: {}", image, mark, errno_text(errno));
 }
@@ -218,7 +218,12 @@ bool is_completed(const std::string& image, const Identity& identity) { return h
 void mark_completed(const std::string& image, const Identity& identity) { set_mark(image, kCompleted, identity); }
 void unmark_completed(const std::string& image, const Identity& identity) { remove_mark(image, kCompleted, identity); }
 void mark_vacated(const std::string& image, const Identity& identity, const std::string& where) {
-  set_mark(image, kVacated, identity, where == image ? "" : where);
+  if (where == image) return set_mark(image, kVacated, identity);
+  {
+    const FsIdentity as_user(identity);
+    ::mkdir(image.c_str(), 0700);  // it need not have a version of its own
+  }
+  set_mark(image, kVacated, identity, where);
 }
 void unmark_vacated(const std::string& image, const Identity& identity) { remove_mark(image, kVacated, identity); }
 
