@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <ctime>
 #include <map>
+#include <set>
 
 #include "engine/base/error.h"
 #include "engine/base/unique_fd.h"
@@ -21,6 +22,7 @@ namespace icp {
 namespace {
 
 constexpr const char* kCompleted = "/completed";
+constexpr const char* kCompletedPart = "completed.";  // and the name of a capsule, for one of several
 constexpr const char* kVacated = "/vacated";
 
 bool has_mark(const std::string& image, const char* mark, const Identity& identity) {
@@ -41,9 +43,9 @@ std::optional<std::string> read_mark(const std::string& image, const char* mark,
 
 void set_mark(const std::string& image, const char* mark, const Identity& identity, const std::string& text = {}) {
   const FsIdentity as_user(identity);
-  ::mkdir(image.c_str(), 0700);  // usually there
   const UniqueFd file(
       ::open((image + mark).c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
+  if (!file && errno == ENOENT) return;  // no version was ever taken
   if (!file || ::write(file.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
     spdlog::warn("cannot make {}{}: {}", image, mark, errno_text(errno));
 }
@@ -51,6 +53,10 @@ void set_mark(const std::string& image, const char* mark, const Identity& identi
 void remove_mark(const std::string& image, const char* mark, const Identity& identity) {
   const FsIdentity as_user(identity);
   ::unlink((image + mark).c_str());
+}
+
+std::string completed_mark(const std::string& capsule) {
+  return capsule.empty() ? kCompleted : fmt::format("/{}{}", kCompletedPart, capsule);
 }
 
 std::string user_name(uid_t uid) {
@@ -214,11 +220,46 @@ std::pair<uint32_t, uint32_t> highest_versions(const std::string& image, const p
   }
 }
 
-bool is_completed(const std::string& image, const Identity& identity) { return has_mark(image, kCompleted, identity); }
-void mark_completed(const std::string& image, const Identity& identity) { set_mark(image, kCompleted, identity); }
-void unmark_completed(const std::string& image, const Identity& identity) { remove_mark(image, kCompleted, identity); }
+void mark_completed(const std::string& image, const protocol::StepFacts& facts) {
+  set_mark(image, completed_mark(facts.capsules > 1 ? facts.capsule : "").c_str(), identity_of(facts));
+}
+
+bool is_completed(const std::string& image, const Identity& identity) {
+  if (has_mark(image, kCompleted, identity)) return true;
+  try {
+    std::set<std::string> ended;
+    uint32_t latest = 0;
+    for (const std::string& name : names_in(image, identity)) {
+      if (name.starts_with(kCompletedPart)) ended.insert(name.substr(std::string_view(kCompletedPart).size()));
+      if (is_version(name)) latest = std::max(latest, static_cast<uint32_t>(std::stoul(name.substr(1))));
+    }
+    if (ended.empty() || latest == 0) return false;
+    for (const std::string& node : ImageDir::nodes_of(image, identity)) {
+      if (!ended.contains(node) && ImageDir::open(image, identity, node).has_version(latest)) return false;
+    }
+    return true;
+  } catch (const Error&) {
+    return false;  // there is no image, or none that could be restarted from
+  }
+}
+
+void unmark_completed(const std::string& image, const Identity& identity) {
+  remove_mark(image, kCompleted, identity);
+  try {
+    for (const std::string& name : names_in(image, identity))
+      if (name.starts_with(kCompletedPart)) remove_mark(image, ("/" + name).c_str(), identity);
+  } catch (const Error&) {
+    // There is no image yet.
+  }
+}
+
 void mark_vacated(const std::string& image, const Identity& identity, const std::string& where) {
-  set_mark(image, kVacated, identity, where == image ? "" : where);
+  if (where == image) return set_mark(image, kVacated, identity);
+  {
+    const FsIdentity as_user(identity);
+    ::mkdir(image.c_str(), 0700);  // it need not have a version of its own
+  }
+  set_mark(image, kVacated, identity, where);
 }
 void unmark_vacated(const std::string& image, const Identity& identity) { remove_mark(image, kVacated, identity); }
 

@@ -35,7 +35,8 @@ StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_im
 
 // A step that ended by itself with status 0 must not be restarted when its job is requeued later: its image is marked
 // with a file. Errors are logged.
-void mark_completed(const std::string& image, const Identity& identity);
+// Of several capsules each marks its own end; the step has ended when all have that took the latest version.
+void mark_completed(const std::string& image, const protocol::StepFacts& facts);
 void unmark_completed(const std::string& image, const Identity& identity);
 bool is_completed(const std::string& image, const Identity& identity);
 

@@ -136,7 +136,7 @@ void StepAgent::finish(bool goodbye) {
                         std::all_of(tasks_.begin(), tasks_.end(),
                                     [](const auto& entry) { return entry.second.status == std::optional<int>(0); });
   if (goodbye && all_well && !image_.empty() && !facts_.interval.empty() && !capsule_agents_) {
-    mark_completed(image_, identity_of(facts_));
+    mark_completed(image_, facts_);
   }
   spdlog::info("end of the step{}", goodbye ? "" : ": slurmstepd is gone");
   if (capsule_agents_) capsule_agents_->goodbye(goodbye ? kPartsTimeout : 0);

@@ -173,7 +173,6 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
   round_ = &begin;
   link_ = &link;
   surveyed_ = false;
-  chosen_image_.clear();
   std::string image;
   try {
     if (!session_ || !session_->alive()) throw_error(ErrorKind::kGone, "the step's processes have ended");
@@ -225,10 +224,10 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
     done_with(net::NONE);
     // A number that was too low is another matter: it is tried again at once.
     if (done.highest_version() == 0) failed(error);
-    round_ = nullptr;
-    return {};
+    image.clear();
   }
   round_ = nullptr;
+  chosen_image_.clear();
   return image;
 }
 
