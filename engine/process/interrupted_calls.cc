@@ -34,6 +34,7 @@ constexpr long kSending[] = {SYS_sendto, SYS_sendmsg, SYS_sendmmsg, SYS_write, S
 constexpr int64_t kNsPerSecond = 1'000'000'000, kNsPerMs = 1'000'000;
 constexpr int64_t kLongestNs = int64_t{1} << 60;  // 36 years: longer is for ever
 constexpr uint64_t kPageBytes = 4096;
+constexpr uint64_t kSyscallBytes = 2;  // of the instruction
 
 template <size_t N>
 bool is_one_of(const long (&list)[N], uint64_t number) {
@@ -43,6 +44,12 @@ bool is_one_of(const long (&list)[N], uint64_t number) {
 bool in_system_call(const user_regs_struct& regs) { return static_cast<int64_t>(regs.orig_rax) >= 0; }
 int64_t result_of(const user_regs_struct& regs) { return static_cast<int64_t>(regs.rax); }
 void set_result(user_regs_struct& regs, int64_t value) { regs.rax = static_cast<uint64_t>(value); }
+
+// A stop has interrupted the call, the thread was let go, and another stop came before it could make the call again.
+template <typename Call>
+bool goes_on_with(const user_regs_struct& live, const Call& call, uint64_t number) {
+  return !in_system_call(live) && live.rax == number && live.rip + kSyscallBytes == call.rip && live.rsp == call.rsp;
+}
 
 int64_t monotonic_ns() {
   timespec time{};
@@ -155,16 +162,29 @@ void InterruptedCalls::end_socket_wait(pid_t tid, pid_t pid, user_regs_struct& l
 }
 
 // The running kernel knows how long nanosleep, poll and futex waits still have to go (its restart block); in an image
-// the call itself is made again. nanosleep has left the rest of its time in the caller's memory by now.
-void InterruptedCalls::go_on_after_restore(pid_t tid, const user_regs_struct& live, user_regs_struct& image) {
-  const Call call{live.orig_rax, live.rip, live.rsp};
+// the call itself is made again.
+void InterruptedCalls::go_on_after_restore(pid_t tid, pid_t pid, const user_regs_struct& live,
+                                           user_regs_struct& image) {
   const auto known = restarted_.find(tid);
-  if (live.orig_rax != SYS_restart_syscall) {
-    restarted_[tid] = call;
-  } else if (known != restarted_.end() && known->second.rip == call.rip && known->second.rsp == call.rsp) {
+  if (in_system_call(live) && live.orig_rax != SYS_restart_syscall) {
+    restarted_[tid] = {live.orig_rax, live.rip, live.rsp};
+    waits_.erase(tid);  // a new call, though it may look like the one before
+  } else if (in_system_call(live)) {
+    if (known != restarted_.end() && known->second.rip == live.rip && known->second.rsp == live.rsp)
+      image.orig_rax = known->second.number;
+  } else {  // about to go on with it
+    image.rip += kSyscallBytes;
     image.orig_rax = known->second.number;
   }
   set_result(image, -kRestartNoHand);
+  // The time it still has: nanosleep has left that in the caller's memory, if it wants to know.
+  if (image.orig_rax == SYS_nanosleep && image.rsi != 0) image.rdi = image.rsi;
+  if (image.orig_rax == SYS_clock_nanosleep && image.r10 != 0) image.rdx = image.r10;
+  const int64_t milliseconds = static_cast<int32_t>(image.rdx);
+  if (image.orig_rax == SYS_poll && milliseconds > 0) {
+    const Wait& wait = wait_of(tid, pid, {SYS_poll, image.rip, live.rsp}, live.rdx, milliseconds * kNsPerMs);
+    image.rdx = static_cast<uint64_t>(std::max<int64_t>((wait.deadline_ns - monotonic_ns()) / kNsPerMs, 0));
+  }
 }
 
 void InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live, user_regs_struct& image) {
@@ -172,7 +192,12 @@ void InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& places, user_regs_str
   const bool failed = in_system_call(live) && result_of(live) == -EINTR;
   const bool socket = failed && (is_one_of(kReceiving, live.orig_rax) || is_one_of(kSending, live.orig_rax));
   const bool timed = failed && is_one_of(kNeverRestarted, live.orig_rax);
-  if (!socket && !timed) waits_.erase(tid);
+  const auto known = restarted_.find(tid);
+  const bool restarts = (in_system_call(live) && result_of(live) == -kRestartBlock) ||
+                        (known != restarted_.end() && goes_on_with(live, known->second, SYS_restart_syscall));
+  const auto wait = waits_.find(tid);
+  const bool again = wait != waits_.end() && goes_on_with(live, wait->second.call, wait->second.call.number);
+  if (!socket && !timed && !restarts && !again) waits_.erase(tid);
   if (socket) {
     end_socket_wait(tid, places.pid(), live);
     image = live;
@@ -189,8 +214,8 @@ void InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& places, user_regs_str
     set_result(live, -kRestartNoHand);
     set_result(image, -kRestartNoHand);
   }
-  if (in_system_call(live) && result_of(live) == -kRestartBlock) {
-    go_on_after_restore(tid, live, image);
+  if (restarts) {
+    go_on_after_restore(tid, places.pid(), live, image);
   } else {
     restarted_.erase(tid);
   }

@@ -62,7 +62,7 @@ class InterruptedCalls {
   void shorten_timespec(pid_t tid, TimeoutPlaces& places, unsigned long long& live, unsigned long long& image,
                         const Call& call);
   void end_socket_wait(pid_t tid, pid_t pid, user_regs_struct& live);
-  void go_on_after_restore(pid_t tid, const user_regs_struct& live, user_regs_struct& image);
+  void go_on_after_restore(pid_t tid, pid_t pid, const user_regs_struct& live, user_regs_struct& image);
 
   std::map<pid_t, Call> restarted_;
   std::map<pid_t, Wait> waits_;

@@ -1,9 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Waits with a time-out that are stopped again and again.
 #include <gtest/gtest.h>
+#include <poll.h>
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/ipc.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/sem.h>
 #include <sys/socket.h>
@@ -25,19 +27,33 @@ namespace {
 
 using Clock = std::chrono::steady_clock;
 
+// What the process below has ended with. A process that ends while it is being stopped is waited for by its tracer,
+// which is its parent here: its status may be gone.
+std::atomic<int>& result() {
+  static void* const shared =
+      ::mmap(nullptr, sizeof(std::atomic<int>), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  return *static_cast<std::atomic<int>*>(shared);
+}
+
 // Ends with what `wait` returns.
 pid_t start(int (*wait)(int epoll)) {
+  result() = -1;
   const pid_t pid = ::fork();
   if (pid != 0) return pid;
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  ::_exit(wait(::epoll_create1(0)));
+  result() = wait(::epoll_create1(0));
+  ::_exit(result());
 }
 
 // Stops the process every 50 ms until it ends, for at most 10 s. Returns how long it ran.
 std::chrono::milliseconds stop_until_end(pid_t pid, int& status) {
   InterruptedCalls calls;
   const auto begin = Clock::now();
-  while (::waitpid(pid, &status, WNOHANG) == 0) {
+  for (pid_t ended = 0; (ended = ::waitpid(pid, &status, WNOHANG)) != pid;) {
+    if (ended < 0) {
+      status = W_EXITCODE(result(), 0);
+      break;
+    }
     if (Clock::now() - begin > std::chrono::seconds(10)) {
       ::kill(pid, SIGKILL);
       ::waitpid(pid, &status, 0);
@@ -169,6 +185,41 @@ TEST(InterruptedCalls, ThreadsDoNotTakeEachOthersTime) {
   EXPECT_EQ(WEXITSTATUS(status), 7);
 }
 
+// ---- what an image holds -----------------------------------------------------------------------------
+
+user_regs_struct image_of(pid_t pid, InterruptedCalls& calls) {
+  StoppedTree tree({pid}, calls);
+  return tree.processes().at(0).starts.at(0).image;
+}
+
+TEST(InterruptedCalls, AnImageHasTheRestOfAPollAndASleep) {
+  for (const auto& [wait, number] : {std::pair{+[](int) { return ::poll(nullptr, 0, 60'000); }, SYS_poll},
+                                     {+[](int) {
+                                        timespec time{60, 0};
+                                        return ::nanosleep(&time, &time);
+                                      },
+                                      SYS_clock_nanosleep}}) {
+    InterruptedCalls calls;
+    const pid_t pid = start(wait);
+    std::this_thread::sleep_for(std::chrono::milliseconds(100));
+    image_of(pid, calls);
+    std::this_thread::sleep_for(std::chrono::milliseconds(1000));
+    // So soon after each other that the process may not have come to make its call again.
+    for (int stop = 0; stop < 50; ++stop) {
+      const user_regs_struct image = image_of(pid, calls);
+      EXPECT_EQ(image.orig_rax, static_cast<uint64_t>(number));
+      if (number == SYS_poll) {
+        EXPECT_LE(image.rdx, 59'050u);
+        EXPECT_GT(image.rdx, 1000u);
+      } else {
+        EXPECT_EQ(image.rdx, image.r10);
+      }
+    }
+    ::kill(pid, SIGKILL);
+    ::waitpid(pid, nullptr, 0);
+  }
+}
+
 // ---- sockets with a time-out of their own ------------------------------------------------------------
 
 int socket_with_timeout(int (&ends)[2]) {
@@ -205,9 +256,9 @@ TEST(InterruptedCalls, WhatArrivesWhileReceivingWithATimeoutIsReceived) {
                    });
                    char byte = 0;
                    const ssize_t got = ::recv(ends[0], &byte, 1, 0);
-                   const int result = got == 1 && byte == 'x' ? 7 : errno;
+                   const int received = got == 1 && byte == 'x' ? 7 : errno;
                    sender.join();
-                   return result;
+                   return received;
                  }),
                  status);
   EXPECT_TRUE(WIFEXITED(status));
