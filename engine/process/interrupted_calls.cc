@@ -48,7 +48,7 @@ void set_result(user_regs_struct& regs, int64_t value) { regs.rax = static_cast<
 // A stop has interrupted the call, the thread was let go, and another stop came before it could make the call again.
 template <typename Call>
 bool goes_on_with(const user_regs_struct& live, const Call& call, uint64_t number) {
-  return !in_system_call(live) && live.rax == number && live.rip + kSyscallBytes == call.rip && live.rsp == call.rsp;
+  return live.rax == number && live.rip + kSyscallBytes == call.rip && live.rsp == call.rsp;
 }
 
 int64_t monotonic_ns() {
@@ -166,14 +166,13 @@ void InterruptedCalls::end_socket_wait(pid_t tid, pid_t pid, user_regs_struct& l
 void InterruptedCalls::go_on_after_restore(pid_t tid, pid_t pid, const user_regs_struct& live,
                                            user_regs_struct& image) {
   const auto known = restarted_.find(tid);
-  if (in_system_call(live) && live.orig_rax != SYS_restart_syscall) {
+  if (result_of(live) != -kRestartBlock) {  // about to go on with it
+    image.rip += kSyscallBytes;
+    image.orig_rax = known->second.number;
+  } else if (live.orig_rax != SYS_restart_syscall) {
     restarted_[tid] = {live.orig_rax, live.rip, live.rsp};
     waits_.erase(tid);  // a new call, though it may look like the one before
-  } else if (in_system_call(live)) {
-    if (known != restarted_.end() && known->second.rip == live.rip && known->second.rsp == live.rsp)
-      image.orig_rax = known->second.number;
-  } else {  // about to go on with it
-    image.rip += kSyscallBytes;
+  } else if (known != restarted_.end() && known->second.rip == live.rip && known->second.rsp == live.rsp) {
     image.orig_rax = known->second.number;
   }
   set_result(image, -kRestartNoHand);
