@@ -169,11 +169,13 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   for (const pb::Process& process : capsule.processes()) {
     if (process.state() == pb::Process::ZOMBIE) continue;
     processes.push_back(std::make_unique<ProcessRestore>(shared, process));
-    processes.back()->build();
+    processes.back()->map_memory();
   }
+  memory_restore.fill_pages();
+  for (auto& process : processes) process->build();
   finish_sysv(capsule, sysv);
   if (options.track && options.lazy) {
-    // A process has one userfaultfd a mapping: tracking begins when the pages are there, with a full version.
+    // A mapping has one userfaultfd: tracking begins when the pages are there. See MemoryCapture::inherit().
     memory = std::make_unique<MemoryCapture>(MemoryOptions{
         .tracker = options.tracker, .staging_limit = 1ull << 30, .precopy_rounds = 3, .dedup = false, .root = {}});
   } else if (options.track) {
@@ -278,7 +280,7 @@ Session RestoredCapsule::continue_session(SessionConfig config) {
   config.whole_ipc_namespace = true;
   auto session = std::make_unique<Session::Impl>(std::move(config), impl_->roots);
   session->memory = std::move(*impl_->memory);
-  session->last_version = impl_->lazy ? 0 : version();
+  session->last_version = version();
   session->last_image = session->config.image_path;
   session->lazy = impl_->lazy;
   impl_->memory.reset();

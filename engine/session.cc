@@ -54,11 +54,11 @@ int64_t wall_time_of(uint64_t ticks) {
 }
 
 Findings check_now(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer,
-                   const NetworkScope& network = {}) {
+                   const NetworkScope& network = {}, MemoryCapture* memory = nullptr) {
   Findings findings;
   if (processes.empty()) return findings;
   check_processes(processes, findings);
-  check_memory(processes, findings);
+  memory != nullptr ? memory->check(processes, findings) : check_memory(processes, findings);
   check_files(processes, outer, findings, network);
   return findings;
 }
@@ -87,7 +87,7 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
   }
 }
 
-std::vector<ProcessRef> Session::Impl::processes() const {
+std::vector<pid_t> Session::Impl::root_pids() const {
   std::vector<pid_t> pids;
   for (size_t i = 0; i < roots.size(); ++i) {
     try {
@@ -100,8 +100,10 @@ std::vector<ProcessRef> Session::Impl::processes() const {
     // Those below a root are found below it; the order keeps parents before children.
     for (const pid_t pid : config.more_processes()) pids.push_back(pid);
   }
-  return find_processes(pids);
+  return pids;
 }
+
+std::vector<ProcessRef> Session::Impl::processes() const { return find_processes(root_pids()); }
 
 SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) const {
   SysvScope scope;
@@ -112,7 +114,7 @@ SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) 
     scope.pids.insert(process.ref.pid);
     scope.pids.insert(process.ref.vpid);
     if (process.ref.zombie) continue;
-    for (const MapsEntry& entry : MapsEntry::read(process.ref.pid))
+    for (const MapsEntry& entry : process.maps)
       if (entry.path.starts_with("/SYSV")) scope.attached_ids.insert(static_cast<int>(entry.ino));
   }
   return scope;
@@ -138,23 +140,17 @@ void Session::Impl::prepare(VersionWriter& writer) {
   }
   const auto first = std::find_if(running.begin(), running.end(), [](const ProcessRef& ref) { return !ref.zombie; });
   if (first == running.end()) throw_error(ErrorKind::kGone, "all processes have ended");
-  memory.set_quiesce([this] { const StoppedTree tree(live_pids(), calls); });
+  memory.set_quiesce([this] { const StoppedTree passing(processes(), {}, calls, true); });
   const UniqueFd ipc = open_ipc_namespace(first->pid);
   const IpcNamespaceScope scope(ipc.get());
   memory.precopy(running);
-}
-
-std::vector<pid_t> Session::Impl::live_pids() const {
-  std::vector<pid_t> pids;
-  for (const ProcessRef& ref : processes()) pids.push_back(ref.pid);
-  return pids;
 }
 
 void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   std::vector<StoppedProcess>& stopped = tree.processes();
   std::vector<ProcessRef> refs;
   for (const StoppedProcess& process : stopped) refs.push_back(process.ref);
-  describe_tree(refs, capsule);
+  describe_tree(stopped, capsule);
   std::vector<pb::Process*> states;
   for (pb::Process& state : *capsule.mutable_processes()) states.push_back(&state);
   const auto first =
@@ -166,12 +162,11 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   const UniqueFd ipc = open_ipc_namespace(first->ref.pid);
   const IpcNamespaceScope scope(ipc.get());
   capture_sysv(select_objects(sysv_scope(stopped)), *capsule.mutable_sysv());
+  capture_process_state(stopped, states);
   capture_files(
       stopped, states, config.outer,
       [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule, config.network);
   memory.collect(stopped, states, capsule);
-  for (size_t i = 0; i < stopped.size(); ++i)
-    if (!stopped[i].ref.zombie) capture_process_state(stopped[i], *states[i]);
   capture_undo(stopped, states, capsule);
   for (const TaskRoot& root : roots) {
     for (const ProcessRef& ref : refs) {
@@ -202,17 +197,20 @@ void Session::Impl::capture_undo(std::vector<StoppedProcess>& stopped, const std
 }
 
 CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
-  if (lazy) lazy->wait();
-  lazy.reset();
+  if (lazy) {
+    lazy->wait();
+    lazy.reset();
+    untracked = true;
+  }
   const uint64_t begin = now_ns(CLOCK_MONOTONIC);
-  Findings findings = check_now(processes(), config.outer, config.network);
+  Findings findings = check_now(processes(), config.outer, config.network, &memory);
   for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
     // Something may look unsupported only because its process is ending: a second and third look tell.
     const bool lasting =
         std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; });
     if (lasting && tries > kLastingTries) break;
     std::this_thread::sleep_for(kPassingWait);
-    findings = check_now(processes(), config.outer, config.network);
+    findings = check_now(processes(), config.outer, config.network, &memory);
   }
   if (!findings.empty()) throw_refused(findings);
 
@@ -222,6 +220,8 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     VersionWriter writer = image.begin_version(options.version);
     writer.set_compression(config.compression);
     follow_chain(image);
+    if (untracked && last_version != 0) memory.inherit(image.open_version(last_version));
+    untracked = false;
     try {
       return write_version(writer, begin, options);
     } catch (const Error& error) {
@@ -252,9 +252,10 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   pass(Phase::kPrepared);
   pb::Capsule capsule;
   pb::Manifest manifest;
-  const std::vector<pid_t> pids = live_pids();
+  const std::vector<ProcessRef> found = processes();
   const uint64_t stop_begin = now_ns(CLOCK_MONOTONIC);
-  StoppedTree tree(pids, calls);
+  StoppedTree tree(
+      found, [this] { return root_pids(); }, calls);
   pass(Phase::kStopped);
   manifest.set_taken_unix_ns(now_ns(CLOCK_REALTIME));
   manifest.set_taken_boot_ns(now_ns(CLOCK_MONOTONIC));

@@ -123,8 +123,8 @@ struct RestoreOptions {
   std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one
   NetworkRestore network;
   bool track = true;  // arm trackers before anything runs, for continue_session()
-  // Private anonymous memory comes when it is touched, or by and by (lazy_fill.h); the first version after that is a
-  // full one, and waits until all is there. kRefused where the kernel does not allow it.
+  // Private anonymous memory comes when it is touched, or by and by (lazy_fill.h); the first version after that waits
+  // until all is there, and looks at all of it. kRefused where the kernel does not allow it.
   bool lazy = false;
   TrackerKind tracker = TrackerKind::kAuto;
 };

@@ -17,7 +17,7 @@ struct Session::Impl {
   Impl(SessionConfig session_config, std::vector<TaskRoot> session_roots);
 
   std::vector<ProcessRef> processes() const;
-  std::vector<pid_t> live_pids() const;
+  std::vector<pid_t> root_pids() const;
   bool alive() const;
   CheckpointResult checkpoint(const CheckpointOptions& options);
 
@@ -43,6 +43,7 @@ struct Session::Impl {
   uint32_t last_version = 0;
   std::string last_image;          // the path of the image that holds it
   std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
+  bool untracked = false;          // it is there by now, and has been written to unseen
 };
 
 }  // namespace icp

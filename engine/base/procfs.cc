@@ -220,6 +220,7 @@ ProcStat ProcStat::parse(std::string_view text) {
   stat.pgrp = signed_number(5);
   stat.session = signed_number(6);
   stat.tty_nr = signed_number(7);
+  stat.threads = number(20);
   stat.start_time_ticks = number(22);
   stat.start_code = number(26);
   stat.end_code = number(27);
@@ -265,16 +266,19 @@ std::vector<SmapsEntry> SmapsEntry::read(pid_t pid) {
   return entries;
 }
 
+std::vector<pid_t> read_children_of_thread(pid_t pid, pid_t tid) {
+  try {
+    return numbers<pid_t>(read_proc(pid, fmt::format("task/{}/children", tid)));
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kGone) throw;
+    return {};
+  }
+}
+
 std::vector<pid_t> read_children(pid_t pid) {
   std::vector<pid_t> children;
-  for (const int tid : list_proc_numbers(pid, "task")) {
-    try {
-      const std::string text = read_proc(pid, fmt::format("task/{}/children", tid));
-      for (const pid_t child : numbers<pid_t>(text)) children.push_back(child);
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::kGone) throw;  // a thread that ended meanwhile
-    }
-  }
+  for (const int tid : list_proc_numbers(pid, "task"))
+    for (const pid_t child : read_children_of_thread(pid, tid)) children.push_back(child);
   return children;
 }
 

@@ -46,6 +46,7 @@ struct ProcStat {
   uint64_t start_time_ticks = 0;  // since boot: tells two users of one pid apart
   uint64_t start_code = 0, end_code = 0, start_stack = 0;
   uint64_t start_data = 0, end_data = 0, start_brk = 0, arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
+  size_t threads = 0;
   int exit_signal = 0;
   int exit_code = 0;  // wait(2) status, set for a zombie
 
@@ -75,5 +76,7 @@ struct SmapsEntry : MapsEntry {
 
 // Children (processes) of all threads of `pid`, the caller's view of pids.
 std::vector<pid_t> read_children(pid_t pid);
+// Those that one thread of it made; none when the thread has ended.
+std::vector<pid_t> read_children_of_thread(pid_t pid, pid_t tid);
 
 }  // namespace icp

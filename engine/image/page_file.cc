@@ -271,6 +271,7 @@ void PageFileReader::check_records(uint64_t record, uint64_t count) const {
 }
 
 void PageFileReader::check_pages(uint64_t record, uint64_t count, const std::byte* pages) const {
+  check_records(record, count);
   for (uint64_t i = 0; i < count; ++i) {
     if (hash_page(pages + i * kPageBytes) == hashes_[record + i]) continue;
     const uint64_t block = (record + i) / kBlockRecords;
@@ -314,7 +315,6 @@ void PageFileReader::read(uint64_t record, uint64_t count, std::byte* to) {
       done += part;
     }
   }
-  check_pages(record, count, to);
 }
 
 }  // namespace icp

@@ -68,7 +68,9 @@ class PageFileReader {
   // `file` was opened through `version`.
   PageFileReader(const VersionReader& version, const std::string& store, uint32_t file_version);
 
+  // Reads records without looking at what is in them: check_pages() does that.
   void read(uint64_t record, uint64_t count, std::byte* to);
+  void check_pages(uint64_t record, uint64_t count, const std::byte* pages) const;
   uint64_t records() const { return hashes_.size(); }
   // Of a record below records().
   const PageHash& hash(uint64_t record) const { return hashes_[record]; }
@@ -86,7 +88,6 @@ class PageFileReader {
   void load_blocks(std::span<const std::byte> lengths, uint64_t end);
   // The pages of a block, decompressed; valid until the next call.
   std::span<const std::byte> block(uint64_t number);
-  void check_pages(uint64_t record, uint64_t count, const std::byte* pages) const;
 
   std::string name_, path_;
   uint32_t version_;

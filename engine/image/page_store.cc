@@ -205,10 +205,28 @@ PageStoreReader::PageStoreReader(const VersionReader& version, std::string name)
 PageStoreReader::~PageStoreReader() = default;
 PageStoreReader::PageStoreReader(PageStoreReader&&) noexcept = default;
 
+PageStoreReader::PageStoreReader(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
+
+PageStoreReader PageStoreReader::sibling() const {
+  std::unique_ptr<Impl> impl(new Impl{impl_->version, impl_->name, {}, {}, {}});
+  impl->limit = std::max<size_t>(impl_->limit / 8, 8);  // of all siblings together: what one may have
+  return PageStoreReader(std::move(impl));
+}
+
 const PageIndex& PageStoreReader::index() const { return impl_->index; }
 PageIndex PageStoreReader::take_index() { return std::exchange(impl_->index, PageIndex()); }
 
 void PageStoreReader::read(PageLocation location, uint64_t pages, std::span<std::byte> to) {
+  read_unverified(location, pages, to);
+  verify(location, to);
+}
+
+void PageStoreReader::verify(PageLocation location, std::span<const std::byte> pages) {
+  if (!pages.empty())
+    impl_->file(location.version).check_pages(location.record, pages.size() / kPageBytes, pages.data());
+}
+
+void PageStoreReader::read_unverified(PageLocation location, uint64_t pages, std::span<std::byte> to) {
   if (pages == 0) return;
   if (pages > to.size() / kPageBytes || to.size() != pages * kPageBytes) {
     throw_error(ErrorKind::kUsage, "{} pages do not fit into {} bytes", pages, to.size());

@@ -115,13 +115,20 @@ class PageStoreReader {
   const PageIndex& index() const;
   PageIndex take_index();  // for the session that goes on from here
 
+  // Another reader of the same store, for another thread; its index is empty.
+  PageStoreReader sibling() const;
+
   // Reads `pages` records from `location` on into `to` (pages * 4096 bytes) and verifies them. One thread at a time.
   void read(PageLocation location, uint64_t pages, std::span<std::byte> to);
+  // The two halves of it, for who reads past records that are not wanted: reads without verifying, and verifies.
+  void read_unverified(PageLocation location, uint64_t pages, std::span<std::byte> to);
+  void verify(PageLocation location, std::span<const std::byte> pages);
   // The hashes of all pages, as the page files have them: no page is read.
   void load_hashes(PageHashes& hashes);
 
  private:
   struct Impl;
+  explicit PageStoreReader(std::unique_ptr<Impl> impl);
   std::unique_ptr<Impl> impl_;
 };
 

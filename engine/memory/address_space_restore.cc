@@ -4,6 +4,8 @@
 #include <asm/prctl.h>
 #include <fcntl.h>
 #include <linux/prctl.h>
+#include <linux/userfaultfd.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/shm.h>
 #include <sys/syscall.h>
@@ -11,6 +13,7 @@
 
 #include <algorithm>
 #include <array>
+#include <fstream>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
@@ -27,7 +30,6 @@ constexpr uint64_t kTrampolineBytes = kPageSize + kScratchBytes;
 // Kept free around the trampoline: a mapping that grows down wants 256 pages below itself (mm/mmap.c, stack_guard_gap).
 constexpr uint64_t kMargin = 4 << 20;
 constexpr uint64_t kSearchFrom = 1ull << 32;  // above where programs of fixed address and their heaps lie
-constexpr uint64_t kChunkPages = 256;         // 1 MiB: stays in the cache between reading and writing
 constexpr uint64_t kMadvGuardInstall = 102;   // Linux 6.13
 
 constexpr uint64_t kAddressEnd = 1ull << 48;
@@ -42,6 +44,20 @@ bool can_come_later(const pb::Mapping& mapping) {
          std::all_of(mapping.advice().begin(), mapping.advice().end(), [](uint32_t advice) {
            return advice == MADV_HUGEPAGE || advice == MADV_NOHUGEPAGE || advice == MADV_DONTDUMP;
          });
+}
+
+bool huge_pages_always() {
+  std::ifstream file("/sys/kernel/mm/transparent_hugepage/enabled");
+  std::string modes;
+  return std::getline(file, modes) && modes.find("[always]") != std::string::npos;
+}
+
+// Huge pages come by writing to memory, not by UFFDIO_COPY.
+bool wants_huge_pages(const pb::Mapping& mapping, bool always) {
+  const auto has = [&mapping](uint32_t advice) {
+    return std::find(mapping.advice().begin(), mapping.advice().end(), advice) != mapping.advice().end();
+  };
+  return has(MADV_HUGEPAGE) || (always && !has(MADV_NOHUGEPAGE));
 }
 
 // Where nothing lies, now or in the new layout.
@@ -209,71 +225,48 @@ void AddressSpaceRestore::map_all() {
   close_remote_fd();
 }
 
-// Mappings get their final protection at once: changing it later would split and account them anew, and reserves of
-// terabytes could not be made writable for a moment. Pages of those that cannot be written go through /proc/PID/mem.
-void AddressSpaceRestore::write_pages(const pb::Mapping& mapping, uint64_t address, std::span<const std::byte> bytes) {
-  if ((mapping.prot() & PROT_WRITE) != 0) {
-    remote_.write({address}, bytes);
-    return;
-  }
-  if (!mem_) {
-    mem_.reset(::open(fmt::format("/proc/{}/mem", remote_.pid()).c_str(), O_RDWR | O_CLOEXEC));
-    if (!mem_) throw_errno("cannot open /proc/{}/mem", remote_.pid());
-  }
-  while (!bytes.empty()) {
-    const ssize_t done = ::pwrite(mem_.get(), bytes.data(), bytes.size(), static_cast<off_t>(address));
-    if (done < 0 && errno == EINTR) continue;
-    if (done <= 0) throw_errno("cannot write memory of process {} at {:x}", remote_.pid(), address);
-    bytes = bytes.subspan(static_cast<size_t>(done));
-    address += static_cast<uint64_t>(done);
-  }
-}
-
-void AddressSpaceRestore::fill_pages(const VersionReader& version, LazyFill* lazy) {
-  PageStoreReader reader(version, memory_.index());
-  if (lazy == nullptr) {
-    fill_ranges(reader, {{0, kAddressEnd}});
-    return;
-  }
-  std::vector<Range> later;
+void AddressSpaceRestore::plan_pages(const VersionReader& version, bool lazy, PageFill& fill) {
+  reader_.emplace(version, memory_.index());
+  std::vector<Range> large;
+  const bool huge = huge_pages_always();
   for (const pb::Mapping& mapping : memory_.mappings()) {
-    if (can_come_later(mapping)) later.push_back({mapping.start(), mapping.end()});
+    if (can_come_later(mapping) && (lazy || !wants_huge_pages(mapping, huge)))
+      large.push_back({mapping.start(), mapping.end()});
   }
   const std::vector<Range> all = {{0, kAddressEnd}};
-  fill_ranges(reader, subtract(all, later));
-  if (!later.empty()) lazy->add(remote_, std::move(reader), std::move(later));
+  if (lazy) later_ = large;
+  fill.add(remote_.pid(), memory_, *reader_, subtract(all, later_),
+           lazy ? PageFill::FreshMemory() : register_fresh(large));
 }
 
-// In the order of the files, whatever their number.
-void AddressSpaceRestore::fill_ranges(PageStoreReader& reader, const std::vector<Range>& ranges) {
-  std::vector<std::byte> buffer(kChunkPages * kPageSize);
-  const auto& mappings = memory_.mappings();
-  for (const Range& range : ranges)
-    reader.index().for_each_run_in_file_order(
-        range.start, range.end, [&](uint64_t address, uint64_t pages, PageLocation location) {
-          while (pages > 0) {
-            const auto mapping = std::partition_point(mappings.begin(), mappings.end(),
-                                                      [&](const pb::Mapping& m) { return m.end() <= address; });
-            if (mapping == mappings.end() || address < mapping->start() || !takes_private_pages(*mapping)) {
-              throw_error(ErrorKind::kImage, "damaged image: the page at {:x} lies in no mapping it could belong to",
-                          address);
-            }
-            const uint64_t count = std::min({pages, kChunkPages, (mapping->end() - address) / kPageSize});
-            const std::span part(buffer.data(), count * kPageSize);
-            reader.read(location, count, part);
-            write_pages(*mapping, address, part);
-            address += part.size();
-            location.record += count;
-            pages -= count;
-          }
-        });
+// Nothing at all where the kernel does not allow it: there is another way to fill memory.
+PageFill::FreshMemory AddressSpaceRestore::register_fresh(const std::vector<Range>& mappings) {
+  PageFill::FreshMemory fresh;
+  if (mappings.empty()) return fresh;
+  const int64_t remote =
+      remote_.syscall(SYS_userfaultfd, {static_cast<uint64_t>(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)});
+  if (remote < 0) return fresh;
+  fresh.uffd = remote_.take_fd(static_cast<int>(remote));
+  remote_.call("close", SYS_close, {static_cast<uint64_t>(remote)});
+  uffdio_api api{};
+  api.api = UFFD_API;
+  if (::ioctl(fresh.uffd.get(), UFFDIO_API, &api) != 0) return {};
+  for (const Range& mapping : mappings) {
+    uffdio_register range{};
+    range.range = {mapping.start, mapping.bytes()};
+    range.mode = UFFDIO_REGISTER_MODE_MISSING;
+    if (::ioctl(fresh.uffd.get(), UFFDIO_REGISTER, &range) == 0) fresh.ranges.push_back(mapping);
+  }
+  return fresh;
 }
 
 void AddressSpaceRestore::advise(const pb::Mapping& mapping, uint32_t advice) {
   remote_.call("madvise", SYS_madvise, {mapping.start(), mapping.end() - mapping.start(), advice});
 }
 
-void AddressSpaceRestore::finish() {
+void AddressSpaceRestore::finish(LazyFill* lazy) {
+  if (lazy != nullptr && !later_.empty()) lazy->add(remote_, std::move(*reader_), std::move(later_));
+  reader_.reset();
   for (const pb::Mapping& mapping : memory_.mappings()) {
     if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VVAR) continue;
     const uint64_t bytes = mapping.end() - mapping.start();

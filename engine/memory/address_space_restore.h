@@ -2,12 +2,15 @@
 // One process's address space, replaced by the one of an image.
 #pragma once
 
+#include <optional>
 #include <string>
+#include <vector>
 
 #include "engine/image/image_dir.h"
 #include "engine/image/page_store.h"
 #include "engine/memory/memory_restore.h"
 #include "engine/memory/object_restore.h"
+#include "engine/memory/page_fill.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/memory/restored_files.h"
 
@@ -24,18 +27,17 @@ class AddressSpaceRestore {
   void unmap_all();  // but the trampoline
   void map_vdso();
   void map_all();
-  // With `lazy`, what can come later is left to it.
-  void fill_pages(const VersionReader& version, LazyFill* lazy);
-  void finish();  // protection, advice, locks, names, layout
+  // Puts down what is to be filled in; with `lazy` not what can come later. After that, fill.run().
+  void plan_pages(const VersionReader& version, bool lazy, PageFill& fill);
+  void finish(LazyFill* lazy);  // what comes later, advice, locks, names, layout
 
  private:
-  void fill_ranges(PageStoreReader& reader, const std::vector<Range>& ranges);
+  PageFill::FreshMemory register_fresh(const std::vector<Range>& mappings);
   uint64_t call_mmap(const pb::Mapping& mapping, uint64_t flags, int fd);
   void map_object(const pb::Mapping& mapping);
   void attach_segment(const pb::Mapping& mapping, const pb::MemoryObject& object);
   int remote_fd(int local);
   void close_remote_fd();
-  void write_pages(const pb::Mapping& mapping, uint64_t address, std::span<const std::byte> bytes);
   void advise(const pb::Mapping& mapping, uint32_t advice);
 
   RemoteProcess& remote_;
@@ -46,7 +48,8 @@ class AddressSpaceRestore {
   MemoryRestore::Trampoline trampoline_;
   std::string open_name_;  // what remote_fd_ is
   int remote_fd_ = -1;
-  UniqueFd mem_;
+  std::optional<PageStoreReader> reader_;
+  std::vector<Range> later_;
 };
 
 }  // namespace icp

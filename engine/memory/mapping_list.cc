@@ -99,12 +99,13 @@ const std::vector<RawMapping>& MappingCache::refresh(pid_t pid) {
   return mappings_;
 }
 
-const std::vector<RawMapping>& MappingCache::update(pid_t pid) {
+const std::vector<RawMapping>& MappingCache::update(pid_t pid, const std::vector<MapsEntry>& maps) {
   std::vector<RawMapping> now;
-  for (MapsEntry& entry : MapsEntry::read(pid)) {
+  now.reserve(maps.size());
+  for (const MapsEntry& entry : maps) {
     const std::optional<uint32_t> flags = known_flags(mappings_, entry);
     if (!flags) return refresh(pid);
-    now.push_back({std::move(entry), *flags});
+    now.push_back({entry, *flags});
   }
   mappings_ = std::move(now);
   return mappings_;

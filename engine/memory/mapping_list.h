@@ -57,14 +57,15 @@ struct RawMapping {
   uint32_t flags = 0;  // VmFlag
 };
 
-// The mappings of one process over a session. smaps walks all page tables and is slow, so it is read while the
-// process runs; at the stop maps is enough, and what was mapped a moment ago keeps its flags.
+// The mappings of one process over a session. smaps walks all page tables and is slow, so it is read while the process
+// runs, once a version (MemoryCapture::check); at the stop maps is enough, and what was mapped a moment ago keeps its
+// flags.
 class MappingCache {
  public:
   // Reads smaps.
   const std::vector<RawMapping>& refresh(pid_t pid);
-  // Reads maps, and smaps only if there is a mapping whose flags are not known.
-  const std::vector<RawMapping>& update(pid_t pid);
+  // From what maps said; reads smaps if there is a mapping whose flags are not known.
+  const std::vector<RawMapping>& update(pid_t pid, const std::vector<MapsEntry>& maps);
   const std::vector<RawMapping>& mappings() const { return mappings_; }
 
  private:

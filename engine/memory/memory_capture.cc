@@ -5,6 +5,7 @@
 #include <spdlog/spdlog.h>
 
 #include <map>
+#include <optional>
 #include <set>
 
 #include "engine/base/error.h"
@@ -32,6 +33,14 @@ bool has_direct_io(pid_t pid) {
     }
   }
   return false;
+}
+
+// The same from what capture_files() saw at this stop.
+bool has_direct_io(const pb::Process& state, const pb::Capsule& capsule) {
+  return std::any_of(state.fds().begin(), state.fds().end(), [&capsule](const pb::FileDescriptor& fd) {
+    const int file = static_cast<int>(fd.file()) - 1;  // numbered from 1, in order
+    return file >= 0 && file < capsule.files_size() && (capsule.files(file).flags() & O_DIRECT) != 0;
+  });
 }
 
 std::vector<MemoryMapping> classify_all(pid_t pid, const std::vector<RawMapping>& raws) {
@@ -85,6 +94,8 @@ struct MemoryCapture::Impl {
   std::set<std::string> names;  // stores of the version under way
   std::set<pid_t> in_version;   // processes of the version, once collected
   bool precopied = false;
+  std::optional<VersionReader> inherited;            // where processes begin that have no tracker yet ...
+  std::map<uint32_t, std::string> inherited_stores;  // ... by their number in the capsule
 
   PrivateMemory* find(const ProcessRef& process) {
     const auto it = spaces.find(process.pid);
@@ -95,7 +106,13 @@ struct MemoryCapture::Impl {
     auto& space = spaces[process.ref.pid];
     if (space && space->begun()) unused.push_back(std::move(space));
     space = std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote));
-    if (options.dedup) space->begin_dedup(nullptr);
+    const auto store = inherited_stores.find(static_cast<uint32_t>(process.ref.vpid));
+    if (store != inherited_stores.end()) {
+      space->inherit(*inherited, store->second);
+      inherited_stores.erase(store);
+    } else if (options.dedup) {
+      space->begin_dedup(nullptr);
+    }
   }
   // Gives a process its store of this version. A pid may be used twice in one version (exec, or an exit between the
   // pre-copy and the stop): the later one gets another name.
@@ -106,9 +123,15 @@ struct MemoryCapture::Impl {
     for (int i = 2; !names.insert(name).second; ++i) name = fmt::format("{}_{}", base, i);
     space.begin(*version, name);
   }
+  void end_inheriting() {
+    if (inherited && !options.dedup)
+      for (auto& [pid, space] : spaces) space->end_dedup();
+    inherited.reset();
+    inherited_stores.clear();
+  }
   uint64_t precopy_round(std::vector<PrivateMemory*>& running);
   // Returns whether it has descriptors that write past the page tables.
-  bool collect_process(StoppedProcess& process, pb::Process& state);
+  bool collect_process(StoppedProcess& process, pb::Process& state, const pb::Capsule& capsule);
 };
 
 MemoryCapture::MemoryCapture(MemoryOptions options) : impl_(std::make_unique<Impl>(std::move(options))) {}
@@ -122,6 +145,13 @@ bool MemoryCapture::needs_tracker(const ProcessRef& process) const {
 
 void MemoryCapture::track(StoppedProcess& process) {
   if (process.remote) impl_->track(process);
+}
+
+void MemoryCapture::check(const std::vector<ProcessRef>& processes, Findings& findings) {
+  check_memory(processes, findings, [this](const ProcessRef& process) -> MappingCache* {
+    PrivateMemory* space = impl_->find(process);
+    return space != nullptr ? &space->mapping_cache() : nullptr;
+  });
 }
 
 void MemoryCapture::begin(VersionWriter& version) {
@@ -191,7 +221,7 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
   impl_->objects.start_pass();
 }
 
-bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& state) {
+bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& state, const pb::Capsule& capsule) {
   PrivateMemory* space = find(process.ref);
   if (space == nullptr) {
     track(process);
@@ -200,12 +230,13 @@ bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
   begin(*space);
   in_version.insert(process.ref.pid);
   const pid_t pid = process.ref.pid;
-  const bool direct = has_direct_io(pid);
-  const std::vector<MemoryMapping> mappings = classify_all(pid, space->mapping_cache().update(pid));
+  const bool direct = capsule.files().empty() ? has_direct_io(pid) : has_direct_io(state, capsule);
+  const std::vector<MemoryMapping> mappings = classify_all(pid, space->mapping_cache().update(pid, process.maps));
   const size_t before = arena.used();
   pb::AddressSpace& memory = *state.mutable_memory();
   // Before the pages: a call in the process lets the kernel write to it (rseq).
-  capture_mm_layout(*process.remote, memory);
+  capture_mm_layout(process, memory);
+  process.remote->give_back();
   space->collect(mappings, arena, precopied && direct);
 
   memory.set_index(space->store());
@@ -225,7 +256,7 @@ void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::v
   bool direct = false;
   for (size_t i = 0; i < processes.size(); ++i) {
     if (!processes[i].remote) continue;
-    direct = impl_->collect_process(processes[i], *states[i]) || direct;
+    direct = impl_->collect_process(processes[i], *states[i], capsule) || direct;
   }
   impl_->objects.collect(impl_->arena, direct, capsule);
   if (impl_->arena.used() >= impl_->options.staging_limit) {
@@ -260,6 +291,7 @@ MemoryStats MemoryCapture::write() {
     space->write();
     add(*space);
   }
+  impl_->end_inheriting();
   impl_->objects.write();
   for (const auto& [key, object] : impl_->objects.objects()) add(*object);
   impl_->arena.reset(kKeepStaging);
@@ -270,9 +302,17 @@ MemoryStats MemoryCapture::write() {
 void MemoryCapture::abandon() {
   impl_->unused.clear();
   for (auto& [pid, space] : impl_->spaces) space->forget();
+  impl_->end_inheriting();
   impl_->objects.abandon();
   impl_->arena.reset(kKeepStaging);
   impl_->version = nullptr;
+}
+
+void MemoryCapture::inherit(const VersionReader& version) {
+  impl_->inherited.emplace(version);
+  const pb::Capsule capsule = version.read_state();
+  for (const pb::Process& process : capsule.processes())
+    if (!process.memory().index().empty()) impl_->inherited_stores[process.pid()] = process.memory().index();
 }
 
 void MemoryCapture::reload(const VersionReader& version) {

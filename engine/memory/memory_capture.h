@@ -17,8 +17,12 @@
 
 namespace icp {
 
-// Mappings that cannot be checkpointed (devices, hugetlb, io_uring, aio rings ...). Stops nothing.
-void check_memory(const std::vector<ProcessRef>& processes, Findings& findings);
+class MappingCache;
+
+// Mappings that cannot be checkpointed (devices, hugetlb, io_uring, aio rings ...). Stops nothing. `cache_of` names
+// where the mappings of a process are remembered, or null; it may be empty.
+void check_memory(const std::vector<ProcessRef>& processes, Findings& findings,
+                  const std::function<MappingCache*(const ProcessRef&)>& cache_of = {});
 
 struct MemoryOptions {
   TrackerKind tracker = TrackerKind::kAuto;
@@ -62,6 +66,10 @@ class MemoryCapture {
   bool needs_tracker(const ProcessRef& process) const;
   void track(StoppedProcess& process);
 
+  // check_memory(), before each version: what it reads (madvise and mlock may have changed flags of old mappings) is
+  // what the stop goes by.
+  void check(const std::vector<ProcessRef>& processes, Findings& findings);
+
   // Sets MemoryOptions::quiesce, for an object that came without it (a restored capsule's).
   void set_quiesce(std::function<void()> quiesce);
   void begin(VersionWriter& version);
@@ -84,6 +92,11 @@ class MemoryCapture {
   // from its page files.
   void begin_dedup(const VersionReader& version);
   bool dedup() const;
+
+  // Before the first version of a capsule whose memory came lazily, so that nothing was tracked since the restart:
+  // private pages that hold what they held in `version`, which it came from, are not stored again. Until write() or
+  // abandon().
+  void inherit(const VersionReader& version);
 
   // A restored capsule goes on incrementally from the version it came from: takes over the stores' indexes.
   // The processes are stopped, fully restored, with no scratch memory mapped in them.

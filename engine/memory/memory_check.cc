@@ -5,15 +5,17 @@
 
 namespace icp {
 
-void check_memory(const std::vector<ProcessRef>& processes, Findings& findings) {
+void check_memory(const std::vector<ProcessRef>& processes, Findings& findings,
+                  const std::function<MappingCache*(const ProcessRef&)>& cache_of) {
   for (const ProcessRef& process : processes) {
     if (process.zombie) continue;
     try {
       MappingClassifier classifier(process.pid);
-      for (const SmapsEntry& entry : SmapsEntry::read(process.pid)) {
-        const auto mapping = classifier.classify({entry, vm_flags(entry)});
+      MappingCache own, *cache = cache_of ? cache_of(process) : nullptr;
+      for (const RawMapping& raw : (cache != nullptr ? *cache : own).refresh(process.pid)) {
+        const auto mapping = classifier.classify(raw);
         if (!mapping || mapping->problem.empty() || mapping->vanished) continue;
-        findings.push_back({process.pid, process.comm, fmt::format("address {:x}-{:x}", entry.start, entry.end),
+        findings.push_back({process.pid, process.comm, fmt::format("address {:x}-{:x}", raw.maps.start, raw.maps.end),
                             mapping->problem, mapping->remedy, false});
       }
     } catch (const Error& error) {

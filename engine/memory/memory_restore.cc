@@ -4,6 +4,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <map>
 
 #include "engine/base/error.h"
 #include "engine/memory/address_space_restore.h"
@@ -28,6 +29,8 @@ struct MemoryRestore::Impl {
   MemoryRestoreOptions options;
   mutable RestoredFiles files;
   ObjectRestore objects;
+  std::map<uint32_t, AddressSpaceRestore> spaces;  // by pid, between map_process() and finish_process()
+  PageFill fill;
 
   void check_process(const pb::Process& process) const;
   bool is_object(const pb::FileIdentity& file) const;
@@ -78,18 +81,26 @@ void MemoryRestore::create_objects() { impl_->objects.create(); }
 
 UniqueFd MemoryRestore::open_object(uint32_t object, uint32_t flags) { return impl_->objects.open(object, flags); }
 
-MemoryRestore::Trampoline MemoryRestore::restore_process(RemoteProcess& remote, const pb::Process& process) {
+MemoryRestore::Trampoline MemoryRestore::map_process(RemoteProcess& remote, const pb::Process& process) {
   check_mm_layout(process.memory());
   check_mappings(process.memory());
-  AddressSpaceRestore space(remote, process.memory(), impl_->files, impl_->objects, impl_->options.agent_socket,
-                            impl_->options.process_socket);
+  AddressSpaceRestore& space = impl_->spaces
+                                   .try_emplace(process.pid(), remote, process.memory(), impl_->files, impl_->objects,
+                                                impl_->options.agent_socket, impl_->options.process_socket)
+                                   .first->second;
   const Trampoline trampoline = space.make_trampoline();
   space.unmap_all();
   space.map_vdso();
   space.map_all();
-  space.fill_pages(impl_->version, impl_->options.lazy);
-  space.finish();
+  space.plan_pages(impl_->version, impl_->options.lazy != nullptr, impl_->fill);
   return trampoline;
+}
+
+void MemoryRestore::fill_pages() { impl_->fill.run(); }
+
+void MemoryRestore::finish_process(const pb::Process& process) {
+  impl_->spaces.at(process.pid()).finish(impl_->options.lazy);
+  impl_->spaces.erase(process.pid());
 }
 
 void MemoryRestore::remove_trampoline(RemoteProcess& remote, Trampoline trampoline) {

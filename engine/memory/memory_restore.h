@@ -41,14 +41,17 @@ class MemoryRestore {
   void create_objects();
   UniqueFd open_object(uint32_t object, uint32_t flags);
 
-  // Replaces the whole address space of a seed process. On entry `remote` runs system calls through an instruction of
-  // the seed; on return through a trampoline page (with scratch) that is the only thing left of ours and lies in a hole
-  // of the new layout; remove_trampoline() unmaps it as the very last remote call. Needs root in the process: exe and
-  // mm layout are set with PR_SET_MM.
+  // Replaces the whole address space of a seed process, in three steps: map_process() for each, fill_pages() for all
+  // together, finish_process() for each. On entry `remote` runs system calls through an instruction of the seed; after
+  // map_process() through a trampoline page (with scratch) that is the only thing left of ours and lies in a hole of
+  // the new layout; remove_trampoline() unmaps it as the very last remote call. `remote` and `process` stay where they
+  // are. Needs root in the process: exe and mm layout are set with PR_SET_MM.
   struct Trampoline {
     uint64_t start = 0, size = 0;
   };
-  Trampoline restore_process(RemoteProcess& remote, const pb::Process& process);
+  Trampoline map_process(RemoteProcess& remote, const pb::Process& process);
+  void fill_pages();
+  void finish_process(const pb::Process& process);
   static void remove_trampoline(RemoteProcess& remote, Trampoline trampoline);
 
   void apply_side_effects();

@@ -20,15 +20,15 @@ constexpr size_t kMaxAuxv = 4096;  // bytes; the kernel's saved_auxv is a few hu
 
 }  // namespace
 
-void capture_mm_layout(RemoteProcess& remote, pb::AddressSpace& out) {
-  const pid_t pid = remote.pid();
-  const ProcStat stat = ProcStat::read(pid);
+void capture_mm_layout(StoppedProcess& process, pb::AddressSpace& out) {
+  const pid_t pid = process.ref.pid;
+  const ProcStat& stat = process.stat;
   out.set_start_code(stat.start_code);
   out.set_end_code(stat.end_code);
   out.set_start_data(stat.start_data);
   out.set_end_data(stat.end_data);
   out.set_start_brk(stat.start_brk);
-  out.set_brk(static_cast<uint64_t>(remote.call("brk", SYS_brk, {0})));
+  if (out.brk() == 0) out.set_brk(static_cast<uint64_t>(process.remote->call("brk", SYS_brk, {0})));
   out.set_start_stack(stat.start_stack);
   out.set_arg_start(stat.arg_start);
   out.set_arg_end(stat.arg_end);

@@ -4,12 +4,13 @@
 #pragma once
 
 #include "engine/image/image.pb.h"
-#include "engine/trace/remote_process.h"
+#include "engine/process/stopped_tree.h"
 
 namespace icp {
 
-// Fills all of `out` but the mappings, vdso and store name. The process is stopped.
-void capture_mm_layout(RemoteProcess& remote, pb::AddressSpace& out);
+// Fills all of `out` but the mappings, vdso and store name; the end of the heap is asked for in the process unless it
+// is there already.
+void capture_mm_layout(StoppedProcess& process, pb::AddressSpace& out);
 
 // Throws kImage for a layout that the kernel would not take (prctl_set_mm_map's rules).
 void check_mm_layout(const pb::AddressSpace& memory);

@@ -72,7 +72,7 @@ uint64_t PrivateMemory::precopy_collect() {
   const bool first = mapping_cache_.mappings().empty();
   MappingClassifier classifier(pid);
   running_.clear();
-  for (const RawMapping& raw : first ? mapping_cache_.refresh(pid) : mapping_cache_.update(pid)) {
+  for (const RawMapping& raw : first ? mapping_cache_.refresh(pid) : mapping_cache_.update(pid, MapsEntry::read(pid))) {
     auto mapping = classifier.classify(raw);
     if (mapping && mapping->problem.empty()) running_.push_back(std::move(*mapping));
   }
@@ -217,6 +217,14 @@ void PrivateMemory::reload(const VersionReader& version) {
 void PrivateMemory::begin_dedup(const VersionReader* version) {
   hashes_ = std::make_unique<PageHashes>();
   if (version != nullptr && index_->pages() > 0) PageStoreReader(*version, store_).load_hashes(*hashes_);
+}
+
+void PrivateMemory::inherit(const VersionReader& version, const std::string& store) {
+  PageStoreReader reader(version, store);
+  hashes_ = std::make_unique<PageHashes>();
+  reader.load_hashes(*hashes_);
+  index_ = std::make_unique<PageIndex>(reader.take_index());
+  store_ = store;
 }
 
 void PrivateMemory::adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings) {

@@ -55,6 +55,12 @@ class PrivateMemory {
   // what they hold is known at once, otherwise from the next store on.
   void begin_dedup(const VersionReader* version);
 
+  // Before the first version of a process restored from `version`, but written to since, nobody knows where: goes on
+  // from the index of `store`. Everything is looked at, and what holds what it held is not stored again; end_dedup()
+  // after that version.
+  void inherit(const VersionReader& version, const std::string& store);
+  void end_dedup() { hashes_.reset(); }
+
   // Instead of write(), when the process is not part of the version after all: what was pre-copied stays unused.
   void close_unused();
 

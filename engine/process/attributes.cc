@@ -12,17 +12,6 @@
 #include "engine/base/procfs.h"
 
 namespace icp {
-namespace {
-
-int get_int(RemoteProcess& remote, const char* what, uint64_t option) {
-  remote.reset_scratch();
-  const RemoteAddr at = remote.stage_value(int{0});
-  remote.call(what, SYS_prctl, {option, at.value});
-  return remote.read_value<int>(at);
-}
-
-}  // namespace
-
 void check_attributes(const ProcessRef& process, Findings& findings) {
   const auto refuse = [&](std::string what, std::string remedy) {
     findings.push_back({process.pid, process.comm, "", std::move(what), std::move(remedy)});
@@ -38,17 +27,22 @@ void check_attributes(const ProcessRef& process, Findings& findings) {
   if (status.tracer != 0) refuse(fmt::format("is traced by process {}", status.tracer), "detach the debugger");
 }
 
-void capture_attributes(StoppedProcess& process, pb::Process& state) {
-  RemoteProcess& remote = *process.remote;
+void capture_attributes(const StoppedProcess& process, CallBatch& calls, pb::Process& state) {
   const pid_t pid = process.ref.pid;
   state.set_cwd(read_proc_link(pid, "cwd"));
   state.set_root(read_proc_link(pid, "root"));
-  state.set_personality(static_cast<uint32_t>(std::stoul(read_proc(pid, "personality"), nullptr, 16)));
-  state.set_pdeath_signal(get_int(remote, "prctl(PR_GET_PDEATHSIG)", PR_GET_PDEATHSIG));
-  state.set_child_subreaper(get_int(remote, "prctl(PR_GET_CHILD_SUBREAPER)", PR_GET_CHILD_SUBREAPER) != 0);
-  state.set_dumpable(remote.call("prctl(PR_GET_DUMPABLE)", SYS_prctl, {PR_GET_DUMPABLE}) == 1);
-  state.set_thp_disabled(remote.syscall(SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0}) == 1);
   state.set_oom_score_adj(std::stoi(read_proc(pid, "oom_score_adj")));
+  constexpr uint64_t kNoChange = 0xffffffff;
+  calls.call("personality", SYS_personality, {kNoChange},
+             [&state](int64_t result) { state.set_personality(static_cast<uint32_t>(result)); });
+  calls.ask<int>("prctl(PR_GET_PDEATHSIG)", SYS_prctl, {PR_GET_PDEATHSIG, CallBatch::kAnswer},
+                 [&state](int signal) { state.set_pdeath_signal(signal); });
+  calls.ask<int>("prctl(PR_GET_CHILD_SUBREAPER)", SYS_prctl, {PR_GET_CHILD_SUBREAPER, CallBatch::kAnswer},
+                 [&state](int subreaper) { state.set_child_subreaper(subreaper != 0); });
+  calls.call("prctl(PR_GET_DUMPABLE)", SYS_prctl, {PR_GET_DUMPABLE},
+             [&state](int64_t result) { state.set_dumpable(result == 1); });
+  calls.call(nullptr, SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0},
+             [&state](int64_t result) { state.set_thp_disabled(result == 1); });
 }
 
 void restore_attributes(RemoteProcess& remote, const pb::Process& state) {

@@ -7,11 +7,12 @@
 #include "engine/base/identity.h"
 #include "engine/image/image.pb.h"
 #include "engine/process/stopped_tree.h"
+#include "engine/trace/call_batch.h"
 
 namespace icp {
 
 void check_attributes(const ProcessRef& process, Findings& findings);
-void capture_attributes(StoppedProcess& process, pb::Process& state);
+void capture_attributes(const StoppedProcess& process, CallBatch& calls, pb::Process& state);
 // With root's rights still.
 void restore_attributes(RemoteProcess& remote, const pb::Process& state);
 // With the user's rights: the working directory must be one the user may enter, and the parent-death signal and

@@ -28,8 +28,7 @@ void check_credentials(const ProcessRef& process, Findings& findings) {
   }
 }
 
-void capture_credentials(const ProcessRef& process, pb::Process& state) {
-  const ProcStatus status = ProcStatus::read(process.pid);
+void capture_credentials(const ProcStatus& status, pb::Process& state) {
   pb::Credentials& saved = *state.mutable_credentials();
   saved.set_uid(status.uid[0]);
   saved.set_euid(status.uid[1]);

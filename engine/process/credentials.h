@@ -11,7 +11,7 @@ namespace icp {
 
 // Set-user-id programs and processes with capabilities of their own cannot be restored with the job's rights alone.
 void check_credentials(const ProcessRef& process, Findings& findings);
-void capture_credentials(const ProcessRef& process, pb::Process& state);
+void capture_credentials(const ProcStatus& status, pb::Process& state);
 
 // Takes the identity that Slurm (or the caller) vouches for: ids and capabilities in the image are not looked at, a
 // saved group id is honoured only if it is one of the identity's. Per thread, since the kernel keeps credentials so.

@@ -15,7 +15,9 @@
 #include <cstring>
 #include <string>
 
+#include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
+#include "engine/trace/return_frame.h"
 
 namespace icp {
 namespace {
@@ -83,9 +85,17 @@ bool TimeoutPlaces::read(uint64_t at, timespec& time) const {
          time.tv_sec >= 0 && time.tv_nsec >= 0 && time.tv_nsec < kNsPerSecond;
 }
 
-uint64_t TimeoutPlaces::given_at(uint64_t at) const {
-  const uint64_t page = stub_ / kPageBytes;
-  if (stub_ == 0 || at / kPageBytes != page) return at;
+uint64_t TimeoutPlaces::end() {
+  if (end_) return *end_;
+  const std::vector<MapsEntry> maps = MapsEntry::read(pid_);
+  const auto vdso =
+      std::find_if(maps.begin(), maps.end(), [](const MapsEntry& entry) { return entry.path == "[vdso]"; });
+  end_ = vdso == maps.end() ? 0 : (vdso->end - kCallStubBytes) / alignof(Place) * alignof(Place);
+  return *end_;
+}
+
+uint64_t TimeoutPlaces::given_at(uint64_t at) {
+  if (at / kPageBytes != end() / kPageBytes) return at;
   Place place{};
   const iovec here{&place, sizeof place}, there{reinterpret_cast<void*>(at - offsetof(Place, time)), sizeof place};
   const bool whole = ::process_vm_readv(pid_, &here, 1, &there, 1, 0) == static_cast<ssize_t>(sizeof place);
@@ -94,9 +104,8 @@ uint64_t TimeoutPlaces::given_at(uint64_t at) const {
 
 uint64_t TimeoutPlaces::put(const timespec& time, uint64_t given, const std::function<bool(uint64_t)>& is_used) {
   const Place zeros{}, place{kMark, given, time};
-  const uint64_t page_start = stub_ / kPageBytes * kPageBytes;
-  uint64_t at = stub_ / alignof(Place) * alignof(Place);
-  while (at >= page_start + sizeof(Place)) {
+  const uint64_t first = end() / kPageBytes * kPageBytes;
+  for (uint64_t at = end(); at >= first + sizeof(Place);) {
     at -= sizeof(Place);
     if (is_used(at + offsetof(Place, time))) continue;
     Place found{};

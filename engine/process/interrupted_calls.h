@@ -9,31 +9,31 @@
 #include <cstdint>
 #include <functional>
 #include <map>
-
-#include "engine/trace/remote_addr.h"
+#include <optional>
 
 namespace icp {
 
-// Time-outs that we put into a stopped process: in the unused end of its vdso, below the return stub, where nothing of
-// the program lies (its stack is no place: below a small one lie other things). Each says what the program had given in
-// its stead.
+// Time-outs that we put into a stopped process: in the unused end of its vdso, below the stubs for remote calls, where
+// nothing of the program lies (its stack is no place: below a small one lie other things). Each says what the program
+// had given in its stead.
 class TimeoutPlaces {
  public:
-  // `stub`: the process's return stub (install_return_stub); 0 when it has none, and then there is no place.
-  TimeoutPlaces(pid_t pid, RemoteAddr stub) : pid_(pid), stub_(stub.value) {}
+  explicit TimeoutPlaces(pid_t pid) : pid_(pid) {}
 
   pid_t pid() const { return pid_; }
   // Reads a time-out. False when it cannot be read or is none.
   bool read(uint64_t at, timespec& time) const;
   // The program's own address when `at` is one of ours, else `at`.
-  uint64_t given_at(uint64_t at) const;
+  uint64_t given_at(uint64_t at);
   // Writes one that stands for the program's own at `given`, to the first place that `is_used` is not true for. Its
   // address, or 0 when there is no room.
   uint64_t put(const timespec& time, uint64_t given, const std::function<bool(uint64_t)>& is_used);
 
  private:
+  uint64_t end();  // of the places; 0: there is no vdso
+
   pid_t pid_;
-  uint64_t stub_;
+  std::optional<uint64_t> end_;  // looked for when it is needed
 };
 
 // System calls found interrupted at the stops of a session, by thread. Two things are put right:

@@ -5,11 +5,8 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
-#include <sstream>
-#include <string>
 
 #include "engine/base/error.h"
-#include "engine/base/procfs.h"
 
 namespace icp {
 namespace {
@@ -28,25 +25,15 @@ void set_limit(RemoteProcess& remote, uint32_t resource, const rlimit& limit) {
 
 }  // namespace
 
-// One read instead of sixteen calls in the stopped process. proc(5): a line of headings, then a line a resource by number, its
-// name in 26 columns, then the soft and the hard limit.
-void capture_limits(RemoteProcess& remote, pb::Process& state) {
-  constexpr size_t kNameColumns = 26;
-  std::istringstream lines(read_proc(remote.pid(), "limits"));
-  std::string line, soft, hard;
-  std::getline(lines, line);
-  const auto number = [](const std::string& text) {
-    return text == "unlimited" ? RLIM_INFINITY : std::stoull(text);
-  };
+void capture_limits(CallBatch& calls, pb::Process& state) {
   for (uint32_t resource = 0; resource < RLIM_NLIMITS; ++resource) {
-    if (!std::getline(lines, line) || line.size() <= kNameColumns ||
-        !(std::istringstream(line.substr(kNameColumns)) >> soft >> hard)) {
-      throw_error(ErrorKind::kSystem, "/proc/{}/limits has no resource {}", remote.pid(), resource);
-    }
-    pb::Rlimit& saved = *state.add_rlimits();
-    saved.set_resource(resource);
-    saved.set_soft(number(soft));
-    saved.set_hard(number(hard));
+    calls.ask<rlimit>("getrlimit", SYS_prlimit64, {0, resource, 0, CallBatch::kAnswer},
+                      [&state, resource](const rlimit& limit) {
+                        pb::Rlimit& saved = *state.add_rlimits();
+                        saved.set_resource(resource);
+                        saved.set_soft(limit.rlim_cur);
+                        saved.set_hard(limit.rlim_max);
+                      });
   }
 }
 

@@ -68,6 +68,26 @@ void check_shared_memory_maps(const ProcessRef& process, const std::map<pid_t, P
   }
 }
 
+void describe(const ProcessRef& process, const ProcStat& stat, const ProcStatus& status,
+              const std::map<pid_t, pid_t>& vpids, pb::Capsule& capsule) {
+  const auto parent = vpids.find(status.ppid);
+  const auto innermost = [](const std::vector<pid_t>& ids, pid_t fallback) {
+    return static_cast<uint32_t>(ids.empty() ? fallback : ids.back());
+  };
+  pb::Process& state = *capsule.add_processes();
+  state.set_pid(static_cast<uint32_t>(process.vpid));
+  state.set_ppid(parent == vpids.end() ? 1 : static_cast<uint32_t>(parent->second));
+  // A zombie has no NS lines left: its numbers in the agent's namespace are the capsule's unless that is another one.
+  state.set_pgid(innermost(status.ns_pgid, stat.pgrp));
+  state.set_sid(innermost(status.ns_sid, stat.session));
+  state.set_comm(stat.comm);
+  state.set_exit_signal(stat.exit_signal);
+  if (process.zombie) {
+    state.set_state(pb::Process::ZOMBIE);
+    state.set_exit_status(stat.exit_code);
+  }
+}
+
 }  // namespace
 
 void check_processes(const std::vector<ProcessRef>& processes, Findings& findings) {
@@ -101,26 +121,20 @@ void check_processes(const std::vector<ProcessRef>& processes, Findings& finding
 }
 
 void describe_tree(const std::vector<ProcessRef>& processes, pb::Capsule& capsule) {
-  std::map<pid_t, pid_t> vpid_of;
-  for (const ProcessRef& process : processes) vpid_of[process.pid] = process.vpid;
-  for (const ProcessRef& process : processes) {
-    const ProcStat stat = ProcStat::read(process.pid);
-    const ProcStatus status = ProcStatus::read(process.pid);
-    const auto parent = vpid_of.find(stat.ppid);
-    const auto innermost = [](const std::vector<pid_t>& ids, pid_t fallback) {
-      return static_cast<uint32_t>(ids.empty() ? fallback : ids.back());
-    };
-    pb::Process& state = *capsule.add_processes();
-    state.set_pid(static_cast<uint32_t>(process.vpid));
-    state.set_ppid(parent == vpid_of.end() ? 1 : static_cast<uint32_t>(parent->second));
-    // A zombie has no NS lines left: its numbers in the agent's namespace are the capsule's unless that is another one.
-    state.set_pgid(innermost(status.ns_pgid, stat.pgrp));
-    state.set_sid(innermost(status.ns_sid, stat.session));
-    state.set_comm(stat.comm);
-    state.set_exit_signal(stat.exit_signal);
-    if (process.zombie) {
-      state.set_state(pb::Process::ZOMBIE);
-      state.set_exit_status(stat.exit_code);
+  std::map<pid_t, pid_t> vpids;
+  for (const ProcessRef& process : processes) vpids[process.pid] = process.vpid;
+  for (const ProcessRef& process : processes)
+    describe(process, ProcStat::read(process.pid), ProcStatus::read(process.pid), vpids, capsule);
+}
+
+void describe_tree(const std::vector<StoppedProcess>& processes, pb::Capsule& capsule) {
+  std::map<pid_t, pid_t> vpids;
+  for (const StoppedProcess& process : processes) vpids[process.ref.pid] = process.ref.vpid;
+  for (const StoppedProcess& process : processes) {
+    if (process.ref.zombie) {
+      describe(process.ref, ProcStat::read(process.ref.pid), ProcStatus::read(process.ref.pid), vpids, capsule);
+    } else {
+      describe(process.ref, process.stat, process.status, vpids, capsule);
     }
   }
 }

@@ -17,5 +17,7 @@ void check_processes(const std::vector<ProcessRef>& processes, Findings& finding
 // Numbers, parents, sessions, groups and states of processes, from /proc, as plan_tree() wants them. A parent that is
 // not among them is the capsule's init.
 void describe_tree(const std::vector<ProcessRef>& processes, pb::Capsule& capsule);
+// The same of stopped processes, from what was read of them.
+void describe_tree(const std::vector<StoppedProcess>& processes, pb::Capsule& capsule);
 
 }  // namespace icp

@@ -1,6 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/process/process_state.h"
 
+#include <sys/syscall.h>
+
+#include <deque>
+#include <exception>
+
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 #include "engine/process/attributes.h"
@@ -9,11 +14,11 @@
 #include "engine/process/signals.h"
 #include "engine/process/thread.h"
 #include "engine/process/timers.h"
+#include "engine/trace/call_batch.h"
 
 namespace icp {
 namespace {
 
-constexpr size_t kScratchBytes = 64 << 10;
 constexpr uint64_t kUserCode64 = 0x33;  // __USER_CS: 64-bit code
 constexpr size_t kMostArguments = 64;   // shown by icp show; the real ones are in memory
 
@@ -26,33 +31,117 @@ void capture_arguments(pid_t pid, pb::Process& state) {
   }
 }
 
-}  // namespace
+template <typename Infos>
+uint64_t signals_of(const Infos& infos) {
+  uint64_t mask = 0;
+  for (const std::string& bytes : infos) {
+    siginfo_t info;
+    std::memcpy(&info, bytes.data(), sizeof info);
+    mask |= 1ull << (info.si_signo - 1);
+  }
+  return mask;
+}
 
-void capture_process_state(StoppedProcess& process, pb::Process& state) {
-  if (process.job_stopped) state.set_state(pb::Process::STOPPED);
+// One thread and what is to be called in it.
+class ThreadCapture {
+ public:
+  ThreadCapture(StoppedProcess& process, size_t index, pb::Process& state)
+      : process_(process), index_(index), state_(state), thread_(*state.add_threads()) {
+    capture_thread(process, index, calls_, thread_);
+    if (index > 0) return;
+    capture_attributes(process, calls_, state);
+    capture_limits(calls_, state);
+    capture_signals(process, calls_, state);
+    capture_timers(process, calls_, state);
+    calls_.call("brk", SYS_brk, {0},
+                [&state](int64_t end) { state.mutable_memory()->set_brk(static_cast<uint64_t>(end)); });
+  }
+
+  void start() {
+    const uint64_t pending = signals_of(state_.signals().pending()) | signals_of(thread_.pending());
+    const int signal = find_quiet_signal(process_.status, pending);
+    const ThreadStart& start = process_.starts[index_];
+    const CallBatch::WayBack back{start.image, start.signal_mask, std::as_bytes(std::span(thread_.xstate()))};
+    started_ = signal != 0 && calls_.start(process_.threads[index_], process_.ref.pid, process_.remote->batch_stub(),
+                                           back, process_.ref.vpid, signal);
+  }
+  void finish() {
+    if (started_) calls_.finish();
+  }
+  void run_singly() {
+    if (started_) return;
+    if (index_ == 0) {
+      calls_.run_singly(*process_.remote);
+      return;
+    }
+    RemoteProcess remote = process_.remote->on_thread(process_.threads[index_]);
+    const ThreadStart& start = process_.starts[index_];
+    if (process_.calls_protected) remote.protect_calls(start.image, start.signal_mask);
+    calls_.run_singly(remote);
+  }
+  void settle() { settle_thread(process_, index_); }
+  void deliver() {
+    calls_.deliver(process_.ref.pid);
+    thread_.set_tid(static_cast<uint32_t>(calls_.tid()));
+  }
+
+ private:
+  StoppedProcess& process_;
+  size_t index_;
+  pb::Process& state_;
+  pb::Thread& thread_;
+  CallBatch calls_;
+  bool started_ = false;
+};
+
+// Whatever goes wrong with one, no other may be left running.
+void run_all(std::deque<ThreadCapture>& threads) {
+  std::exception_ptr failure;
+  std::vector<bool> failed(threads.size());
+  const auto each = [&](void (ThreadCapture::*step)()) {
+    for (size_t i = 0; i < threads.size(); ++i) {
+      if (failed[i]) continue;
+      try {
+        (threads[i].*step)();
+      } catch (...) {
+        failed[i] = true;
+        if (!failure) failure = std::current_exception();
+      }
+    }
+  };
+  each(&ThreadCapture::start);
+  each(&ThreadCapture::finish);
+  if (!failure) each(&ThreadCapture::run_singly);
+  each(&ThreadCapture::settle);
+  if (failure) std::rethrow_exception(failure);
+}
+
+void check_code(const StoppedProcess& process) {
   for (const ThreadStart& start : process.starts) {
     if (start.live.cs != kUserCode64)
       throw_error(ErrorKind::kRefused, "process {} ({}) runs 32-bit code; use a 64-bit build of it", process.ref.pid,
                   process.ref.comm);
   }
-  process.remote->map_scratch(kScratchBytes);
-  capture_arguments(process.ref.pid, state);
-  capture_credentials(process.ref, state);
-  capture_attributes(process, state);
-  capture_limits(*process.remote, state);
-  capture_signals(process, state);
-  capture_timers(process, state);
-  for (size_t i = 0; i < process.threads.size(); ++i) {
-    if (i == 0) {
-      capture_thread(process, i, *process.remote, *state.add_threads());
-      continue;
-    }
-    RemoteProcess remote = process.remote->on_thread(process.threads[i]);
-    if (process.calls_protected) remote.protect_calls(process.starts[i].image, process.starts[i].signal_mask);
-    capture_thread(process, i, remote, *state.add_threads());
-    settle_thread(process, i);
+}
+
+}  // namespace
+
+void capture_process_state(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states) {
+  std::deque<ThreadCapture> threads;
+  for (size_t i = 0; i < processes.size(); ++i) {
+    StoppedProcess& process = processes[i];
+    if (!process.remote) continue;
+    check_code(process);
+    if (process.job_stopped) states[i]->set_state(pb::Process::STOPPED);
+    capture_arguments(process.ref.pid, *states[i]);
+    capture_credentials(process.status, *states[i]);
+    for (size_t thread = 0; thread < process.threads.size(); ++thread)
+      threads.emplace_back(process, thread, *states[i]);
   }
-  process.remote->unmap_scratch();
+  run_all(threads);
+  for (ThreadCapture& thread : threads) thread.deliver();
+  for (size_t i = 0; i < processes.size(); ++i)
+    if (processes[i].remote) name_timer_threads(processes[i], *states[i]);
 }
 
 }  // namespace icp

@@ -1,13 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Everything about a stopped process but its memory and files: the resources of this folder, one after the other.
+// Everything about stopped processes but their memory and files: the resources of this folder, one after the other.
 #pragma once
+
+#include <vector>
 
 #include "engine/image/image.pb.h"
 #include "engine/process/stopped_tree.h"
 
 namespace icp {
 
-// `state` has been started by describe_tree(). Makes scratch memory in the process and takes it away again.
-void capture_process_state(StoppedProcess& process, pb::Process& state);
+// states[i], started by describe_tree(), belongs to processes[i]; zombies have nothing more. Calls are made in all
+// threads of all processes, side by side, after which all are as they were stopped. Before the memory is looked at: the
+// calls let the kernel write to it (rseq).
+void capture_process_state(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states);
 
 }  // namespace icp

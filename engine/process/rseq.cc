@@ -36,7 +36,8 @@ void find_rseq(Tracee& thread, pid_t, ThreadStart& start) {
 }
 
 void leave_rseq_section(pid_t pid, ThreadStart& start) {
-  if (start.rseq == 0) return;
+  const bool in_system_call = static_cast<int64_t>(start.live.orig_rax) >= 0;  // which no section may make
+  if (start.rseq == 0 || in_system_call) return;
   uint64_t section_address = 0;
   rseq_cs section{};
   if (!peek(pid, start.rseq + offsetof(struct rseq, rseq_cs), &section_address, sizeof section_address) ||

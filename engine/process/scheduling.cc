@@ -42,11 +42,6 @@ void capture_scheduling(pid_t tid, pb::Thread& state) {
   if (::sched_getaffinity(tid, sizeof cpus, &cpus) == 0) state.set_cpu_mask(&cpus, sizeof cpus);
   if (const long priority = ::syscall(SYS_ioprio_get, kIoprioWhoProcess, tid); priority >= 0)
     state.set_ioprio(static_cast<int32_t>(priority));
-  try {
-    state.set_timer_slack_ns(std::stoull(read_proc(tid, "timerslack_ns")));
-  } catch (const std::exception&) {
-    state.set_timer_slack_ns(0);  // not offered by this kernel: left alone at a restore
-  }
 }
 
 void restore_scheduling(pid_t tid, const pb::Thread& state) {

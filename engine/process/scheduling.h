@@ -8,7 +8,8 @@
 
 namespace icp {
 
-// Both work from outside on a thread id as the agent sees it.
+// Both work from outside on a thread id as the agent sees it. Reading the timer slack takes a call in the thread:
+// capture_thread() does.
 void capture_scheduling(pid_t tid, pb::Thread& state);
 // CPU affinity comes back only where the thread may use all of the saved CPUs here: elsewhere the new step's own
 // binding stays. A policy that this host does not grant is left at what the step has.

@@ -34,27 +34,37 @@ siginfo_t checked_siginfo(const std::string& bytes) {
 
 }  // namespace
 
-void capture_signals(StoppedProcess& process, pb::Process& state) {
-  RemoteProcess& remote = *process.remote;
-  const ProcStatus status = ProcStatus::read(process.ref.pid);
+void capture_signals(const StoppedProcess& process, CallBatch& calls, pb::Process& state) {
+  const ProcStatus& status = process.status;
   pb::Signals& signals = *state.mutable_signals();
   for (uint32_t signal = 1; signal <= kSignals; ++signal) {
     const uint64_t bit = 1ull << (signal - 1);
     // Default ones have no handler; SIGCHLD's flags (SA_NOCLDWAIT) count even then.
     if (((status.sig_caught | status.sig_ignored) & bit) == 0 && signal != SIGCHLD) continue;
-    remote.reset_scratch();
-    const RemoteAddr at = remote.stage_value(KernelSigaction{});
-    remote.call("rt_sigaction", SYS_rt_sigaction, {signal, 0, at.value, kKernelSigsetBytes});
-    const auto action = remote.read_value<KernelSigaction>(at);
-    if (action.handler == 0 && action.flags == 0) continue;
-    pb::SignalAction& saved = *signals.add_actions();
-    saved.set_signal(signal);
-    saved.set_handler(action.handler);
-    saved.set_flags(action.flags);
-    saved.set_restorer(action.restorer);
-    saved.set_mask(action.mask);
+    calls.ask<KernelSigaction>("rt_sigaction", SYS_rt_sigaction, {signal, 0, CallBatch::kAnswer, kKernelSigsetBytes},
+                               [&signals, signal](const KernelSigaction& action) {
+                                 if (action.handler == 0 && action.flags == 0) return;
+                                 pb::SignalAction& saved = *signals.add_actions();
+                                 saved.set_signal(signal);
+                                 saved.set_handler(action.handler);
+                                 saved.set_flags(action.flags);
+                                 saved.set_restorer(action.restorer);
+                                 saved.set_mask(action.mask);
+                               });
   }
   for (const siginfo_t& info : process.threads[0].pending_signals(true)) signals.add_pending(&info, sizeof info);
+}
+
+int find_quiet_signal(const ProcStatus& status, uint64_t pending) {
+  const auto bit = [](int signal) { return 1ull << (signal - 1); };
+  for (const int signal : {SIGWINCH, SIGURG, SIGCHLD}) {
+    if (((status.sig_caught | pending) & bit(signal)) == 0) return signal;
+  }
+  for (int signal = 1; signal <= static_cast<int>(kSignals); ++signal) {
+    const bool job_control = signal == SIGCONT || signal == SIGTSTP || signal == SIGTTIN || signal == SIGTTOU;
+    if (!job_control && (status.sig_ignored & ~pending & bit(signal)) != 0) return signal;
+  }
+  return 0;
 }
 
 void restore_signal_actions(RemoteProcess& remote, const pb::Process& state) {

@@ -4,11 +4,15 @@
 
 #include "engine/image/image.pb.h"
 #include "engine/process/stopped_tree.h"
+#include "engine/trace/call_batch.h"
 
 namespace icp {
 
 // Handlers and signals pending for the process.
-void capture_signals(StoppedProcess& process, pb::Process& state);
+void capture_signals(const StoppedProcess& process, CallBatch& calls, pb::Process& state);
+// A signal that means nothing to the process: not caught, not pending (a mask of those that are), and ignored, by
+// default or by its wish. 0 when there is none.
+int find_quiet_signal(const ProcStatus& status, uint64_t pending);
 void restore_signal_actions(RemoteProcess& remote, const pb::Process& state);
 // Drops what the restore itself caused (SIGCHLD of helpers and zombies), then queues the saved signals again; the
 // process's leader and then each thread for its own. All signals are blocked in the thread.

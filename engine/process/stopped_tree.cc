@@ -4,10 +4,9 @@
 #include <signal.h>
 
 #include <algorithm>
-#include <set>
+#include <map>
 
 #include "engine/base/error.h"
-#include "engine/base/procfs.h"
 #include "engine/process/rseq.h"
 
 namespace icp {
@@ -23,6 +22,7 @@ bool read_process(pid_t pid, ProcessRef& ref) {
     ref.start_time = stat.start_time_ticks;
     ref.comm = stat.comm;
     ref.zombie = stat.state == 'Z';
+    ref.ppid = stat.ppid;
     return true;
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::kGone) return false;
@@ -42,71 +42,81 @@ void add_with_descendants(pid_t pid, std::set<pid_t>& seen, std::vector<ProcessR
   }
 }
 
-pid_t capsule_tid(pid_t pid, pid_t tid) {
-  const ProcStatus status = ProcStatus::parse(read_proc(pid, fmt::format("task/{}/status", tid)));
-  return status.ns_pid.empty() ? tid : status.ns_pid.back();
-}
-
-// Seizes and interrupts threads until a pass over the thread list finds no new one: a running thread may make another
-// behind our back, a stopped one cannot.
-void seize_all_threads(StoppedProcess& process) {
+// Seizes and interrupts the threads that are not held yet. Returns whether there were any.
+bool seize_new_threads(StoppedProcess& process) {
   const pid_t pid = process.ref.pid;
   std::set<pid_t> held;
-  for (bool found_new = true; found_new;) {
-    found_new = false;
-    const size_t first_new = process.threads.size();
-    for (const pid_t tid : list_proc_numbers(pid, "task")) {
-      if (held.contains(tid)) continue;
-      try {
-        process.threads.push_back(Tracee::seize(tid));
-        process.threads.back().interrupt();
-      } catch (const Error& error) {
-        if (error.kind() == ErrorKind::kGone && tid != pid) continue;  // a thread that has just ended
-        throw;
-      }
-      held.insert(tid);
-      found_new = true;
+  for (const Tracee& thread : process.threads) held.insert(thread.tid());
+  bool found_new = false;
+  for (const pid_t tid : list_proc_numbers(pid, "task")) {
+    if (held.contains(tid)) continue;
+    try {
+      process.threads.push_back(Tracee::seize(tid));
+      process.threads.back().interrupt();
+    } catch (const Error& error) {
+      if (error.kind() == ErrorKind::kGone && tid != pid) continue;  // a thread that has just ended
+      throw;
     }
-    for (size_t i = first_new; i < process.threads.size(); ++i) {
-      try {
-        process.threads[i].wait_stopped();
-      } catch (const Error& error) {
-        if (error.kind() != ErrorKind::kGone || i == 0) throw;
-      }
-    }
-    std::erase_if(process.threads, [](const Tracee& thread) { return thread.tid() == 0; });
+    found_new = true;
   }
+  return found_new;
+}
+
+// Waits until all threads have stopped; those that end instead are left out.
+void await_threads(StoppedProcess& process) {
+  const pid_t pid = process.ref.pid;
+  for (Tracee& thread : process.threads) {
+    if (thread.stopped()) continue;
+    const bool leader = thread.tid() == pid;
+    try {
+      thread.wait_stopped();
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone || leader) throw;
+    }
+  }
+  std::erase_if(process.threads, [](const Tracee& thread) { return thread.tid() == 0; });
+}
+
+// All threads are seized and interrupted. A running thread may have made another behind our back, a stopped one cannot:
+// looks again until no pass finds a new one.
+void finish_stop(StoppedProcess& process) {
+  const pid_t pid = process.ref.pid;
+  do {
+    await_threads(process);
+    process.stat = ProcStat::read(pid);
+    if (process.stat.start_time_ticks != process.ref.start_time)
+      throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  } while (process.stat.threads != process.threads.size() && seize_new_threads(process));
   const auto leader = std::find_if(process.threads.begin(), process.threads.end(),
                                    [pid](const Tracee& thread) { return thread.tid() == pid; });
   if (leader == process.threads.end()) throw_error(ErrorKind::kGone, "process {} has ended", pid);
   std::rotate(process.threads.begin(), leader, leader + 1);
 }
 
-void note_start(Tracee& thread, TimeoutPlaces& places, InterruptedCalls& calls, ThreadStart& start) {
-  start.signal_mask = thread.signal_mask();
-  start.live = thread.regs();
-  find_rseq(thread, places.pid(), start);
-  leave_rseq_section(places.pid(), start);
-  calls.normalise(thread.tid(), places, start.live, start.image);
+// Notes what the threads were doing: all of them, or none.
+void note_starts(StoppedProcess& process, InterruptedCalls& calls) {
+  std::vector<ThreadStart> starts;
+  TimeoutPlaces places(process.ref.pid);
+  for (Tracee& thread : process.threads) {
+    ThreadStart& start = starts.emplace_back();
+    process.job_stopped = process.job_stopped || thread.job_stopped();
+    start.signal_mask = thread.signal_mask();
+    start.live = thread.regs();
+    find_rseq(thread, process.ref.pid, start);
+    leave_rseq_section(process.ref.pid, start);
+    calls.normalise(thread.tid(), places, start.live, start.image);
+  }
+  process.starts = std::move(starts);
 }
 
-// Seizes and stops all threads and notes what they were doing.
-void hold_process(StoppedProcess& process, InterruptedCalls& calls) {
+void prepare_calls(StoppedProcess& process) {
   const pid_t pid = process.ref.pid;
-  seize_all_threads(process);
-  if (ProcStat::read(pid).start_time_ticks != process.ref.start_time)
-    throw_error(ErrorKind::kGone, "process {} has ended", pid);
-  const RemoteAddr stub = install_return_stub(pid);
-  TimeoutPlaces places(pid, stub);
-  process.starts.resize(process.threads.size());
-  for (size_t i = 0; i < process.threads.size(); ++i) {
-    process.vtids.push_back(capsule_tid(pid, process.threads[i].tid()));
-    process.job_stopped = process.job_stopped || process.threads[i].job_stopped();
-    note_start(process.threads[i], places, calls, process.starts[i]);
-  }
-  process.remote =
-      std::make_unique<RemoteProcess>(process.threads[0], pid, stub.value != 0 ? stub : find_syscall_instruction(pid));
-  process.calls_protected = stub.value != 0;
+  process.status = ProcStatus::read(pid);
+  process.maps = MapsEntry::read(pid);
+  const CallStubs stubs = install_call_stubs(pid, process.maps);
+  process.calls_protected = stubs.single.value != 0;
+  const RemoteAddr instruction = process.calls_protected ? stubs.single : find_syscall_instruction(pid);
+  process.remote = std::make_unique<RemoteProcess>(process.threads[0], pid, instruction, stubs.batch);
   if (process.calls_protected) process.remote->protect_calls(process.starts[0].image, process.starts[0].signal_mask);
 }
 
@@ -118,6 +128,21 @@ void release_partly_held(StoppedProcess& process) noexcept {
   ProcessRef now;
   if (!ended && (!read_process(process.ref.pid, now) || now.zombie)) process.threads[0].forget_ended();
   process.threads.clear();
+}
+
+// Groups of processes such that a parent is in an earlier group than its children. A process in vfork() cannot be
+// stopped before its child has called exec or ended: had the child been stopped first, neither would ever come to it.
+std::vector<std::vector<const ProcessRef*>> generations(const std::vector<ProcessRef>& refs) {
+  std::map<pid_t, size_t> depths;
+  std::vector<std::vector<const ProcessRef*>> groups;
+  for (const ProcessRef& ref : refs) {
+    const auto parent = depths.find(ref.ppid);
+    const size_t depth = parent == depths.end() ? 0 : parent->second + 1;
+    depths.emplace(ref.pid, depth);
+    groups.resize(std::max(groups.size(), depth + 1));
+    groups[depth].push_back(&ref);
+  }
+  return groups;
 }
 
 }  // namespace
@@ -134,7 +159,10 @@ StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
   process.ref = ref;
   if (ref.zombie) return process;
   try {
-    hold_process(process, calls);
+    seize_new_threads(process);
+    finish_stop(process);
+    note_starts(process, calls);
+    prepare_calls(process);
   } catch (...) {
     release_partly_held(process);
     throw;
@@ -144,10 +172,11 @@ StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
 
 void settle_thread(StoppedProcess& process, size_t index) {
   Tracee& thread = process.threads[index];
-  if (thread.made_calls()) thread.restop();
-  thread.forget_calls();
+  if (thread.settled()) return;
+  if (thread.in_call()) thread.restop();
   thread.set_regs(process.starts[index].live);
   thread.set_signal_mask(process.starts[index].signal_mask);
+  thread.set_settled();
 }
 
 void resume_process(StoppedProcess& process) noexcept {
@@ -167,34 +196,94 @@ void resume_process(StoppedProcess& process) noexcept {
   }
 }
 
-StoppedTree::StoppedTree(const std::vector<pid_t>& roots, InterruptedCalls& calls) {
-  std::set<pid_t> held;
+StoppedTree::StoppedTree(const std::vector<ProcessRef>& found, const std::function<std::vector<pid_t>()>& more_roots,
+                         InterruptedCalls& calls, bool passing) {
   try {
-    for (bool found_new = true; found_new;) {
-      found_new = false;
-      for (const ProcessRef& ref : find_processes(roots)) {
-        if (!held.insert(ref.pid).second) continue;
-        found_new = true;
-        try {
-          processes_.push_back(stop_process(ref, calls));
-        } catch (const Error& error) {
-          if (error.kind() != ErrorKind::kGone) throw;
-          held.erase(ref.pid);  // it ended; if it is a zombie by now, the next pass takes it as one
-        }
-      }
-    }
-    // A zombie found early may have been waited for before its parent was stopped.
-    std::erase_if(processes_, [](const StoppedProcess& process) {
-      ProcessRef now;
-      return process.ref.zombie && !(read_process(process.ref.pid, now) && now.start_time == process.ref.start_time);
+    stop_all(found, more_roots, [&](StoppedProcess& process) {
+      note_starts(process, calls);
+      if (!passing) prepare_calls(process);
     });
   } catch (...) {
+    for (StoppedProcess& process : processes_)
+      if (process.starts.empty()) release_partly_held(process);
     resume();
     throw;
   }
 }
 
+StoppedTree::StoppedTree(const std::vector<pid_t>& roots, InterruptedCalls& calls)
+    : StoppedTree(
+          find_processes(roots), [roots] { return roots; }, calls) {}
+
 StoppedTree::~StoppedTree() { resume(); }
+
+void StoppedTree::stop_all(std::vector<ProcessRef> found, const std::function<std::vector<pid_t>()>& more_roots,
+                           const std::function<void(StoppedProcess&)>& note) {
+  for (bool lost = true; lost || !found.empty();) {
+    lost = !hold(found);
+    found = find_new(more_roots ? more_roots() : std::vector<pid_t>());
+    if (found.empty() && !lost) {
+      lost = !each_held(0, [&](StoppedProcess& process) {
+        if (process.starts.empty()) note(process);
+      });
+    }
+  }
+  // A zombie found early may have been waited for before its parent was stopped.
+  std::erase_if(processes_, [](const StoppedProcess& process) {
+    ProcessRef now;
+    return process.ref.zombie && !(read_process(process.ref.pid, now) && now.start_time == process.ref.start_time);
+  });
+}
+
+// Works on the processes from `first` on. One that ends meanwhile is let go and not held any more: should it be a
+// zombie now, it is found again as such. False if there was any.
+bool StoppedTree::each_held(size_t first, const std::function<void(StoppedProcess&)>& work) {
+  bool all = true;
+  for (size_t i = first; i < processes_.size();) {
+    StoppedProcess& process = processes_[i];
+    try {
+      if (!process.ref.zombie) work(process);
+      ++i;
+    } catch (const Error& error) {
+      release_partly_held(process);
+      if (error.kind() != ErrorKind::kGone) throw;
+      held_.erase(process.ref.pid);
+      processes_.erase(processes_.begin() + static_cast<ptrdiff_t>(i));
+      all = false;
+    }
+  }
+  return all;
+}
+
+// Stops these: all of a generation are on their way before the first one is waited for. False if some ended meanwhile.
+bool StoppedTree::hold(const std::vector<ProcessRef>& refs) {
+  bool all = true;
+  for (const std::vector<const ProcessRef*>& group : generations(refs)) {
+    const size_t first = processes_.size();
+    for (const ProcessRef* ref : group) {
+      if (!held_.insert(ref->pid).second) continue;
+      processes_.emplace_back();
+      processes_.back().ref = *ref;
+    }
+    all = each_held(first, [](StoppedProcess& process) { seize_new_threads(process); }) && all;
+    all = each_held(first, [](StoppedProcess& process) { finish_stop(process); }) && all;
+  }
+  return all;
+}
+
+// Processes that are not held: below these roots, and children of those held.
+std::vector<ProcessRef> StoppedTree::find_new(const std::vector<pid_t>& roots) const {
+  std::set<pid_t> seen = held_;
+  std::vector<ProcessRef> found;
+  for (const pid_t root : roots) add_with_descendants(root, seen, found);
+  for (const StoppedProcess& process : processes_) {
+    for (const Tracee& thread : process.threads) {
+      for (const pid_t child : read_children_of_thread(process.ref.pid, thread.tid()))
+        add_with_descendants(child, seen, found);
+    }
+  }
+  return found;
+}
 
 void StoppedTree::resume() noexcept {
   for (StoppedProcess& process : processes_) resume_process(process);

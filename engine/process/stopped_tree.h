@@ -6,10 +6,13 @@
 #include <sys/user.h>
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <set>
 #include <string>
 #include <vector>
 
+#include "engine/base/procfs.h"
 #include "engine/process/interrupted_calls.h"
 #include "engine/trace/remote_process.h"
 #include "engine/trace/tracee.h"
@@ -22,7 +25,7 @@ struct ProcessRef {
   uint64_t start_time = 0;  // ticks since boot; with pid, the process's identity
   std::string comm;
   bool zombie = false;
-  friend bool operator==(const ProcessRef&, const ProcessRef&) = default;
+  pid_t ppid = 0;  // the agent's view, when it was found
 };
 
 // All live descendants of the roots (the roots included), parents before children. Processes that end meanwhile are
@@ -39,12 +42,15 @@ struct ThreadStart {
   uint32_t rseq_len = 0, rseq_signature = 0;
 };
 
-// One stopped process: its threads (leader first) and the means to run system calls in it.
+// One stopped process: its threads (leader first) and the means to run system calls in it. /proc is read once a stop:
+// nothing in these changes until the process goes on (but for what we do to it, and the pending signals).
 struct StoppedProcess {
   ProcessRef ref;
-  std::vector<Tracee> threads;            // empty for a zombie
-  std::vector<pid_t> vtids;               // the threads' ids in the capsule
-  std::vector<ThreadStart> starts;        // one a thread
+  std::vector<Tracee> threads;      // empty for a zombie
+  std::vector<ThreadStart> starts;  // one a thread
+  ProcStat stat;                    // of the moment when this process had stopped
+  ProcStatus status;                // of the moment when the whole tree had
+  std::vector<MapsEntry> maps;
   std::unique_ptr<RemoteProcess> remote;  // calls in the leader; null for a zombie
   bool job_stopped = false;               // SIGSTOP, SIGTSTP ...
   bool calls_protected = false;           // the remote calls find back should the agent die (return_frame.h)
@@ -62,7 +68,11 @@ void resume_process(StoppedProcess& process) noexcept;
 // All processes below some roots, stopped. The destructor lets them go on.
 class StoppedTree {
  public:
-  // Stops everything, looking again until no new process or thread turns up.
+  // Stops everything, looking again until no new process or thread turns up. `found` is where it begins, parents before
+  // children; `more_roots` is asked for roots again in each pass, and may be empty. With `passing`, no calls are to be
+  // made in the processes: they only pass through a stop.
+  StoppedTree(const std::vector<ProcessRef>& found, const std::function<std::vector<pid_t>()>& more_roots,
+              InterruptedCalls& calls, bool passing = false);
   StoppedTree(const std::vector<pid_t>& roots, InterruptedCalls& calls);
   StoppedTree(const StoppedTree&) = delete;
   StoppedTree& operator=(const StoppedTree&) = delete;
@@ -74,7 +84,14 @@ class StoppedTree {
   void kill() noexcept;
 
  private:
+  void stop_all(std::vector<ProcessRef> found, const std::function<std::vector<pid_t>()>& more_roots,
+                const std::function<void(StoppedProcess&)>& note);
+  bool each_held(size_t first, const std::function<void(StoppedProcess&)>& work);
+  bool hold(const std::vector<ProcessRef>& refs);
+  std::vector<ProcessRef> find_new(const std::vector<pid_t>& roots) const;
+
   std::vector<StoppedProcess> processes_;
+  std::set<pid_t> held_;
 };
 
 }  // namespace icp

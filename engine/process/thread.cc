@@ -23,30 +23,16 @@ namespace {
 constexpr size_t kXstateHeader = 512;
 constexpr size_t kXstateMinimum = kXstateHeader + 64;
 
-void capture_robust_list(RemoteProcess& remote, pb::Thread& state) {
+struct ThreadName {
+  char text[16];  // TASK_COMM_LEN
+};
+
+void capture_robust_list(pid_t tid, pb::Thread& state) {
   uint64_t head = 0;
   size_t length = 0;
-  if (::syscall(SYS_get_robust_list, remote.thread().tid(), &head, &length) != 0) return;
+  if (::syscall(SYS_get_robust_list, tid, &head, &length) != 0) return;
   state.set_robust_list(head);
   state.set_robust_list_len(length);
-}
-
-void capture_clear_child_tid(RemoteProcess& remote, pb::Thread& state) {
-  remote.reset_scratch();
-  const RemoteAddr at = remote.stage_value(uint64_t{0});
-  // Needs CONFIG_CHECKPOINT_RESTORE, which every distribution's kernel has.
-  remote.call("prctl(PR_GET_TID_ADDRESS)", SYS_prctl, {PR_GET_TID_ADDRESS, at.value});
-  state.set_clear_child_tid(remote.read_value<uint64_t>(at));
-}
-
-void capture_altstack(RemoteProcess& remote, pb::Thread& state) {
-  remote.reset_scratch();
-  const RemoteAddr at = remote.stage_value(stack_t{});
-  remote.call("sigaltstack", SYS_sigaltstack, {0, at.value});
-  const stack_t stack = remote.read_value<stack_t>(at);
-  state.set_altstack_sp(reinterpret_cast<uint64_t>(stack.ss_sp));
-  state.set_altstack_size(stack.ss_size);
-  state.set_altstack_flags(static_cast<uint32_t>(stack.ss_flags));
 }
 
 void restore_altstack(RemoteProcess& remote, const pb::Thread& state) {
@@ -62,13 +48,9 @@ void restore_altstack(RemoteProcess& remote, const pb::Thread& state) {
 
 }  // namespace
 
-void capture_thread(StoppedProcess& process, size_t index, RemoteProcess& remote, pb::Thread& state) {
-  Tracee& thread = process.threads[index];
+void capture_thread(const StoppedProcess& process, size_t index, CallBatch& calls, pb::Thread& state) {
+  const Tracee& thread = process.threads[index];
   const ThreadStart& start = process.starts[index];
-  state.set_tid(static_cast<uint32_t>(process.vtids[index]));
-  std::string comm = read_proc(process.ref.pid, fmt::format("task/{}/comm", thread.tid()));
-  if (!comm.empty() && comm.back() == '\n') comm.pop_back();
-  state.set_comm(comm);
   state.set_gpr(&start.image, sizeof start.image);
   const std::vector<std::byte> xstate = thread.xstate();
   state.set_xstate(xstate.data(), xstate.size());
@@ -77,10 +59,22 @@ void capture_thread(StoppedProcess& process, size_t index, RemoteProcess& remote
   state.set_rseq(start.rseq);
   state.set_rseq_len(start.rseq_len);
   state.set_rseq_signature(start.rseq_signature);
-  capture_robust_list(remote, state);
-  capture_clear_child_tid(remote, state);
-  capture_altstack(remote, state);
+  capture_robust_list(thread.tid(), state);
   capture_scheduling(thread.tid(), state);
+  calls.ask<ThreadName>(
+      "prctl(PR_GET_NAME)", SYS_prctl, {PR_GET_NAME, CallBatch::kAnswer},
+      [&state](const ThreadName& name) { state.set_comm(name.text, ::strnlen(name.text, sizeof name.text)); });
+  // Needs CONFIG_CHECKPOINT_RESTORE, which every distribution's kernel has.
+  calls.ask<uint64_t>("prctl(PR_GET_TID_ADDRESS)", SYS_prctl, {PR_GET_TID_ADDRESS, CallBatch::kAnswer},
+                      [&state](uint64_t address) { state.set_clear_child_tid(address); });
+  calls.ask<stack_t>("sigaltstack", SYS_sigaltstack, {0, CallBatch::kAnswer}, [&state](const stack_t& stack) {
+    state.set_altstack_sp(reinterpret_cast<uint64_t>(stack.ss_sp));
+    state.set_altstack_size(stack.ss_size);
+    state.set_altstack_flags(static_cast<uint32_t>(stack.ss_flags));
+  });
+  // 0 is left alone at a restore: a kernel that does not tell, or a real-time thread.
+  calls.call(nullptr, SYS_prctl, {PR_GET_TIMERSLACK, 0, 0, 0, 0},
+             [&state](int64_t slack) { state.set_timer_slack_ns(static_cast<uint64_t>(std::max<int64_t>(slack, 0))); });
 }
 
 void restore_thread(RemoteProcess& remote, const pb::Thread& state) {

@@ -5,11 +5,12 @@
 
 #include "engine/image/image.pb.h"
 #include "engine/process/stopped_tree.h"
+#include "engine/trace/call_batch.h"
 
 namespace icp {
 
-// Fills `state` for thread `index` of a stopped process; `remote` runs calls in that thread.
-void capture_thread(StoppedProcess& process, size_t index, RemoteProcess& remote, pb::Thread& state);
+// Fills `state` for thread `index` of a stopped process, all but its number; `calls` are to be made in that thread.
+void capture_thread(const StoppedProcess& process, size_t index, CallBatch& calls, pb::Thread& state);
 
 // Everything that takes calls in the thread, while it still has root's rights.
 void restore_thread(RemoteProcess& remote, const pb::Thread& state);

@@ -89,27 +89,35 @@ void create_timer(RemoteProcess& remote, const pb::PosixTimer& timer) {
 
 }  // namespace
 
-void capture_timers(StoppedProcess& process, pb::Process& state) {
-  RemoteProcess& remote = *process.remote;
+void capture_timers(const StoppedProcess& process, CallBatch& calls, pb::Process& state) {
   for (const int which : {ITIMER_REAL, ITIMER_VIRTUAL, ITIMER_PROF}) {
-    remote.reset_scratch();
-    const RemoteAddr at = remote.stage_value(itimerval{});
-    remote.call("getitimer", SYS_getitimer, {static_cast<uint64_t>(which), at.value});
-    const auto timer = remote.read_value<itimerval>(at);
-    if (to_us(timer.it_value) == 0) continue;
-    pb::IntervalTimer& saved = *state.add_itimers();
-    saved.set_which(static_cast<uint32_t>(which));
-    saved.set_interval_us(to_us(timer.it_interval));
-    saved.set_value_us(to_us(timer.it_value));
+    calls.ask<itimerval>("getitimer", SYS_getitimer, {static_cast<uint64_t>(which), CallBatch::kAnswer},
+                         [&state, which](const itimerval& timer) {
+                           if (to_us(timer.it_value) == 0) return;
+                           pb::IntervalTimer& saved = *state.add_itimers();
+                           saved.set_which(static_cast<uint32_t>(which));
+                           saved.set_interval_us(to_us(timer.it_interval));
+                           saved.set_value_us(to_us(timer.it_value));
+                         });
   }
-  for (pb::PosixTimer& timer : read_posix_timers(process.ref.pid)) {
-    remote.reset_scratch();
-    const RemoteAddr at = remote.stage_value(itimerspec{});
-    remote.call("timer_gettime", SYS_timer_gettime, {static_cast<uint64_t>(timer.id()), at.value});
-    const auto time = remote.read_value<itimerspec>(at);
-    timer.set_interval_ns(to_ns(time.it_interval));
-    timer.set_remaining_ns(to_ns(time.it_value));
-    *state.add_posix_timers() = timer;
+  for (const pb::PosixTimer& timer : read_posix_timers(process.ref.pid)) {
+    pb::PosixTimer& saved = *state.add_posix_timers();
+    saved = timer;
+    calls.ask<itimerspec>("timer_gettime", SYS_timer_gettime, {static_cast<uint64_t>(timer.id()), CallBatch::kAnswer},
+                          [&saved](const itimerspec& time) {
+                            saved.set_interval_ns(to_ns(time.it_interval));
+                            saved.set_remaining_ns(to_ns(time.it_value));
+                          });
+  }
+}
+
+void name_timer_threads(const StoppedProcess& process, pb::Process& state) {
+  for (pb::PosixTimer& timer : *state.mutable_posix_timers()) {
+    for (size_t i = 0; timer.notify_tid() != 0 && i < process.threads.size(); ++i) {
+      if (static_cast<uint32_t>(process.threads[i].tid()) != timer.notify_tid()) continue;
+      timer.set_notify_tid(state.threads(static_cast<int>(i)).tid());
+      break;
+    }
   }
 }
 

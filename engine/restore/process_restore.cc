@@ -32,15 +32,19 @@ ProcessRestore::ProcessRestore(const RestoreShared& shared, const pb::Process& s
   stopped_.remote = std::make_unique<RemoteProcess>(seed.remote->on_thread(stopped_.threads[0]));
   stopped_.ref = {seed.pid, static_cast<pid_t>(state.pid()), ProcStat::read(seed.pid).start_time_ticks, state.comm(),
                   false};
-  stopped_.vtids.push_back(static_cast<pid_t>(state.pid()));
 }
 
-void ProcessRestore::build() {
+void ProcessRestore::map_memory() {
   widen_descriptor_limit(remote(), state_);
   const uint64_t carrier = static_cast<uint64_t>(shared_.builder.process_socket());
   remote().call("dup3", SYS_dup3, {carrier, static_cast<uint64_t>(shared_.socket_number), 0});
-  for (uint64_t fd = 0; fd <= carrier; ++fd) remote().syscall(SYS_close, {fd});
-  trampoline_ = shared_.memory.restore_process(remote(), state_);
+  if (remote().syscall(SYS_close_range, {0, carrier, 0}) < 0)  // before Linux 5.9
+    for (uint64_t fd = 0; fd <= carrier; ++fd) remote().syscall(SYS_close, {fd});
+  trampoline_ = shared_.memory.map_process(remote(), state_);
+}
+
+void ProcessRestore::build() {
+  shared_.memory.finish_process(state_);
   install_descriptors();
   restore_signal_actions(remote(), state_);
   restore_attributes(remote(), state_);
@@ -69,7 +73,6 @@ void ProcessRestore::install_descriptors() {
 void ProcessRestore::make_threads() {
   for (int i = 1; i < state_.threads_size(); ++i) {
     stopped_.threads.push_back(std::move(*shared_.builder.make_thread(remote(), state_.threads(i).tid())));
-    stopped_.vtids.push_back(static_cast<pid_t>(state_.threads(i).tid()));
   }
 }
 

@@ -31,7 +31,9 @@ class ProcessRestore {
  public:
   ProcessRestore(const RestoreShared& shared, const pb::Process& state);
 
-  // Memory, descriptors, threads, attributes, limits; root's rights still.
+  // Mappings; then, with the memory of all processes filled (MemoryRestore::fill_pages()), descriptors, threads,
+  // attributes, limits. With root's rights still.
+  void map_memory();
   void build();
   // The process as a stopped one, for trackers.
   StoppedProcess& stopped() { return stopped_; }

@@ -24,9 +24,6 @@ namespace {
 
 constexpr std::array<unsigned char, 2> kSyscallInstruction{0x0f, 0x05};  // Intel SDM, SYSCALL
 constexpr size_t kStageAlignment = 16;
-constexpr size_t kFrameAlignment = 64;  // XRSTOR's
-constexpr uint64_t kRedZone = 128;      // System V ABI, x86-64: below the stack pointer and still in use
-constexpr size_t kStubGap = 16;         // zeros in front of the return stub: not the tail of a table
 
 // process_vm_readv/writev move at most INT_MAX rounded down to pages; far fewer are asked for here, so a short
 // count means that the next byte is not mapped (or not writable).
@@ -73,14 +70,16 @@ void send_one_fd(int socket, int fd) {
 
 }  // namespace
 
-RemoteProcess::RemoteProcess(Tracee& thread, pid_t pid, RemoteAddr syscall_instruction)
-    : thread_(&thread), pid_(pid), instruction_(syscall_instruction), base_(thread.regs()) {}
+RemoteProcess::RemoteProcess(Tracee& thread, pid_t pid, RemoteAddr syscall_instruction, RemoteAddr batch_stub)
+    : thread_(&thread), pid_(pid), instruction_(syscall_instruction), batch_stub_(batch_stub), base_(thread.regs()) {}
 
 RemoteProcess RemoteProcess::on_thread(Tracee& other) const {
   RemoteProcess copy = *this;
   copy.thread_ = &other;
   copy.base_ = other.regs();
-  copy.call_stack_ = 0;  // its frame would be another thread's
+  copy.way_back_.reset();  // another thread's
+  copy.borrowed_.reset();
+  copy.call_stack_ = 0;
   return copy;
 }
 
@@ -93,6 +92,7 @@ RemoteProcess RemoteProcess::on_process(Tracee& leader, pid_t pid) const {
 int64_t RemoteProcess::syscall(long number, std::initializer_list<uint64_t> arguments) {
   std::array<uint64_t, 6> value{};
   std::copy_n(arguments.begin(), std::min(arguments.size(), value.size()), value.begin());
+  if (way_back_ && !borrowed_) borrow_stack();
   user_regs_struct regs = base_;
   regs.rip = instruction_.value;
   if (call_stack_ != 0) regs.rsp = call_stack_;
@@ -131,8 +131,8 @@ int64_t RemoteProcess::call(const char* what, long number, std::initializer_list
   return result;
 }
 
-void RemoteProcess::read(RemoteAddr from, std::span<std::byte> to) const {
-  transfer_all(::process_vm_readv, pid_, from.value, to.data(), to.size(), "read");
+void read_memory(pid_t pid, RemoteAddr from, std::span<std::byte> to) {
+  transfer_all(::process_vm_readv, pid, from.value, to.data(), to.size(), "read");
 }
 
 void RemoteProcess::write(RemoteAddr to, std::span<const std::byte> from) {
@@ -151,18 +151,22 @@ void RemoteProcess::map_scratch(size_t bytes) {
   set_scratch({static_cast<uint64_t>(at)}, bytes);
 }
 
-bool RemoteProcess::protect_calls(const user_regs_struct& regs, uint64_t signal_mask) {
+void RemoteProcess::protect_calls(const user_regs_struct& regs, uint64_t signal_mask) {
+  way_back_ = WayBack{regs, signal_mask};
+}
+
+void RemoteProcess::borrow_stack() {
+  const auto& [regs, mask] = *way_back_;
   const std::vector<std::byte> xstate = thread_->xstate();
-  const size_t bytes = make_return_frame({}, regs, signal_mask, xstate).size();
-  const RemoteAddr frame{(regs.rsp - kRedZone - bytes) / kFrameAlignment * kFrameAlignment};
-  try {
-    write(frame, make_return_frame(frame, regs, signal_mask, xstate));
-  } catch (const Error& error) {
-    if (error.kind() == ErrorKind::kGone) throw;
-    return false;
-  }
-  call_stack_ = return_stack_pointer(frame);
-  return true;
+  const RemoteAddr at = return_frame_place(regs.rsp, make_return_frame({}, regs, mask, xstate).size());
+  borrowed_ = BorrowedStack::borrow(pid_, at, make_return_frame(at, regs, mask, xstate));
+  call_stack_ = borrowed_ ? return_stack_pointer(at) : 0;
+  if (!borrowed_) way_back_.reset();
+}
+
+void RemoteProcess::give_back() {
+  borrowed_.reset();
+  call_stack_ = 0;
 }
 
 void RemoteProcess::unmap_scratch() {
@@ -256,22 +260,47 @@ RemoteAddr find_syscall_instruction(pid_t pid) {
   throw_error(ErrorKind::kRefused, "process {} maps no syscall instruction that could be used", pid);
 }
 
-RemoteAddr install_return_stub(pid_t pid) {
-  for (const MapsEntry& entry : MapsEntry::read(pid)) {
-    if (entry.path != "[vdso]") continue;
-    // The kernel maps whole pages of an image that ends earlier.
-    std::array<unsigned char, kStubGap + kReturnStub.size()> tail{};
-    const uint64_t at = entry.end - kReturnStub.size();
-    const iovec here{tail.data(), tail.size()}, there{reinterpret_cast<void*>(entry.end - tail.size()), tail.size()};
-    if (::process_vm_readv(pid, &here, 1, &there, 1, 0) != static_cast<ssize_t>(tail.size())) return {};
-    if (std::equal(kReturnStub.begin(), kReturnStub.end(), tail.begin() + kStubGap)) return {at};
-    if (std::any_of(tail.begin(), tail.end(), [](unsigned char byte) { return byte != 0; })) return {};
-    // /proc/PID/mem may write where the process itself may not, as debuggers do for breakpoints.
-    const UniqueFd memory(::open(fmt::format("/proc/{}/mem", pid).c_str(), O_RDWR | O_CLOEXEC));
-    const ssize_t written =
-        memory ? ::pwrite(memory.get(), kReturnStub.data(), kReturnStub.size(), static_cast<off_t>(at)) : -1;
-    return written == static_cast<ssize_t>(kReturnStub.size()) ? RemoteAddr{at} : RemoteAddr{};
-  }
+namespace {
+
+enum class Room { kTaken, kFree, kOurs };
+
+// What is in the tail of a page where `stub` would be its last bytes but `after`.
+template <size_t kBytes>
+Room room_for(std::span<const uint8_t> tail, const std::array<uint8_t, kBytes>& stub) {
+  const auto place = tail.last(kBytes), gap = tail.first(tail.size() - kBytes).last(kStubGap);
+  if (std::equal(stub.begin(), stub.end(), place.begin())) return Room::kOurs;
+  const auto zero = [](uint8_t byte) { return byte == 0; };
+  // An agent of a former release, or one that found no room for more, left the end of it.
+  const auto rest = place.last(kReturnStub.size());
+  const bool end_ours = std::equal(kReturnStub.begin(), kReturnStub.end(), rest.begin());
+  if (!std::all_of(gap.begin(), gap.end(), zero)) return Room::kTaken;
+  if (!std::all_of(place.begin(), place.end() - static_cast<ptrdiff_t>(rest.size()), zero)) return Room::kTaken;
+  return end_ours || std::all_of(rest.begin(), rest.end(), zero) ? Room::kFree : Room::kTaken;
+}
+
+template <size_t kBytes>
+bool put_stub(pid_t pid, uint64_t end, std::span<const uint8_t> tail, const std::array<uint8_t, kBytes>& stub) {
+  const Room room = room_for(tail, stub);
+  if (room != Room::kFree) return room == Room::kOurs;
+  // /proc/PID/mem may write where the process itself may not, as debuggers do for breakpoints.
+  const UniqueFd memory(::open(fmt::format("/proc/{}/mem", pid).c_str(), O_RDWR | O_CLOEXEC));
+  return memory &&
+         ::pwrite(memory.get(), stub.data(), kBytes, static_cast<off_t>(end - kBytes)) == static_cast<ssize_t>(kBytes);
+}
+
+}  // namespace
+
+CallStubs install_call_stubs(pid_t pid, const std::vector<MapsEntry>& maps) {
+  const auto vdso =
+      std::find_if(maps.begin(), maps.end(), [](const MapsEntry& entry) { return entry.path == "[vdso]"; });
+  if (vdso == maps.end()) return {};
+  // The kernel maps whole pages of an image that ends earlier.
+  std::array<uint8_t, kCallStubBytes> tail{};
+  const iovec here{tail.data(), tail.size()}, there{reinterpret_cast<void*>(vdso->end - tail.size()), tail.size()};
+  if (::process_vm_readv(pid, &here, 1, &there, 1, 0) != static_cast<ssize_t>(tail.size())) return {};
+  const RemoteAddr single{vdso->end - kReturnStub.size()}, batch{vdso->end - kBatchStub.size()};
+  if (put_stub(pid, vdso->end, tail, kBatchStub)) return {single, batch};
+  if (put_stub(pid, vdso->end, tail, kReturnStub)) return {single, {}};
   return {};
 }
 

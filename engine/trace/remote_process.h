@@ -7,15 +7,22 @@
 #include <cstddef>
 #include <cstdint>
 #include <initializer_list>
+#include <memory>
+#include <optional>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
+#include "engine/trace/borrowed_stack.h"
 #include "engine/trace/remote_addr.h"
 #include "engine/trace/tracee.h"
 
 namespace icp {
+
+// Memory of a process, all of it or throws.
+void read_memory(pid_t pid, RemoteAddr from, std::span<std::byte> to);
 
 // Runs system calls in a stopped thread, through a syscall instruction that its process already maps. The
 // thread's registers are changed by every call: whoever wants them back saves them before and sets them after
@@ -26,10 +33,11 @@ namespace icp {
 class RemoteProcess {
  public:
   // `pid`: the process for memory access, the caller's view.
-  RemoteProcess(Tracee& thread, pid_t pid, RemoteAddr syscall_instruction);
+  RemoteProcess(Tracee& thread, pid_t pid, RemoteAddr syscall_instruction, RemoteAddr batch_stub = {});
 
   Tracee& thread() { return *thread_; }
   pid_t pid() const { return pid_; }
+  RemoteAddr batch_stub() const { return batch_stub_; }  // of CallBatch; 0: none
   // The same process and scratch, but calls run in another of its (stopped) threads.
   RemoteProcess on_thread(Tracee& other) const;
   // A copy made by fork: the same instruction and scratch, another process.
@@ -41,7 +49,7 @@ class RemoteProcess {
   int64_t call(const char* what, long number, std::initializer_list<uint64_t> arguments = {});
 
   // Reads or writes memory with process_vm_readv/writev, all of it or throws.
-  void read(RemoteAddr from, std::span<std::byte> to) const;
+  void read(RemoteAddr from, std::span<std::byte> to) const { read_memory(pid_, from, to); }
   void write(RemoteAddr to, std::span<const std::byte> from);
   template <typename T>
   T read_value(RemoteAddr from) const {
@@ -60,10 +68,11 @@ class RemoteProcess {
   void map_scratch(size_t bytes);
   void unmap_scratch();
   // From now on the thread finds back to these registers should the agent die during a call (return_frame.h): the ones
-  // it was stopped with, for the image. Needs a return stub as the syscall instruction, and writes below the thread's
-  // stack pointer and red zone, where a signal's frame would lie; returns false, with calls left unprotected, if
-  // nothing can be written there.
-  bool protect_calls(const user_regs_struct& regs, uint64_t signal_mask);
+  // it was stopped with, for the image. Needs a return stub as the syscall instruction. What that takes is borrowed
+  // from the thread's stack with the first call; where nothing can be written there, calls stay unprotected.
+  void protect_calls(const user_regs_struct& regs, uint64_t signal_mask);
+  // Puts back what lay on the stack, until the next call.
+  void give_back();
   // Copies the bytes in (16-byte aligned) and returns where they lie. Throws when scratch is full.
   RemoteAddr stage(std::span<const std::byte> bytes);
   RemoteAddr stage_string(const std::string& text);
@@ -88,11 +97,18 @@ class RemoteProcess {
  private:
   Tracee* thread_;
   pid_t pid_;
-  RemoteAddr instruction_;
+  RemoteAddr instruction_, batch_stub_;
   user_regs_struct base_{};  // registers the calls are derived from
   RemoteAddr scratch_{};
   size_t scratch_size_ = 0, scratch_used_ = 0;
-  uint64_t call_stack_ = 0;  // stack pointer during protected calls, 0: they are not
+  struct WayBack {
+    user_regs_struct regs;
+    uint64_t signal_mask;
+  };
+  void borrow_stack();
+  std::optional<WayBack> way_back_;  // of protected calls
+  std::shared_ptr<BorrowedStack> borrowed_;
+  uint64_t call_stack_ = 0;  // stack pointer during protected calls, 0: they are not, or not yet
   pid_t last_child_ = 0;
 };
 
@@ -100,8 +116,14 @@ class RemoteProcess {
 // executable mapping. Throws kRefused when none is found.
 RemoteAddr find_syscall_instruction(pid_t pid);
 
-// Puts the return stub (return_frame.h) into the unused end of the process's vdso, a private copy of one page, unless
-// it is there already. Its address, or 0 where there is no room or no vdso. The process must be stopped by the caller.
-RemoteAddr install_return_stub(pid_t pid);
+// Where remote calls of a process are made; 0: nowhere.
+struct CallStubs {
+  RemoteAddr single;  // kReturnStub of return_frame.h
+  RemoteAddr batch;   // kBatchStub
+};
+
+// Puts the stubs into the unused end of the process's vdso, a private copy of one page, unless they are there already:
+// as many as there is room for. `maps` are the process's mappings; it must be stopped by the caller.
+CallStubs install_call_stubs(pid_t pid, const std::vector<MapsEntry>& maps);
 
 }  // namespace icp

@@ -15,6 +15,8 @@ constexpr size_t kXstateHeader = 512;
 constexpr unsigned long kUcFpXstate = 1, kUcSigcontextSs = 2, kUcStrictRestoreSs = 4;
 constexpr int64_t kRestartSys = 512, kRestartNoHand = 514;
 constexpr uint64_t kSyscallBytes = 2;
+constexpr size_t kFrameAlignment = 64;  // XRSTOR's
+constexpr uint64_t kRedZone = 128;      // System V ABI, x86-64: below the stack pointer and still in use
 
 struct SoftwareBytes {
   uint32_t magic1, extended_size;
@@ -64,6 +66,10 @@ void set_registers(const user_regs_struct& regs, greg_t (&to)[NGREG]) {
 }
 
 }  // namespace
+
+RemoteAddr return_frame_place(uint64_t stack_pointer, size_t bytes) {
+  return {(stack_pointer - kRedZone - bytes) / kFrameAlignment * kFrameAlignment};
+}
 
 std::vector<std::byte> make_return_frame(RemoteAddr at, const user_regs_struct& regs, uint64_t signal_mask,
                                          std::span<const std::byte> xstate) {

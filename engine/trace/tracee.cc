@@ -74,10 +74,14 @@ int wait_for(pid_t tid) {
   }
 }
 
-bool is_event_stop(int status) { return (status >> 16) == PTRACE_EVENT_STOP; }
 bool is_plain_signal_stop(int status) { return (status >> 16) == 0 && WSTOPSIG(status) != (SIGTRAP | 0x80); }
 
 }  // namespace
+
+bool Tracee::is_event_stop(int status) { return (status >> 16) == PTRACE_EVENT_STOP; }
+bool Tracee::is_signal_stop(int status, int signal) {
+  return is_plain_signal_stop(status) && WSTOPSIG(status) == signal;
+}
 
 Tracee Tracee::seize(pid_t tid, bool follow_children) {
   unsigned long options = PTRACE_O_TRACESYSGOOD;
@@ -103,17 +107,19 @@ Tracee::Tracee(Tracee&& other) noexcept
     : tid_(std::exchange(other.tid_, 0)),
       stopped_(other.stopped_),
       job_stopped_(other.job_stopped_),
-      made_calls_(other.made_calls_),
+      in_call_(other.in_call_),
+      settled_(other.settled_),
       signals_blocked_(other.signals_blocked_),
-      owes_stop_(other.owes_stop_) {}
+      owed_signals_(other.owed_signals_) {}
 
 Tracee& Tracee::operator=(Tracee&& other) noexcept {
   std::swap(tid_, other.tid_);
   std::swap(stopped_, other.stopped_);
   std::swap(job_stopped_, other.job_stopped_);
-  std::swap(made_calls_, other.made_calls_);
+  std::swap(in_call_, other.in_call_);
+  std::swap(settled_, other.settled_);
   std::swap(signals_blocked_, other.signals_blocked_);
-  std::swap(owes_stop_, other.owes_stop_);
+  std::swap(owed_signals_, other.owed_signals_);
   return *this;
 }
 
@@ -162,18 +168,18 @@ user_regs_struct Tracee::regs() const {
 }
 
 void Tracee::set_regs(const user_regs_struct& regs) {
+  settled_ = false;
   if (request(PTRACE_SETREGS, tid_, 0L, const_cast<user_regs_struct*>(&regs)) != 0)
     throw_ptrace(tid_, "set the registers of");
 }
 
 std::vector<std::byte> Tracee::xstate() const {
   // More than any xstate today (AMX: 11 KiB); the kernel says how much it filled.
-  std::vector<std::byte> state(32768);
+  std::array<std::byte, 32768> state;
   iovec io{state.data(), state.size()};
   if (request(PTRACE_GETREGSET, tid_, static_cast<long>(NT_X86_XSTATE), &io) != 0)
     throw_ptrace(tid_, "read the extended registers of");
-  state.resize(io.iov_len);
-  return state;
+  return {state.begin(), state.begin() + static_cast<ptrdiff_t>(io.iov_len)};
 }
 
 void Tracee::set_xstate(std::span<const std::byte> state) {
@@ -195,7 +201,7 @@ void Tracee::block_signals() {
 }
 
 void Tracee::set_signal_mask(uint64_t mask) {
-  signals_blocked_ = false;
+  signals_blocked_ = settled_ = false;
   if (request(PTRACE_SETSIGMASK, tid_, kKernelSigsetBytes, &mask) != 0) throw_ptrace(tid_, "set the signal mask of");
 }
 
@@ -212,24 +218,42 @@ std::vector<siginfo_t> Tracee::pending_signals(bool shared) const {
   }
 }
 
-int Tracee::resume_and_wait(int kind, int signal) {
+void Tracee::start(int kind, int signal) {
+  if (request(kind, tid_, 0L, static_cast<long>(signal)) != 0) throw_ptrace(tid_, "continue");
+  stopped_ = settled_ = false;
+}
+
+int Tracee::await(int kind) {
   for (;;) {
-    if (request(kind, tid_, 0L, static_cast<long>(signal)) != 0) throw_ptrace(tid_, "continue");
-    stopped_ = false;
-    made_calls_ = true;
     const int status = wait_for(tid_);
     if (!WIFSTOPPED(status)) {
       tid_ = 0;
       return status;
     }
     stopped_ = true;
-    // Only SIGSTOP gets through while all signals are blocked; it is sent again when the thread is let go.
-    if (is_plain_signal_stop(status) && WSTOPSIG(status) == SIGSTOP) {
-      owes_stop_ = true;
-      continue;
-    }
-    return status;
+    const bool signal_stop = is_plain_signal_stop(status);
+    // get_signal() in the kernel: both lie before its decision about an interrupted system call.
+    in_call_ = !signal_stop && !is_event_stop(status);
+    // SIGSTOP gets through though all signals are blocked.
+    if (!signal_stop || WSTOPSIG(status) != SIGSTOP) return status;
+    owe(SIGSTOP);
+    start(kind, 0);
   }
+}
+
+int Tracee::resume_and_wait(int kind, int signal) {
+  start(kind, signal);
+  return await(kind);
+}
+
+void Tracee::run_on() { start(PTRACE_CONT, 0); }
+
+int Tracee::await_stop() { return await(PTRACE_CONT); }
+
+bool Tracee::signal_sent_by(pid_t tgid) const {
+  siginfo_t info{};
+  if (request(PTRACE_GETSIGINFO, tid_, 0L, &info) != 0) throw_ptrace(tid_, "read the signal of");
+  return info.si_code == SI_TKILL && info.si_pid == tgid;
 }
 
 unsigned long Tracee::event_message() const {
@@ -260,8 +284,12 @@ void Tracee::forget_ended() noexcept {
 void Tracee::detach() {
   if (tid_ == 0) return;
   if (request(PTRACE_DETACH, tid_, 0L, 0L) != 0) throw_ptrace(tid_, "detach from");
-  const pid_t tid = std::exchange(tid_, 0);
-  if (owes_stop_) ::kill(tid, SIGSTOP);
+  send_owed_signals(std::exchange(tid_, 0));
+}
+
+void Tracee::send_owed_signals(pid_t tid) const {
+  for (int signal = 1; signal <= 64; ++signal)
+    if ((owed_signals_ >> (signal - 1) & 1) != 0) ::kill(tid, signal);
 }
 
 }  // namespace icp

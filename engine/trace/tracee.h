@@ -58,6 +58,16 @@ class Tracee {
 
   // Runs until the next ptrace stop; returns the wait(2) status. `request` is PTRACE_CONT or PTRACE_SYSCALL.
   int resume_and_wait(int request, int signal = 0);
+  // The same in two steps, so that several threads run side by side: lets it run (PTRACE_CONT), waits for its stop.
+  void run_on();
+  int await_stop();
+  // What a status of these stands for: a signal about to be delivered; an interrupt, or the job control's.
+  static bool is_signal_stop(int status, int signal);
+  static bool is_event_stop(int status);
+  // At the delivery of a signal: whether a thread of process `tgid` (its own number for itself) sent it by tgkill(2).
+  bool signal_sent_by(pid_t tgid) const;
+  // A signal to the process that was met and not delivered: it is sent again when the thread is let go.
+  void owe(int signal) { owed_signals_ |= 1ull << (signal - 1); }
   // Data of the last event stop (a new pid).
   unsigned long event_message() const;
   // Brings a thread back into the stop where the kernel decides about restarting an interrupted system
@@ -66,20 +76,30 @@ class Tracee {
 
   // Lets the thread go on.
   void detach();
-  // True while registers and stop are those of a remote call rather than the thread's own.
-  bool made_calls() const { return made_calls_; }
-  void forget_calls() { made_calls_ = false; }
+  // True when the thread has been stopped and not run since.
+  bool stopped() const { return stopped_; }
+  // True from here on until the thread runs again: what settled it needs not be done twice.
+  void set_settled() { settled_ = true; }
+  bool settled() const { return settled_; }
+  // True in a stop at a system call of ours, where registers set now would not be taken for those of an interrupted
+  // call: restop() first.
+  bool in_call() const { return in_call_; }
   // For a thread that has been sent SIGKILL: waits for its end and forgets it.
   void forget_ended() noexcept;
 
  private:
   explicit Tracee(pid_t tid) : tid_(tid) {}
+  void start(int request, int signal);
+  int await(int request);
+  void send_owed_signals(pid_t tid) const;
+
   pid_t tid_ = 0;
   bool stopped_ = false;
   bool job_stopped_ = false;
-  bool made_calls_ = false;
+  bool in_call_ = false;
+  bool settled_ = false;
   bool signals_blocked_ = false;
-  bool owes_stop_ = false;  // a SIGSTOP met during a remote call, sent again at detach
+  uint64_t owed_signals_ = 0;  // met during remote calls, sent again at detach: SIGSTOP is never blocked
 };
 
 }  // namespace icp

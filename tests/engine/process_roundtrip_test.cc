@@ -482,6 +482,29 @@ TEST_F(ProcessRoundtrip, PosixTimerKeepsIdAndRest) {
             0);
 }
 
+// /proc names the thread by the agent's number, which is not the thread's own from the second generation on.
+TEST_F(ProcessRoundtrip, PosixTimerOfAThreadNotifiesItInEveryGeneration) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  install(SIGUSR1, SA_RESTART);
+                  timer_t timer;
+                  sigevent event{};
+                  event.sigev_notify = SIGEV_THREAD_ID;
+                  event.sigev_signo = SIGUSR1;
+                  event.sigev_value.sival_int = 78;
+                  event._sigev_un._tid = ::gettid();
+                  CHECK_OR_DIE(::timer_create(CLOCK_MONOTONIC, &event, &timer) == 0);
+                  gate.ready_and_go();
+                  const itimerspec soon{{0, 0}, {0, 1'000'000}};
+                  CHECK_OR_DIE(::timer_settime(timer, 0, &soon, nullptr) == 0);
+                  for (int i = 0; i < 300 && handled == 0; ++i) ::usleep(10'000);
+                  CHECK_OR_DIE(handled == 1 && handled_value == 78);
+                  return 0;
+                },
+                {.generations = 3}),
+            0);
+}
+
 TEST_F(ProcessRoundtrip, LimitsUmaskNiceNameDirectory) {
   EXPECT_EQ(
       roundtrip([](Gate& gate) {

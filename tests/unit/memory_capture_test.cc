@@ -61,6 +61,31 @@ TEST(MemoryCapture, AnAbandonedVersionMakesTheNextOneFull) {
   ::munmap(at, 4 * kMiB);
 }
 
+// madvise() on a mapping that an earlier version has seen.
+TEST(MemoryCapture, AdviceGivenBetweenTwoVersionsIsSeen) {
+  char* at = map_anonymous(4 * kMiB);
+  TestChild child([at](uint64_t step) {
+    std::memset(at, static_cast<int>(step), 4 * kMiB);
+    if (step == 2) ::madvise(at, 4 * kMiB, MADV_DONTDUMP);
+  });
+  CaptureRig rig(child.pid());
+  const auto advised = [&] {
+    const auto& mappings = rig.capsule.processes(0).memory().mappings();
+    const auto found = std::find_if(mappings.begin(), mappings.end(), [&](const pb::Mapping& mapping) {
+      return mapping.start() <= reinterpret_cast<uint64_t>(at) && reinterpret_cast<uint64_t>(at) < mapping.end();
+    });
+    return found != mappings.end() && found->advice_size() == 1 && found->advice(0) == MADV_DONTDUMP;
+  };
+  ASSERT_TRUE(child.run(1));
+  rig.take();
+  EXPECT_FALSE(advised());
+  ASSERT_TRUE(child.run(2));
+  rig.take();
+  EXPECT_TRUE(advised());
+  EXPECT_FALSE(rig.stats.full);
+  ::munmap(at, 4 * kMiB);
+}
+
 // A page that was protected and discarded leaves a marker in a file mapping that looks like a swapped page.
 TEST(MemoryCapture, DiscardedPagesOfPrivateFileMappings) {
   TempDir dir;

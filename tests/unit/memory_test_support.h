@@ -134,6 +134,8 @@ class CaptureRig {
 
   // `during` runs while the processes run, between two pre-copies; `at_stop` when all are stopped.
   void take(const std::function<void()>& during = {}, const std::function<void()>& at_stop = {}) {
+    Findings findings;
+    capture_.check(find_processes({root_}), findings);
     VersionWriter writer = image_.begin_version();
     capture_.begin(writer);
     track_new();
