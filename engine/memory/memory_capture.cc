@@ -236,7 +236,7 @@ bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
   pb::AddressSpace& memory = *state.mutable_memory();
   // Before the pages: a call in the process lets the kernel write to it (rseq).
   capture_mm_layout(process, memory);
-  process.remote->give_back();
+  end_calls(process);
   space->collect(mappings, arena, precopied && direct);
 
   memory.set_index(space->store());

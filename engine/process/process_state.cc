@@ -72,12 +72,14 @@ class ThreadCapture {
     if (started_) return;
     if (index_ == 0) {
       calls_.run_singly(*process_.remote);
+      end_calls(process_);
       return;
     }
     RemoteProcess remote = process_.remote->on_thread(process_.threads[index_]);
     const ThreadStart& start = process_.starts[index_];
     if (process_.calls_protected) remote.protect_calls(start.image, start.signal_mask);
     calls_.run_singly(remote);
+    settle_thread(process_, index_);  // before what it has borrowed is given back
   }
   void settle() { settle_thread(process_, index_); }
   void deliver() {
@@ -112,6 +114,7 @@ void run_all(std::deque<ThreadCapture>& threads) {
   each(&ThreadCapture::start);
   each(&ThreadCapture::finish);
   if (!failure) each(&ThreadCapture::run_singly);
+  failed.assign(threads.size(), false);
   each(&ThreadCapture::settle);
   if (failure) std::rethrow_exception(failure);
 }

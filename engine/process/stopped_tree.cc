@@ -179,7 +179,18 @@ void settle_thread(StoppedProcess& process, size_t index) {
   thread.set_settled();
 }
 
+void end_calls(StoppedProcess& process) {
+  settle_thread(process, 0);
+  process.remote->give_back();
+}
+
 void resume_process(StoppedProcess& process) noexcept {
+  // In this order: with the registers of a call it would not find back without what that has borrowed.
+  try {
+    if (!process.threads.empty() && !process.starts.empty()) settle_thread(process, 0);
+  } catch (const std::exception&) {
+    // It has been killed, as is found below.
+  }
   process.remote.reset();
   // The leader last: if the process was killed while it was stopped, its end reaches its parent only when we, the
   // tracer, have waited for all other threads and then for the leader.

@@ -61,6 +61,8 @@ StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls);
 // Puts registers and signal mask of one thread back; it stays stopped. Done as soon as no more calls are to be made in
 // it: should the agent die, the thread then goes on as after any stop.
 void settle_thread(StoppedProcess& process, size_t index);
+// After calls in the leader: settles it and puts back what they have borrowed of its stack.
+void end_calls(StoppedProcess& process);
 // Puts registers and signal mask of all threads back and lets them go on (stopped by job control if they were).
 // Never throws: a thread that was killed meanwhile is passed over.
 void resume_process(StoppedProcess& process) noexcept;

@@ -105,7 +105,6 @@ void CallBatch::finish() {
   }
   std::vector<std::byte> table((calls_.size() + kOwnCalls) * sizeof(CallEntry) + answers_.size());
   read_memory(pid_, table_, table);
-  stack_.reset();
   const auto word = [&table](size_t entry, size_t index) {
     uint64_t value = 0;
     std::memcpy(&value, table.data() + entry * sizeof(CallEntry) + index * 8, sizeof value);
@@ -129,7 +128,6 @@ void CallBatch::run_singly(RemoteProcess& process) {
     process.read(at, answer);
   }
   process.unmap_scratch();
-  process.give_back();
 }
 
 void CallBatch::deliver(pid_t pid) const {

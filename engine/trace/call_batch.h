@@ -27,6 +27,9 @@ namespace icp {
 // to its end and the thread goes on where it was stopped. While the agent lives, the batch ends with a signal that the
 // thread sends to itself, which stops it for its tracer. The signal is one that means nothing to the process (see
 // start()): sent without a tracer, the kernel drops it.
+//
+// The destructor puts back what lay on the stack. The thread must have been given its own registers by then: with those
+// of the batch it would find nothing there should the agent die.
 class CallBatch {
  public:
   // Among a call's arguments: the address of its answer.

@@ -71,7 +71,8 @@ class RemoteProcess {
   // it was stopped with, for the image. Needs a return stub as the syscall instruction. What that takes is borrowed
   // from the thread's stack with the first call; where nothing can be written there, calls stay unprotected.
   void protect_calls(const user_regs_struct& regs, uint64_t signal_mask);
-  // Puts back what lay on the stack, until the next call.
+  // Puts back what lay on the stack, until the next call. The thread has its own registers again: with those of a call
+  // it would not find back should the agent die.
   void give_back();
   // Copies the bytes in (16-byte aligned) and returns where they lie. Throws when scratch is full.
   RemoteAddr stage(std::span<const std::byte> bytes);

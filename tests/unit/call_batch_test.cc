@@ -24,7 +24,7 @@ namespace icp {
 namespace {
 
 constexpr int kGood = 7;
-constexpr size_t kSmallStack = 4096, kNeighbour = 60 << 10;
+constexpr size_t kSmallStack = 2048, kNeighbour = 62 << 10;
 constexpr char kPattern = 0x5a;
 
 // Shared with the child.
@@ -182,11 +182,13 @@ TEST_F(CallBatchTest, WhatLiesBelowASmallStackStays) {
   ask(batch, answers);
   if (start_batch(batch, process, SIGWINCH)) {
     batch.finish();
-    EXPECT_EQ(untouched(), all) << "after a batch";
   }
+  settle_thread(process, 0);
+  batch = {};
+  EXPECT_EQ(untouched(), all) << "after a batch";
   process.remote->syscall(SYS_getpid);
   EXPECT_NE(untouched(), all) << "the test needs a smaller stack";
-  process.remote->give_back();
+  end_calls(process);
   EXPECT_EQ(untouched(), all) << "after a single call";
   process.remote->syscall(SYS_getpid);
   resume_process(process);
