@@ -23,7 +23,7 @@ pb::InetAddress at(const std::string& ip, uint16_t port) {
 }
 
 struct Host {
-  explicit Host(std::string name) : name(std::move(name)) {}
+  explicit Host(std::string called) : name(std::move(called)) {}
 
   Host& tcp(pb::TcpSocket::State state, const pb::InetAddress& local, const pb::InetAddress& remote = {}) {
     pb::TcpSocket& socket = *capsule.add_files()->mutable_tcp();
