@@ -25,10 +25,11 @@ class FewerNodes(LayoutCase):
     def test_two_by_two_tasks_on_one_node(self):
         answer = self.answer(4, 300)
         names = set(self.cluster.node_names[:2])
-        image = self.killed_ring(["-N2", "-n4", *self.ring("two", 300)], 4, names)
+        words = ["-N2", "-n4", "--ntasks-per-node=2", "-w", ",".join(sorted(names))]
+        image = self.killed_ring([*words, *self.ring("two", 300)], 4, names)
         again = self.srun("-N1", "-n4", f"--restart-dir={image}", "none", timeout=90)
         self.assertEqual(self.results(again.stdout), answer, again.stderr)
-        self.one_complaint(self.srun("-N2", "-n4", "-m", "cyclic", f"--restart-dir={image}", "none"),
+        self.one_complaint(self.srun(*words, "-m", "cyclic", f"--restart-dir={image}", "none"),
                            r"holds tasks 0-1 on \S+n1, 2-3 on \S+n2; a node here has tasks (0,2|1,3): .* srun -N2 -n4 ")
         self.one_complaint(self.srun("-N1", "-n3", f"--restart-dir={image}", "none"), "a node here has tasks 0-2: ")
 
@@ -53,7 +54,8 @@ class FewerNodes(LayoutCase):
         self.assertEqual(self.results(self.output(job)), answer)
 
     def test_nothing_outlives_the_agent_of_two_capsules(self):
-        image = self.killed_ring(["-N2", "-n2", *self.ring("orphans", 3000)], 2, set(self.cluster.node_names[:2]))
+        one, two, _ = self.cluster.node_names
+        image = self.killed_ring(["-N2", "-n2", "-w", f"{one},{two}", *self.ring("orphans", 3000)], 2, {one, two})
         srun, job = self.start_srun("-N1", "-n2", f"--restart-dir={image}", "none", output="again.out")
         self.wait_text("again.out", "restarted from version.*(.|\n)*restarted from version")
         for pid in self.agents_of_steps():

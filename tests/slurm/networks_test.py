@@ -36,8 +36,10 @@ class OwnNetworks(LayoutCase):
         self.assertEqual(self.results(out), answer)
 
     def test_two_listeners_of_one_port_cannot_share_a_node(self):
-        srun, job = self.start_srun("-N2", "-n2", "--checkpoint-interval=1s", *SERVER, output="server.out")
-        self.wait_capsules(f"{job}.0", set(self.cluster.node_names[:2]), 1)
+        one, two, _ = self.cluster.node_names
+        srun, job = self.start_srun("-N2", "-n2", "-w", f"{one},{two}", "--checkpoint-interval=1s", *SERVER,
+                                    output="server.out")
+        self.wait_capsules(f"{job}.0", {one, two}, 1)
         self.sh(["scancel", job])
         srun.wait(30)
         self.one_complaint(self.srun("-N1", "-n2", f"--restart-dir={job}.0", "none"),
