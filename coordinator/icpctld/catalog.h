@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What icpctld remembers: steps, their versions, what went wrong. SQLite in WAL mode: what was written before icpctld
-// was killed is there afterwards.
+// was killed is there afterwards; after a power failure, all but perhaps the last seconds.
 #pragma once
 
 #include <sys/types.h>

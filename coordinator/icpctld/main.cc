@@ -94,7 +94,9 @@ class Daemon {
   void on_reload() {
     reload_.async_wait([this](boost::system::error_code error, int) {
       if (error) return;
-      ::sd_notify(0, "RELOADING=1");
+      timespec now{};
+      ::clock_gettime(CLOCK_MONOTONIC, &now);
+      ::sd_notifyf(0, "RELOADING=1\nMONOTONIC_USEC=%lld", now.tv_sec * 1'000'000LL + now.tv_nsec / 1000);
       try {
         const Config config = Config::load(config_path_, true);
         steps_.set_config(config);

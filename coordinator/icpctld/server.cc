@@ -29,9 +29,11 @@ Server::Server(asio::io_context& io, const Config& config, Steps& steps, Request
       requests_(requests),
       munge_(config.munge_socket),
       acceptor_(io),
-      again_(io) {
+      again_(io),
+      heartbeat_(io) {
   listen(config.listen);
   accept();
+  heartbeat();
 }
 
 Server::~Server() {
@@ -78,6 +80,16 @@ void Server::accept() {
   });
 }
 
+void Server::heartbeat() {
+  for (const PeerPointer& peer : peers_) {
+    if (peer->step) peer->connection->send({});
+  }
+  heartbeat_.expires_after(net::kHeartbeat);
+  heartbeat_.async_wait([this](error_code stopped) {
+    if (!stopped) heartbeat();
+  });
+}
+
 void Server::came(tcp::socket socket) {
   if (peers_.size() >= kMostConnectionsInAll) {
     spdlog::error("{} connections: another one is turned away", peers_.size());
@@ -103,7 +115,10 @@ void Server::expect_word(const PeerPointer& peer) {
   if (peer->gone) return;
   peer->silent.expires_after(kFirstWord);
   peer->silent.async_wait([this, peer](error_code error) {
-    if (!error && !peer->step && !peer->asked) drop(peer, "says nothing");
+    if (error || peer->gone || peer->step || peer->asked) return;
+    // Who has spoken is not silent, however long icpctld was busy with a thousand others.
+    if (peer->connection->unread()) return expect_word(peer);
+    drop(peer, "says nothing");
   });
 }
 
@@ -126,20 +141,22 @@ void Server::agent(const PeerPointer& peer, const net::AgentHello& hello) {
   if (peer->connection->uid() != 0) return drop(peer, "wants to be an agent and is not root");
   if (peer->step) return drop(peer, "says twice who it is");
   std::string why;
-  // A connection that this one replaces must not take the new one with it when it goes.
-  for (const PeerPointer& other : peers_) {
-    if (other->step && other->node == hello.node() &&
-        other->step->facts.key == StepKey{hello.job(), hello.step(), hello.restarts()}) {
-      const PeerPointer old = other;
-      drop(old, "its agent connected again");
-      break;
-    }
-  }
+  replace(StepKey{hello.job(), hello.step(), hello.restarts()}, hello.node());
   peer->step = steps_.agent_came(
       hello, [connection = peer->connection](const net::ToPeer& out) { connection->send(out.SerializeAsString()); },
       why);
   if (!peer->step) return drop(peer, why);
   peer->node = hello.node();
+}
+
+// A connection that a new one of the same agent replaces must not take the new one with it when it goes.
+void Server::replace(const StepKey& key, const std::string& node) {
+  const auto step = steps_.all().find(key);
+  if (step == steps_.all().end() || !step->second->agents.contains(node)) return;
+  const auto old = std::find_if(peers_.begin(), peers_.end(), [&](const PeerPointer& other) {
+    return other->step && other->node == node && other->step->facts.key == key;
+  });
+  if (old != peers_.end()) drop(PeerPointer(*old), "its agent connected again");
 }
 
 void Server::command(const PeerPointer& peer, const net::Request& request) {

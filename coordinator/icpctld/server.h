@@ -35,10 +35,12 @@ class Server {
 
   void listen(const net::Endpoint& endpoint);
   void accept();
+  void heartbeat();
   void came(boost::asio::ip::tcp::socket socket);
   void expect_word(const PeerPointer& peer);
   void received(const PeerPointer& peer, const std::string& payload);
   void agent(const PeerPointer& peer, const net::AgentHello& hello);
+  void replace(const StepKey& key, const std::string& node);
   void command(const PeerPointer& peer, const net::Request& request);
   void drop(const PeerPointer& peer, const std::string& why);
   void gone(const PeerPointer& peer, const std::string& why);
@@ -50,7 +52,7 @@ class Server {
   net::MungeAuth munge_;
   boost::asio::thread_pool pool_{2};
   boost::asio::ip::tcp::acceptor acceptor_;
-  boost::asio::steady_timer again_;
+  boost::asio::steady_timer again_, heartbeat_;
   std::list<PeerPointer> peers_;
 };
 

@@ -50,10 +50,11 @@ void record(Write write) {
 
 }  // namespace
 
-Steps::Steps(boost::asio::io_context& io, const Config& config, Catalog& catalog)
+Steps::Steps(boost::asio::io_context& io, const Config& config, Catalog& catalog, milliseconds missing)
     : io_(io),
       config_(config),
       catalog_(catalog),
+      missing_(missing),
       // An agent may still wait in a round of the icpctld before this one: its number must not come again.
       next_round_(static_cast<uint64_t>(
           std::chrono::duration_cast<std::chrono::microseconds>(std::chrono::system_clock::now().time_since_epoch())
@@ -91,6 +92,8 @@ std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgen
   heard_of_version(*step, hello.highest_version());
   // Once a step: a thousand agents of one that come together are one write.
   if (fresh) record([&] { catalog_.step_seen(step->facts); });
+  step->gone_.erase(node);
+  if (fresh && !step->complete()) watch_missing(step);
   net::ToPeer welcome;
   welcome.mutable_welcome()->set_scheduled(true);
   step->agents[node](welcome);
@@ -110,9 +113,36 @@ std::function<void(const std::string&, const net::ToPeer&)> Steps::sender(const 
   };
 }
 
+// A step of which agents are missing has no versions, and its user would not know.
+void Steps::watch_missing(const std::shared_ptr<Step>& step) {
+  step->missing_timer_.expires_after(missing_);
+  step->missing_timer_.async_wait([this, weak = std::weak_ptr(step)](error_code error) {
+    const auto live = weak.lock();
+    if (!error && live && !live->agents.empty() && !live->complete()) tell_missing(*live);
+  });
+}
+
+// One agent is enough to tell.
+void Steps::tell_missing(Step& step) {
+  if (step.restart || step.facts.interval_ms == 0) return;
+  std::string text;
+  for (const auto& [node, why] : step.gone_) text += fmt::format("{}{}: {}", text.empty() ? "" : ", ", node, why);
+  const size_t known = step.agents.size() + step.gone_.size();
+  if (known < step.facts.nodes) {
+    text += fmt::format("{}nothing was heard of {} of its {} nodes", text.empty() ? "" : ", ", step.facts.nodes - known,
+                        step.facts.nodes);
+  }
+  if (text.size() > kMaxErrorText) text.resize(kMaxErrorText);
+  spdlog::warn("step {}: no versions: {}", name_of(step), text);
+  net::ToPeer message;
+  message.mutable_abort()->set_reason(text);
+  step.agents.begin()->second(message);
+}
+
 // After an agent came, or a restart is through.
 void Steps::settled(const std::shared_ptr<Step>& step) {
   if (!step->complete()) return;
+  step->missing_timer_.cancel();
   record_known_versions(*step);
   spdlog::info("step {}: {} agent{}, interval {} ms", name_of(*step), step->facts.nodes,
                step->facts.nodes == 1 ? "" : "s", step->facts.interval_ms);
@@ -148,7 +178,9 @@ void Steps::record_known_versions(Step& step) {
 }
 
 void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& node, const std::string& reason) {
+  const bool was_complete = step->complete();
   step->agents.erase(node);
+  step->gone_.try_emplace(node, fmt::format("its agent is gone ({})", reason));
   step->hellos.erase(node);
   step->ipc.erase(node);
   if (step->round) {
@@ -156,7 +188,11 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
     advanced(step);
   }
   if (step->restart) step->restart->lost(node);
-  if (!step->agents.empty()) return;
+  if (!step->agents.empty()) {
+    if (was_complete) watch_missing(step);
+    return;
+  }
+  step->missing_timer_.cancel();
   step->due_timer_.cancel();
   step->phase_timer_.cancel();
   if (step->wish_ && step->waiting_) {
@@ -191,6 +227,8 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
   } else if (message.has_version()) {
     heard_of_version(*step, message.version().numbers().version());
     if (step->facts.nodes == 1) record([&] { catalog_.version(step->facts.key, message.version().numbers(), 1); });
+  } else if (message.has_end()) {
+    step->gone_[node] = "its tasks have ended";
   } else if (message.has_ipc()) {
     step->ipc[node] = message.ipc();
   }

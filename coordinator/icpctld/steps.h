@@ -56,12 +56,13 @@ class Step {
 
  private:
   friend class Steps;
-  explicit Step(boost::asio::io_context& io) : due_timer_(io), phase_timer_(io) {}
+  explicit Step(boost::asio::io_context& io) : due_timer_(io), phase_timer_(io), missing_timer_(io) {}
 
-  boost::asio::steady_timer due_timer_, phase_timer_;
-  Clock::time_point due_, latest_;  // latest_: the end of max_wait
-  std::optional<Wish> wish_;        // of the round under way or waiting
-  bool waiting_ = false;            // for a writer's place
+  boost::asio::steady_timer due_timer_, phase_timer_, missing_timer_;
+  std::map<std::string, std::string> gone_;  // by node: why its agent is not there any more
+  Clock::time_point due_, latest_;           // latest_: the end of max_wait
+  std::optional<Wish> wish_;                 // of the round under way or waiting
+  bool waiting_ = false;                     // for a writer's place
   bool killing_ = false;
   net::Phase watched_ = net::NONE;  // the phase that phase_timer_ limits
   int passing_failures_ = 0;
@@ -72,7 +73,10 @@ class Steps {
  public:
   using SendToAgent = std::function<void(const net::ToPeer&)>;
 
-  Steps(boost::asio::io_context& io, const Config& config, Catalog& catalog);
+  // `missing`: how long agents of a step may be away, as after a restart of icpctld, before its user is told.
+  static constexpr std::chrono::milliseconds kMissing{20'000};
+  Steps(boost::asio::io_context& io, const Config& config, Catalog& catalog,
+        std::chrono::milliseconds missing = kMissing);
 
   // Nothing when the hello makes no sense or contradicts what other agents of the step said (`why`).
   std::shared_ptr<Step> agent_came(const net::AgentHello& hello, SendToAgent send, std::string& why);
@@ -96,6 +100,8 @@ class Steps {
  private:
   std::function<void(const std::string&, const net::ToPeer&)> sender(const std::shared_ptr<Step>& step) const;
   void settled(const std::shared_ptr<Step>& step);
+  void watch_missing(const std::shared_ptr<Step>& step);
+  void tell_missing(Step& step);
   void plan_next(const std::shared_ptr<Step>& step);
   void due(const std::shared_ptr<Step>& step);
   void begin_or_wait(const std::shared_ptr<Step>& step);
@@ -110,6 +116,7 @@ class Steps {
   boost::asio::io_context& io_;
   Config config_;
   Catalog& catalog_;
+  const std::chrono::milliseconds missing_;
   std::map<StepKey, std::shared_ptr<Step>> steps_;
   std::deque<std::weak_ptr<Step>> waiting_;
   size_t writers_ = 0;

@@ -17,7 +17,10 @@ namespace asio = boost::asio;
 using boost::system::error_code;
 using std::chrono::milliseconds;
 
-constexpr milliseconds kConnectTimeout{5'000}, kFirstPause{200}, kLongestPause{10'000}, kLastWords{200};
+// A handshake may wait its turn at a munged to which a thousand others came in the same moment; nobody waits for it
+// here.
+constexpr milliseconds kConnectTimeout{5'000}, kHandshakeTimeout{30'000};
+constexpr milliseconds kFirstPause{200}, kLongestPause{10'000}, kLastWords{200}, kLook{500};
 
 }  // namespace
 
@@ -93,7 +96,7 @@ void CoordinatorLink::connect() {
 void CoordinatorLink::opened(net::Connection::Socket socket) {
   net::Connection::Handlers handlers;
   handlers.ready = [this] {
-    pause_ = milliseconds(0);
+    listen_for_silence();
     net::ToCoordinator message;
     {
       const std::lock_guard lock(mutex_);
@@ -105,11 +108,13 @@ void CoordinatorLink::opened(net::Connection::Socket socket) {
   handlers.closed = [this, name = to_text(coordinators_[(next_ - 1) % coordinators_.size()])](const std::string& why) {
     retry(fmt::format("{}: {}", name, why));
   };
-  connection_ = net::Connection::open(std::move(socket), munge_, pool_, server_, kConnectTimeout, std::move(handlers));
+  connection_ =
+      net::Connection::open(std::move(socket), munge_, pool_, server_, kHandshakeTimeout, std::move(handlers));
 }
 
 void CoordinatorLink::retry(const std::string& why) {
   timer_.cancel();
+  silence_.cancel();
   connection_.reset();
   {
     const std::lock_guard lock(mutex_);
@@ -128,6 +133,17 @@ void CoordinatorLink::retry(const std::string& why) {
   });
 }
 
+void CoordinatorLink::listen_for_silence() {
+  silence_.expires_after(net::kSilence);
+  silence_.async_wait([this, connection = connection_](error_code error) {
+    if (error || !connection || connection != connection_) return;
+    if (connection->unread()) return listen_for_silence();  // it was this process that did not listen
+    connection->close();
+    retry(fmt::format("{}: it has said nothing for {} s", to_text(coordinators_[(next_ - 1) % coordinators_.size()]),
+                      std::chrono::duration_cast<std::chrono::seconds>(net::kSilence).count()));
+  });
+}
+
 void CoordinatorLink::tell_agent(const std::string& why) {
   // Each attempt fails with much the same words: the agent hears of the first.
   if (told_.empty() == why.empty() && told_ != "-") return;
@@ -138,6 +154,7 @@ void CoordinatorLink::tell_agent(const std::string& why) {
 }
 
 void CoordinatorLink::received(const std::string& payload) {
+  listen_for_silence();
   net::ToPeer message;
   if (!message.ParseFromString(payload)) {
     spdlog::warn("icpctld sent something that is no message");
@@ -161,7 +178,15 @@ void CoordinatorLink::received(const std::string& payload) {
     }
   }
   heard_.notify_all();
-  if (message.has_welcome()) tell_agent("");
+  if (message.has_welcome()) {
+    pause_ = milliseconds(0);
+    tell_agent("");
+  }
+  if (message.has_abort() && message.abort().round() == 0) {
+    asio::post(agent_, [events = events_, why = message.abort().reason()] {
+      if (events->missed) events->missed(why);
+    });
+  }
   if (message.has_begin()) {
     asio::post(agent_, [events = events_, begin = message.begin()] {
       if (events->begin) events->begin(begin);
@@ -185,36 +210,57 @@ void CoordinatorLink::say(const net::ToCoordinator& message) {
   });
 }
 
-// Waits until `there()` holds in the round. The lock is held.
+// Waits until `there()` holds, and looks now and then whether it is still wanted. The lock is held. False: too late.
+template <typename There>
+bool CoordinatorLink::wait_looking(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point until,
+                                   const Wanted& wanted, There there) {
+  while (true) {
+    const auto now = std::chrono::steady_clock::now();
+    if (heard_.wait_until(lock, wanted ? std::min(until, now + kLook) : until, there)) return true;
+    if (now >= until) return false;
+    if (!wanted) continue;
+    lock.unlock();
+    wanted();
+    lock.lock();
+  }
+}
+
+// The same in a round.
 template <typename There>
 void CoordinatorLink::wait_in_round(std::unique_lock<std::mutex>& lock, uint64_t round, milliseconds timeout,
-                                    There there) {
-  const bool heard = heard_.wait_for(lock, timeout, [&] { return round_ != round || !given_up_.empty() || there(); });
+                                    const Wanted& wanted, There there) {
+  const bool heard = wait_looking(lock, std::chrono::steady_clock::now() + timeout, wanted,
+                                  [&] { return round_ != round || !given_up_.empty() || there(); });
   if (round_ != round) throw_error(ErrorKind::kBusy, "the coordinator has gone on to another version");
   if (!given_up_.empty()) throw_error(ErrorKind::kBusy, "{}", given_up_);
   if (!heard) throw_error(ErrorKind::kBusy, "the other nodes were not ready within {} ms", timeout.count());
 }
 
-net::Go CoordinatorLink::wait_go(uint64_t round, net::Phase phase, milliseconds timeout) {
+net::Go CoordinatorLink::wait_go(uint64_t round, net::Phase phase, milliseconds timeout, const Wanted& wanted) {
   std::unique_lock lock(mutex_);
-  wait_in_round(lock, round, timeout, [&] { return go_.phase() >= phase; });
+  wait_in_round(lock, round, timeout, wanted, [&] { return go_.phase() >= phase; });
   return go_;
 }
 
-net::Survey CoordinatorLink::survey(const net::Survey& message, milliseconds timeout) {
+net::Survey CoordinatorLink::survey(const net::Survey& message, milliseconds timeout, const Wanted& wanted) {
   std::unique_lock lock(mutex_);
   survey_.reset();
   net::ToCoordinator out;
   *out.mutable_survey() = message;
   say(out);
-  wait_in_round(lock, message.round(), timeout, [&] { return survey_.has_value(); });
+  wait_in_round(lock, message.round(), timeout, wanted, [&] { return survey_.has_value(); });
   return *survey_;
 }
 
-net::RestartGo CoordinatorLink::restart(const net::RestartReady& message, milliseconds timeout) {
+bool CoordinatorLink::wait_scheduled(milliseconds timeout) {
+  std::unique_lock lock(mutex_);
+  return heard_.wait_for(lock, timeout, [&] { return scheduled_; });
+}
+
+net::RestartGo CoordinatorLink::restart(const net::RestartReady& message, milliseconds timeout, const Wanted& wanted) {
   const auto until = std::chrono::steady_clock::now() + timeout;
   std::unique_lock lock(mutex_);
-  if (!heard_.wait_until(lock, until, [&] { return scheduled_; })) {
+  if (!wait_looking(lock, until, wanted, [&] { return scheduled_; })) {
     throw_error(ErrorKind::kBusy, "the step has tasks on several nodes, and the coordinator cannot be reached");
   }
   const uint64_t losses = losses_;
@@ -222,7 +268,7 @@ net::RestartGo CoordinatorLink::restart(const net::RestartReady& message, millis
   *out.mutable_ready() = message;
   say(out);
   if (!message.error().empty()) return {};
-  const bool heard = heard_.wait_until(lock, until, [&] {
+  const bool heard = wait_looking(lock, until, wanted, [&] {
     return losses_ != losses || !restart_go_.error().empty() || restart_go_.phase() >= message.phase();
   });
   if (losses_ != losses) throw_error(ErrorKind::kBusy, "the connection to the coordinator is lost");

@@ -29,6 +29,8 @@ class CoordinatorLink {
     std::function<void(const net::BeginRound&)> begin;
     // The connection is there, or is not: `why` is empty when it is.
     std::function<void(const std::string& why)> changed;
+    // No versions are taken, for something that other nodes lack.
+    std::function<void(const std::string& why)> missed;
   };
 
   // Starts connecting. `agent` must outlive this. Throws Error (kUsage) when coordinator_user does not exist.
@@ -43,24 +45,32 @@ class CoordinatorLink {
   // Dropped when nobody is there.
   void say(const net::ToCoordinator& message);
   // Blocks until the coordinator lets the round go on with `phase`. Throws Error (kBusy): given up by the coordinator,
-  // connection lost, or nothing heard for `timeout`.
-  net::Go wait_go(uint64_t round, net::Phase phase, std::chrono::milliseconds timeout);
+  // connection lost, or nothing heard for `timeout`. `wanted`, if not empty, is asked meanwhile and may throw to end
+  // it: a coordinator that hangs must not keep the agent of a step that has ended.
+  using Wanted = std::function<void()>;
+  net::Go wait_go(uint64_t round, net::Phase phase, std::chrono::milliseconds timeout, const Wanted& wanted = {});
   // The other ends of those the message names, as far as they are on other nodes of the round. Blocks and throws as
   // above.
-  net::Survey survey(const net::Survey& message, std::chrono::milliseconds timeout);
+  net::Survey survey(const net::Survey& message, std::chrono::milliseconds timeout, const Wanted& wanted = {});
+  // Blocks until icpctld is there, at most so long. False: it is not.
+  bool wait_scheduled(std::chrono::milliseconds timeout);
   // Says that this agent has come so far with a restart, and blocks until all have, or the connection does not come
-  // within `timeout`. Throws Error (kBusy).
-  net::RestartGo restart(const net::RestartReady& message, std::chrono::milliseconds timeout);
+  // within `timeout`. Throws Error (kBusy). `wanted`: as in wait_go().
+  net::RestartGo restart(const net::RestartReady& message, std::chrono::milliseconds timeout, const Wanted& wanted);
 
  private:
   void connect();
   void retry(const std::string& why);
   void opened(net::Connection::Socket socket);
   void received(const std::string& payload);
+  void listen_for_silence();
   void tell_agent(const std::string& why);
   template <typename There>
+  bool wait_looking(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point until,
+                    const Wanted& wanted, There there);
+  template <typename There>
   void wait_in_round(std::unique_lock<std::mutex>& lock, uint64_t round, std::chrono::milliseconds timeout,
-                     There there);
+                     const Wanted& wanted, There there);
   void leave(std::chrono::steady_clock::time_point latest);
 
   const std::vector<net::Endpoint> coordinators_;
@@ -74,7 +84,7 @@ class CoordinatorLink {
   boost::asio::thread_pool pool_{1};
   boost::asio::ip::tcp::resolver resolver_{io_};
   boost::asio::ip::tcp::socket socket_{io_};
-  boost::asio::steady_timer timer_{io_};
+  boost::asio::steady_timer timer_{io_}, silence_{io_};
   net::Connection::Pointer connection_;
   size_t next_ = 0;  // of the coordinators
   std::chrono::milliseconds pause_{0};

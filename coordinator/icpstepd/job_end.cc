@@ -6,9 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <thread>
 #include <vector>
 
 #include "coordinator/icpstepd/cgroups.h"
@@ -18,6 +20,7 @@
 namespace icp {
 namespace {
 
+constexpr auto kEnding = std::chrono::seconds(3);  // for a slurmstepd whose steps have ended to be gone, on a busy node
 constexpr time_t kYoung = 60;  // seconds: a ledger this new may belong to a job whose first step is just starting
 
 // Into the log, and to slurmd's (the epilog's stderr).
@@ -35,6 +38,17 @@ std::string pin_of(const Config& config, const std::string& node, uint32_t job, 
   return fmt::format("{}/{}/job_{}.{}/ipcns", config.run_dir, node, job, restarts);
 }
 
+// slurmd runs the epilog when the steps are over; their slurmstepd may still be on its way out. One that stays is that
+// of the job's next run.
+bool runs_again(const std::string& node, uint32_t job, const std::string& pin) {
+  const auto until = std::chrono::steady_clock::now() + kEnding;
+  while (job_has_slurmstepd(node, job, pin)) {
+    if (std::chrono::steady_clock::now() > until) return true;
+    std::this_thread::sleep_for(std::chrono::milliseconds(50));
+  }
+  return false;
+}
+
 void clean_ledger(const Config& config, const std::string& node, uint32_t job, const LedgerRuns& runs) {
   for (const LedgerCleanup& result : JobLedger::cleanup(config.run_dir, node, job, runs)) {
     for (const IpcObject& object : result.removed) report(fmt::format("job {}: removed {}", job, describe(object)));
@@ -46,7 +60,7 @@ void clean_ledger(const Config& config, const std::string& node, uint32_t job, c
 
 void end_job(const Config& config, const std::string& node, uint32_t job, uid_t uid, uint32_t restarts) {
   LedgerRuns runs;
-  if (job_has_slurmstepd(node, job, pin_of(config, node, job, restarts))) {
+  if (runs_again(node, job, pin_of(config, node, job, restarts))) {
     // The job runs again already, here: this epilog is that of an earlier run.
     runs.below = restarts;
     report(fmt::format("job {}: late epilog, the job runs again", job));

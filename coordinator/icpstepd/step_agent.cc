@@ -345,6 +345,11 @@ void StepAgent::start_link() {
     link_->set_hello(hello());
   };
   events.changed = [this](const std::string& why) { on_link_changed(why); };
+  events.missed = [this](const std::string& why) {
+    if (asked())
+      notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {} (the job runs on)", step(), why));
+  };
+  link_since_ = std::chrono::steady_clock::now();
   try {
     link_ = std::make_unique<CoordinatorLink>(config_, hello(), io_, std::move(events));
     if (config_.ipc == IpcPolicy::kPrivate)
@@ -373,11 +378,19 @@ pid_t StepAgent::some_process() const {
 void StepAgent::on_link_changed(const std::string& why) {
   if (why.empty()) {
     spdlog::info("connected to the coordinator");
+    absence_told_ = false;
     if (ipc_report_) ipc_report_->begin_anew();
     return;
   }
   spdlog::warn("no coordinator: {}", why);
-  if (!asked()) return;  // who asked for nothing misses nothing
+  tell_absence(why);
+}
+
+// Once each time it is away, by the node of the step's first task: a thousand nodes would say the same.
+void StepAgent::tell_absence(const std::string& why) {
+  if (!asked() || absence_told_) return;  // who asked for nothing misses nothing
+  absence_told_ = true;
+  if (tasks_.empty() || tasks_.begin()->first != 0) return;
   notices_.complain(fmt::format(
       "slurm-icp: step {}: the coordinator cannot be reached ({}): {}", step(), why,
       several_capsules() ? "no checkpoints until it can (the job runs on)" : "checkpoints are taken without it"));
@@ -400,6 +413,10 @@ void StepAgent::wait_until(std::chrono::steady_clock::time_point when) {
 void StepAgent::on_timer() {
   // The coordinator's timer holds while it is there; a version of several nodes is nothing one of them can decide.
   const bool own = !several_capsules() && !(link_ && link_->scheduled());
+  // Something is there and does not answer: a version is due, and nobody has been told yet.
+  if (link_ && !link_->scheduled() && std::chrono::steady_clock::now() - link_since_ > kPatience) {
+    tell_absence("it does not answer");
+  }
   const bool again = own && versions_.take();
   if (own && link_ && !again) link_->set_hello(hello());
   if (!versions_.begun()) return;

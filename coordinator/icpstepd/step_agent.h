@@ -85,9 +85,12 @@ class StepAgent {
   void start_link();
   net::AgentHello hello() const;
   pid_t some_process() const;
+  // With a coordinator that says nothing, until the user hears of it.
+  static constexpr std::chrono::seconds kPatience{3};
   RestartTogether with_the_others();
   void join_network(SessionConfig& config);
   void on_link_changed(const std::string& why);
+  void tell_absence(const std::string& why);
   void start_timer();
   void wait_until(std::chrono::steady_clock::time_point when);
   void end_task(Task& task, int status);
@@ -122,7 +125,9 @@ class StepAgent {
   std::chrono::milliseconds interval_{0};
   std::chrono::steady_clock::time_point due_;  // the next version
   std::unique_ptr<CoordinatorLink> link_;      // none without a coordinator
-  std::optional<IpcReport> ipc_report_;        // none without one, or if objects are not the job's alone
+  std::chrono::steady_clock::time_point link_since_;
+  bool absence_told_ = false;            // of the coordinator, to the user
+  std::optional<IpcReport> ipc_report_;  // none without one, or if objects are not the job's alone
 };
 
 }  // namespace icp

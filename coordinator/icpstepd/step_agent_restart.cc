@@ -65,12 +65,22 @@ RestartTogether StepAgent::with_the_others() {
   if (!several_capsules()) return {};
   if (!link_) throw_error(ErrorKind::kUsage, "a step with tasks on several nodes is restored with a coordinator only");
   RestartTogether together;
-  together.chosen = [this](const net::RestartReady& ready) { return link_->restart(ready, kRestartWait); };
-  together.meet = [this](const std::vector<ConnectionEnd>& ends) {
+  const CoordinatorLink::Wanted wanted = [this] {
+    const auto lives = [](const auto& entry) { return ::kill(entry.second.pid, 0) == 0; };
+    if (!std::any_of(tasks_.begin(), tasks_.end(), lives)) throw_error(ErrorKind::kGone, "the step has ended");
+  };
+  together.chosen = [this, wanted](const net::RestartReady& ready) {
+    if (tasks_.begin()->first == 0 && !link_->wait_scheduled(kPatience)) {
+      tell_user(fmt::format(
+          "slurm-icp: step {}: waits for the coordinator, without which nodes cannot be restored together", step()));
+    }
+    return link_->restart(ready, kRestartWait, wanted);
+  };
+  together.meet = [this, wanted](const std::vector<ConnectionEnd>& ends) {
     net::RestartReady ready;
     ready.set_phase(2);
     *ready.mutable_ends() = to_message(ends);
-    return from_message(link_->restart(ready, kRestartWait).ends());
+    return from_message(link_->restart(ready, kRestartWait, wanted).ends());
   };
   return together;
 }
@@ -121,7 +131,7 @@ bool StepAgent::tell_the_others(const std::string& error) {
   try {
     net::RestartReady ready;
     ready.set_error(error);
-    link_->restart(ready, kTellWait);
+    link_->restart(ready, kTellWait, {});
     return true;
   } catch (const Error& failed) {
     spdlog::warn("{}", failed.what());

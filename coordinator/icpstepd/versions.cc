@@ -134,7 +134,7 @@ std::vector<ConnectionEnd> Versions::connections_inside(const std::vector<Connec
     question.set_round(round_->round());
     *question.mutable_ends() = to_message(ends);
     surveyed_ = true;
-    return inside(ends, from_message(link_->survey(question, kSurveyWait).ends()));
+    return inside(ends, from_message(link_->survey(question, kSurveyWait, while_it_runs()).ends()));
   }
   net::ToCoordinator message;
   net::PhaseDone& done = *message.mutable_done();
@@ -160,6 +160,13 @@ std::string Versions::choose_image(const net::BeginRound& begin, net::PhaseDone&
     throw_error(ErrorKind::kBusy, "{} has a version {} already", image, highest);
   }
   return image;
+}
+
+// For a wait in which the processes run: their end ends it.
+CoordinatorLink::Wanted Versions::while_it_runs() const {
+  return [this] {
+    if (!session_->alive()) throw_error(ErrorKind::kGone, "the step's processes have ended");
+  };
 }
 
 std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
@@ -193,7 +200,7 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
         switch (phase) {
           case Phase::kPrepared:
             done_with(net::PREPARE);
-            link.wait_go(begin.round(), net::STOP, kLongWait);
+            link.wait_go(begin.round(), net::STOP, kLongWait, while_it_runs());
             return;
           case Phase::kStopped:
             return;
@@ -203,7 +210,7 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
             return;
           case Phase::kWritten:
             done_with(net::WRITE);
-            link.wait_go(begin.round(), net::COMMIT, kLongWait);
+            link.wait_go(begin.round(), net::COMMIT, kLongWait, while_it_runs());
             return;
         }
       };

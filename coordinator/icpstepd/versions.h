@@ -49,6 +49,7 @@ class Versions {
 
  private:
   bool script_has_steps() const;
+  CoordinatorLink::Wanted while_it_runs() const;
   void report(const CheckpointResult& result);
   bool failed(const Error& error);
   void run_site_script(int error) const;

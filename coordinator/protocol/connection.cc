@@ -19,15 +19,19 @@ using boost::system::error_code;
 constexpr std::string_view kMagic = "SICP";
 constexpr std::string_view kClientMark = "slurm-icp client 1", kServerMark = "slurm-icp server 1";
 constexpr size_t kHeader = 8;
+constexpr const char* kNotBelieved =
+    "the coordinator closed the connection instead of answering; it says why in its log: most likely its munged has "
+    "another key, or its clock another time";
 constexpr size_t kReadChunk = 16 << 10;
 
 std::string text_of(const Key& key) { return {reinterpret_cast<const char*>(key.data()), key.size()}; }
 
-// A peer whose machine is gone is noticed within a minute also when nothing is said.
+// A peer whose machine or network is gone is noticed within half a minute, also when nothing is said; what is back
+// within ten seconds was never away.
 void watch_peer(asio::ip::tcp::socket& socket) {
   const int fd = socket.native_handle();
-  const int on = 1, idle = 20, every = 10, tries = 3;
-  const unsigned unanswered_ms = 30'000;
+  const int on = 1, idle = 10, every = 5, tries = 3;
+  const unsigned unanswered_ms = 20'000;
   ::setsockopt(fd, SOL_SOCKET, SO_KEEPALIVE, &on, sizeof on);
   ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPIDLE, &idle, sizeof idle);
   ::setsockopt(fd, IPPROTO_TCP, TCP_KEEPINTVL, &every, sizeof every);
@@ -39,13 +43,14 @@ void watch_peer(asio::ip::tcp::socket& socket) {
 }  // namespace
 
 Connection::Connection(Socket socket, const MungeAuth& munge, asio::thread_pool& pool, bool server_side, uid_t server,
-                       Handlers handlers)
+                       std::chrono::milliseconds timeout, Handlers handlers)
     : socket_(std::move(socket)),
       munge_(munge),
       pool_(pool),
       timer_(socket_.get_executor()),
       server_side_(server_side),
       server_(server),
+      timeout_(timeout),
       handlers_(std::move(handlers)) {
   error_code error;
   const auto end = socket_.remote_endpoint(error);
@@ -55,23 +60,40 @@ Connection::Connection(Socket socket, const MungeAuth& munge, asio::thread_pool&
 
 Connection::Pointer Connection::accept(Socket socket, const MungeAuth& munge, asio::thread_pool& pool,
                                        std::chrono::milliseconds handshake_timeout, Handlers handlers) {
-  Pointer connection(new Connection(std::move(socket), munge, pool, true, 0, std::move(handlers)));
-  connection->begin(handshake_timeout);
+  Pointer connection(new Connection(std::move(socket), munge, pool, true, 0, handshake_timeout, std::move(handlers)));
+  connection->begin();
   return connection;
 }
 
 Connection::Pointer Connection::open(Socket socket, const MungeAuth& munge, asio::thread_pool& pool, uid_t server,
                                      std::chrono::milliseconds handshake_timeout, Handlers handlers) {
-  Pointer connection(new Connection(std::move(socket), munge, pool, false, server, std::move(handlers)));
-  connection->begin(handshake_timeout);
+  Pointer connection(
+      new Connection(std::move(socket), munge, pool, false, server, handshake_timeout, std::move(handlers)));
+  connection->begin();
   return connection;
 }
 
-void Connection::begin(std::chrono::milliseconds timeout) {
-  timer_.expires_after(timeout);
-  timer_.async_wait([self = shared_from_this()](error_code error) {
-    if (!error) self->fail("no answer to the handshake in time");
+bool Connection::unread() const {
+  error_code error;
+  return !closed_ && socket_.available(error) > 0 && !error;
+}
+
+// From now on the peer has the time-out for its step of the handshake.
+void Connection::expect(const char* late) {
+  timer_.expires_after(timeout_);
+  timer_.async_wait([self = shared_from_this(), late, step = ++step_](error_code error) {
+    // Its end may have been on its way here when the step was done after all.
+    if (!error && step == self->step_) self->fail(late);
   });
+}
+
+void Connection::in_time() {
+  step_++;
+  timer_.cancel();
+}
+
+void Connection::begin() {
+  expect(server_side_ ? "says nothing" : "no answer to the handshake in time");
   if (server_side_) {
     read_credential();
   } else {
@@ -118,6 +140,7 @@ void Connection::send_credential() {
             for (int shift = 24; shift >= 0; shift -= 8)
               message->push_back(static_cast<char>(credential.size() >> shift & 0xff));
             *message += credential;
+            if (server_side_) expect("does not read the answer to its handshake");
             asio::async_write(socket_, asio::buffer(*message),
                               [self = shared_from_this(), message](error_code error, size_t) {
                                 if (self->closed_) return;
@@ -132,6 +155,7 @@ void Connection::read_credential() {
   incoming_.resize(kHeader);
   asio::async_read(socket_, asio::buffer(incoming_), [self = shared_from_this()](error_code error, size_t) {
     if (self->closed_) return;
+    if (error == asio::error::eof && !self->server_side_) return self->fail(kNotBelieved);
     if (error) return self->fail(error.message());
     size_t length = 0;
     for (size_t i = kMagic.size(); i < kHeader; i++)
@@ -149,6 +173,7 @@ void Connection::read_credential() {
 }
 
 void Connection::credential_arrived(const std::string& text) {
+  if (server_side_) in_time();  // it is munged's turn
   if (text.find('\0') != std::string::npos) return fail("this is not a MUNGE credential");
   in_pool([munge = munge_, text] { return munge.decode(text); },
           [this](const Credential& credential) {
@@ -186,7 +211,7 @@ void Connection::accept_server(const Credential& credential) {
 }
 
 void Connection::keys_known() {
-  timer_.cancel();
+  in_time();
   const Key to_server = derive_key(client_half_, server_half_, "to coordinator");
   const Key to_client = derive_key(client_half_, server_half_, "to peer");
   writer_ = std::make_unique<FrameWriter>(server_side_ ? to_client : to_server);

@@ -25,6 +25,9 @@ namespace icp::net {
 
 inline constexpr size_t kMaxCredential = 8192;  // bytes
 inline constexpr size_t kMaxQueued = 64 << 20;  // bytes waiting for a peer that does not read
+// icpctld says something to each agent at least so often; an agent that hears nothing for kSilence takes it for gone,
+// be it that its machine is, or that it hangs.
+inline constexpr std::chrono::milliseconds kHeartbeat{5'000}, kSilence{20'000};
 inline constexpr uint16_t kDefaultPort = 6830;
 
 // All members are to be called in the thread that runs the io_context; so are the handlers. Keeps itself alive while
@@ -40,9 +43,12 @@ class Connection : public std::enable_shared_from_this<Connection> {
   };
 
   // Server side of an accepted socket. MUNGE is asked in `pool`, since a slow munged must not hold up everybody.
+  // `handshake_timeout` limits each of the peer's two steps; what munged takes when a thousand peers come at once is
+  // not held against them.
   static Pointer accept(Socket socket, const MungeAuth& munge, boost::asio::thread_pool& pool,
                         std::chrono::milliseconds handshake_timeout, Handlers handlers);
   // Client side of a connected socket. `server` is whom icpctld must run as (root is believed as well).
+  // `handshake_timeout` limits all of it.
   static Pointer open(Socket socket, const MungeAuth& munge, boost::asio::thread_pool& pool, uid_t server,
                       std::chrono::milliseconds handshake_timeout, Handlers handlers);
 
@@ -58,11 +64,15 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string address() const { return address_; }
   // Bytes held for the peer at this moment.
   size_t queued() const { return queued_; }
+  // True when bytes of the peer have arrived that nobody has read yet: whoever is late, it is not the peer.
+  bool unread() const;
 
  private:
   Connection(Socket socket, const MungeAuth& munge, boost::asio::thread_pool& pool, bool server_side, uid_t server,
-             Handlers handlers);
-  void begin(std::chrono::milliseconds timeout);
+             std::chrono::milliseconds timeout, Handlers handlers);
+  void begin();
+  void expect(const char* late);
+  void in_time();
   void send_credential();
   void read_credential();
   void credential_arrived(const std::string& text);
@@ -79,8 +89,10 @@ class Connection : public std::enable_shared_from_this<Connection> {
   MungeAuth munge_;
   boost::asio::thread_pool& pool_;
   boost::asio::steady_timer timer_;
+  uint32_t step_ = 0;  // of the handshake, whose time timer_ limits
   const bool server_side_;
   const uid_t server_;
+  const std::chrono::milliseconds timeout_;
   Handlers handlers_;
   std::string address_;
   uid_t uid_ = static_cast<uid_t>(-1);

@@ -22,6 +22,34 @@ struct KernelSigaction {
   uint64_t handler, flags, restorer, mask;
 };
 
+constexpr uint64_t bit_of(int signal) { return 1ull << (signal - 1); }
+
+// Those whose default action does not end a process.
+constexpr uint64_t kHarmless = bit_of(SIGCHLD) | bit_of(SIGURG) | bit_of(SIGWINCH) | bit_of(SIGCONT) | bit_of(SIGSTOP) |
+                               bit_of(SIGTSTP) | bit_of(SIGTTIN) | bit_of(SIGTTOU);
+
+// A signal that came during the stop and ends the process as soon as it runs on, as scancel's or a time limit's
+// SIGTERM: a version of it would be restored into its death. A process in a job-control stop keeps its signals until
+// SIGCONT.
+void refuse_dying(const StoppedProcess& process, const ProcStatus& status) {
+  if (process.job_stopped) return;
+  const uint64_t deadly = ~(status.sig_caught | status.sig_ignored | kHarmless);
+  const auto look = [&](const std::vector<siginfo_t>& pending, uint64_t blocked) {
+    for (const siginfo_t& info : pending) {
+      if (info.si_signo < 1 || info.si_signo > static_cast<int>(kSignals)) continue;
+      if ((bit_of(info.si_signo) & deadly & ~blocked) == 0) continue;
+      throw_error(ErrorKind::kGone, "process {} ({}) is being ended by signal {}", process.ref.pid, process.ref.comm,
+                  info.si_signo);
+    }
+  };
+  uint64_t blocked_by_all = ~0ull;
+  for (size_t i = 0; i < process.threads.size(); ++i) {
+    look(process.threads[i].pending_signals(false), process.starts[i].signal_mask);
+    blocked_by_all &= process.starts[i].signal_mask;
+  }
+  look(process.threads[0].pending_signals(true), blocked_by_all);
+}
+
 siginfo_t checked_siginfo(const std::string& bytes) {
   siginfo_t info;
   if (bytes.size() != sizeof info) throw_error(ErrorKind::kImage, "a pending signal has {} bytes", bytes.size());
@@ -36,6 +64,7 @@ siginfo_t checked_siginfo(const std::string& bytes) {
 
 void capture_signals(const StoppedProcess& process, CallBatch& calls, pb::Process& state) {
   const ProcStatus& status = process.status;
+  refuse_dying(process, status);
   pb::Signals& signals = *state.mutable_signals();
   for (uint32_t signal = 1; signal <= kSignals; ++signal) {
     const uint64_t bit = 1ull << (signal - 1);

@@ -96,6 +96,8 @@ class Cluster:
         self.user, self.debug, self.extra_conf = user, debug, extra_conf
         self.prefix = "icp" + hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
         self.memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
+        self.coordinator_host = self.address  # where icpctld listens
+        self.coordinator_at = None  # host:port that agents are told instead, if not None
         self.pids = {}  # daemon's name -> [pid, start time]
         self.ipc_before = set()
         self.children = []  # what this object started and must reap
@@ -312,12 +314,13 @@ class Cluster:
         if wait:
             self.wait_idle([node])
 
-    def start_coordinator(self, wait=True):
-        """Start icpctld, in the foreground; with `wait`, until it takes connections."""
+    def start_coordinator(self, wait=True, config=None, within=(), **environment):
+        """Start icpctld, in the foreground; with `wait`, until it takes connections. `config`: another file than the
+        cluster's icp.yaml; `within`: words of a command that runs it (nsenter ...)."""
         program = self.bin_dir / "icpctld"
         if not program.exists():
             raise ClusterError("icpctld is not among the installed programs")
-        self._spawn("icpctld", [program, "--config", self.conf_dir / "icp.yaml"])
+        self._spawn("icpctld", [*within, program, "--config", config or self.conf_dir / "icp.yaml"], **environment)
         if wait:
             self.wait_for(self._coordinator_listens, 20, f"icpctld to listen ({self.coordinator_log})")
 
@@ -325,7 +328,7 @@ class Cluster:
         if not self.alive("icpctld"):
             raise ClusterError(f"icpctld ended at its start:\n{self.log_tail('icpctld')}")
         with socket.socket() as probe:
-            return probe.connect_ex((self.address, self.coordinator_port)) == 0
+            return probe.connect_ex((self.coordinator_host, self.coordinator_port)) == 0
 
     def reload_coordinator(self):
         """Have icpctld read icp.yaml again. Returns at once."""

@@ -99,9 +99,9 @@ def icp_yaml(run_dir, more):
 def coordinator_yaml(c):
     """The lines of icp.yaml by which icpctld of cluster `c` runs and is found."""
     return f"""\
-coordinator: {c.address}:{c.coordinator_port}
+coordinator: {c.coordinator_at or f"{c.coordinator_host}:{c.coordinator_port}"}
 coordinator_user: root
 munge_socket: {c.munge_socket}
-listen: {c.address}:{c.coordinator_port}
+listen: "{c.coordinator_host}:{c.coordinator_port}"
 state_dir: {c.state}/icpctld
 """

@@ -237,6 +237,36 @@ TEST_F(StepsTest, TheVersionOfAKillThatIsRefusedStays) {
   EXPECT_TRUE(a->inbox.back().has_abort());
 }
 
+TEST_F(StepsTest, AStepWhoseAgentsAreMissingIsToldOnce) {
+  steps.emplace(io, config, catalog, milliseconds(50));
+  net::AgentHello first = hello(1, "a", 3), second = hello(1, "b", 3);
+  first.set_interval_ms(1000);
+  second.set_interval_ms(1000);
+  const auto a = come(first), b = come(second);
+  let_pass(milliseconds(20));
+  EXPECT_TRUE(a->inbox.empty());
+  let_pass(milliseconds(150));
+  ASSERT_EQ(a->inbox.size(), 1u);
+  EXPECT_EQ(a->inbox[0].abort().round(), 0u);
+  EXPECT_EQ(a->inbox[0].abort().reason(), "nothing was heard of 1 of its 3 nodes");
+  EXPECT_TRUE(b->inbox.empty());
+  const auto c = come(hello(1, "c", 3));
+  net::ToCoordinator end;
+  end.mutable_end()->set_completed(true);
+  steps->agent_said(b->step, "b", end);
+  leave(b);
+  leave(c);
+  let_pass(milliseconds(150));
+  ASSERT_EQ(a->inbox.size(), 2u);
+  EXPECT_EQ(a->inbox[1].abort().reason(), "b: its tasks have ended, c: its agent is gone (went)");
+  // Back before anybody is told: nothing is.
+  const auto again = come(second), other = come(hello(1, "c", 3));
+  leave(other);
+  const auto last = come(hello(1, "c", 3));
+  let_pass(milliseconds(150));
+  EXPECT_EQ(a->inbox.size(), 2u);
+}
+
 TEST_F(StepsTest, WhatAnAgentSaysMeanwhileMakesNoPhaseLonger) {
   config.prepare_timeout = milliseconds(300);
   steps->set_config(config);

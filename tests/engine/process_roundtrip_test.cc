@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Processes, threads, signals and timers, there and back.
 #include <gtest/gtest.h>
+#include <fcntl.h>
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <poll.h>
@@ -31,6 +32,7 @@
 #include <thread>
 #include <vector>
 
+#include "engine/base/error.h"
 #include "tests/engine/roundtrip.h"
 
 namespace icp::test {
@@ -176,6 +178,49 @@ TEST_F(ProcessRoundtrip, PendingRealTimeSignalsInOrderWithValues) {
               return 0;
             }),
             0);
+}
+
+// scancel sends SIGTERM while a version is being taken: restored from that version, the job would end at once.
+TEST_F(ProcessRoundtrip, NoVersionOfAProcessThatASignalIsEnding) {
+  const TempDir dir;
+  const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  for (const bool blocked : {false, true}) {
+    const pid_t pid = ::fork();
+    if (pid == 0) {
+      for (int fd = 0; fd < 3; ++fd) ::dup2(null, fd);
+      ::close_range(3, ~0U, 0);
+      sigset_t set;
+      sigemptyset(&set);
+      if (blocked) sigaddset(&set, SIGTERM);
+      sigprocmask(SIG_SETMASK, &set, nullptr);
+      while (true) ::pause();
+    }
+    SessionConfig config;
+    config.image_path = dir.path() + (blocked ? "/blocked" : "/deadly");
+    config.node = "n";
+    Session session(std::move(config), {{pid, 0}});
+    CheckpointOptions options;
+    options.gate = [pid](CheckpointOptions::Phase phase) {
+      if (phase == CheckpointOptions::Phase::kStopped) ::kill(pid, SIGTERM);
+    };
+    ::usleep(50'000);
+    int status = 0;
+    if (blocked) {
+      EXPECT_EQ(session.checkpoint(options).version, 1u);
+      ::kill(pid, SIGKILL);
+    } else {
+      try {
+        session.checkpoint(options);
+        ADD_FAILURE() << "a version of a process that is being ended";
+      } catch (const Error& error) {
+        EXPECT_EQ(error.kind(), ErrorKind::kGone) << error.what();
+        EXPECT_NE(std::string(error.what()).find("is being ended by signal 15"), std::string::npos) << error.what();
+      }
+    }
+    ASSERT_EQ(::waitpid(pid, &status, 0), pid);
+    EXPECT_EQ(WTERMSIG(status), blocked ? SIGKILL : SIGTERM);
+  }
+  ::close(null);
 }
 
 TEST_F(ProcessRoundtrip, AlternateStackAndMask) {

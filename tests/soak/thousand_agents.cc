@@ -6,7 +6,8 @@
 //
 // one-step: one step of AGENTS nodes. one-node-steps: AGENTS steps of one node each. Their interval is a second. A
 // round is from the first BeginRound to the moment the last of all agents has committed; in the second case that is a
-// wave of AGENTS rounds, max_writers at a time. Prints one line of key=value; exit code 1 with a reason when anything
+// wave of AGENTS rounds, max_writers at a time. icpctld_cpu_ms and agents_cpu_ms are processor time of such a round or
+// wave. Prints one line of key=value; exit code 1 with a reason when anything
 // goes wrong. Runs as root, as agents do.
 #include <sys/resource.h>
 #include <unistd.h>
@@ -16,6 +17,7 @@
 #include <fstream>
 #include <iterator>
 #include <memory>
+#include <sstream>
 #include <string>
 #include <vector>
 
@@ -55,6 +57,18 @@ long resident(const std::string& pid) {
   throw_error(ErrorKind::kUsage, "there is no process {}", pid);
 }
 
+// Processor time of icpctld and of this process, ms: what a round costs, however loaded the machine is.
+double cpu_ms(const std::string& pid) {
+  std::ifstream stat("/proc/" + pid + "/stat");
+  const std::string text{std::istreambuf_iterator<char>(stat), {}};
+  std::istringstream fields(text.substr(text.rfind(')') + 2));
+  std::string word;
+  for (int i = 3; i < 14 && fields; i++) fields >> word;
+  double user = 0, system = 0;
+  fields >> user >> system;
+  return (user + system) * 1000 / static_cast<double>(::sysconf(_SC_CLK_TCK));
+}
+
 class Load {
  public:
   Load(std::vector<std::string> words)
@@ -73,15 +87,19 @@ class Load {
     until([this] { return welcome_ == agents_; }, "all agents to be welcome");
     const double connecting = ms_since(begin);
     const long connected = resident(pid_);
+    const double server_before = cpu_ms(pid_), own_before = cpu_ms("self");
     until([this] { return commits_ >= agents_ * rounds_; }, "rounds of all agents");
     const double all = ms_since(begin) - connecting;
     const long after = resident(pid_);
+    const double waves = static_cast<double>(commits_) / static_cast<double>(agents_);
+    const double server_cpu = (cpu_ms(pid_) - server_before) / waves, own_cpu = (cpu_ms("self") - own_before) / waves;
     std::sort(times_.begin(), times_.end());
     std::printf(
         "agents=%zu kind=%s connect_ms=%.0f rounds=%zu round_ms_median=%.1f round_ms_max=%.1f commits_per_s=%.0f "
+        "icpctld_cpu_ms=%.1f agents_cpu_ms=%.1f "
         "rss_before_kib=%ld rss_connected_kib=%ld rss_after_kib=%ld kib_per_agent=%.1f\n",
         agents_, one_step_ ? "one-step" : "one-node-steps", connecting, times_.size(), median(times_),
-        times_.empty() ? 0 : times_.back(), 1000.0 * static_cast<double>(commits_) / all, before, connected, after,
+        times_.empty() ? 0 : times_.back(), 1000.0 * static_cast<double>(commits_) / all, server_cpu, own_cpu, before, connected, after,
         static_cast<double>(after - before) / static_cast<double>(agents_));
     for (const auto& connection : connections_) connection->close();
     pool_.join();
