@@ -197,6 +197,18 @@ class Kernel:
             add(name)
         return order
 
+    def packages(self, names):
+        """Packages of this machine's own release, as files in a directory of the cache."""
+        to = self.cache / "packages"
+        apt = Apt(self.cache)
+        try:
+            for name in names:
+                if not list(to.glob(f"{name}_*.deb")):
+                    apt.download(*apt.newest(re.escape(name)), to)
+        except (subprocess.SubprocessError, TypeError, StopIteration) as problem:
+            raise Unavailable(f"{', '.join(names)} could not be fetched: apt-get update") from problem
+        return to
+
     @property
     def module_files(self):
         return sorted((self.root / "modules").iterdir())

@@ -59,6 +59,7 @@ struct mirror {
 	size_t pages;
 	char *copy;
 	uint32_t capacity; /* of the vectors used */
+	bool sparse;	   /* private anonymous memory of this process, mostly holes: those are not read, which is slow */
 	struct records records;
 };
 struct mirror mirror_of(pid_t pid, void *start, size_t bytes);
@@ -93,7 +94,7 @@ void end_child(struct child *child);
 struct test_case {
 	const char *name;
 	void (*run)(void);
-	int seconds; /* 0: 120 */
+	int seconds; /* 0: 600 */
 };
 extern const struct test_case interface_cases[], memory_cases[], sharing_cases[], kernel_cases[], lifetime_cases[],
 	shm_cases[], fuzz_cases[];
