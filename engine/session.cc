@@ -78,6 +78,7 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
               .staging_limit = config.staging_limit,
               .precopy_rounds = 3,
               .dedup = config.dedup,
+              .keep = config.keep_tracking,
               .root = {}}) {
   start_seconds = ::time(nullptr);
   for (const TaskRoot& root : roots) {
@@ -221,6 +222,7 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     VersionWriter writer = image.begin_version(options.version);
     writer.set_compression(config.compression);
     follow_chain(image);
+    if (tries == 1) resume_kept(image);
     try {
       return write_version(writer, begin, options);
     } catch (const Error& error) {
@@ -292,6 +294,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   pass(Phase::kWritten);
   writer.publish();
   last_version = result.version;
+  memory.saved_as(manifest);
   stats.set_total_ns(now_ns(CLOCK_MONOTONIC) - begin);
   result.stats = stats;
   if (options.committed) options.committed(result);

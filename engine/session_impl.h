@@ -24,6 +24,8 @@ struct Session::Impl {
   // Phases of a version.
   // Before a version: the chain may have been folded or pruned since the last one (session_chain.cc).
   void follow_chain(const ImageDir& image);
+  // Before the first version: goes on from the latest one with trackings that an earlier session kept.
+  void resume_kept(const ImageDir& image);
   void prepare(VersionWriter& writer);
   void collect(StoppedTree& tree, pb::Capsule& capsule);
   CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
@@ -39,6 +41,7 @@ struct Session::Impl {
   InterruptedCalls calls;
   MemoryCapture memory;
   uint32_t last_version = 0;
+  bool kept_looked_for = false;
   std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
 };
 

@@ -116,6 +116,7 @@ void StepAgent::on_control() {
 }
 
 void StepAgent::finish(bool goodbye) {
+  ipc_watch_.look({});  // what was made since the last look, and by the last processes
   // Ended by themselves with status 0, all of them: a later requeue of the job must not restart this step.
   const bool all_well = !tasks_.empty() && tasks_.size() == facts_.local_tasks &&
                         std::all_of(tasks_.begin(), tasks_.end(),
