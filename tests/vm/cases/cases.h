@@ -94,7 +94,7 @@ void end_child(struct child *child);
 struct test_case {
 	const char *name;
 	void (*run)(void);
-	int seconds; /* 0: 600 */
+	int seconds; /* 0: 1800 */
 };
 extern const struct test_case interface_cases[], memory_cases[], sharing_cases[], kernel_cases[], lifetime_cases[],
 	shm_cases[], fuzz_cases[];
