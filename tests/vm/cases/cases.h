@@ -72,9 +72,9 @@ void settle(struct mirror *mirror, size_t most);
 /* The number of the first page that differs; -1 when none does. */
 long first_difference(struct mirror *mirror);
 
-/* Pages of lists of a processor look as if somebody else had them, and are reported twice. settle() empties those lists;
- * what the case does after that may fill them again. */
-#define SLACK 16
+/* Pages of lists of a processor (15 pages, from 6.9 on 31) look as if somebody else had them, and are reported twice.
+ * settle() empties those lists; what the case does after that may fill them again. */
+#define SLACK 32
 
 char *map(size_t bytes, int flags); /* MAP_ANONYMOUS, readable and writable */
 char *map_huge(size_t bytes);	    /* aligned to and advised for huge pages */
