@@ -78,6 +78,7 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
               .staging_limit = config.staging_limit,
               .precopy_rounds = 3,
               .dedup = config.dedup,
+              .keep = config.keep_tracking,
               .root = {}}) {
   start_seconds = ::time(nullptr);
   for (const TaskRoot& root : roots) {
@@ -222,6 +223,7 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     follow_chain(image);
     if (untracked && last_version != 0) memory.inherit(image.open_version(last_version));
     untracked = false;
+    if (tries == 1) resume_kept(image);
     try {
       return write_version(writer, begin, options);
     } catch (const Error& error) {
@@ -295,6 +297,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   writer.publish();
   last_version = result.version;
   last_image = options.image_path.empty() ? config.image_path : options.image_path;
+  memory.saved_as(manifest);
   stats.set_total_ns(now_ns(CLOCK_MONOTONIC) - begin);
   result.stats = stats;
   if (options.committed) options.committed(result);

@@ -29,6 +29,9 @@ struct SessionConfig {
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;           // bytes
   Compression compression = Compression::kNone;  // of page files; done while the processes run
+  // Trackings outlive the session, where the kernel can do that (kernel-module): a later session of the same processes
+  // and image then begins with an incremental version.
+  bool keep_tracking = false;
   bool dedup = false;  // pages rewritten with what they held are not stored again; 16 bytes of memory a page
   std::vector<OuterStreamId> outer;  // standard streams and PMI connections the tasks were started with
   NetworkScope network;              // TCP connections to other capsules and to the outside

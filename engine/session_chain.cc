@@ -42,4 +42,20 @@ void Session::Impl::forget_chain() {
   last_version = 0;
 }
 
+// Any doubt makes the version a full one.
+void Session::Impl::resume_kept(const ImageDir& image) {
+  if (!config.keep_tracking || last_version != 0 || kept_looked_for) return;
+  kept_looked_for = true;
+  try {
+    const uint32_t latest = image.latest().value_or(0);
+    if (latest == 0) return;
+    const VersionReader reader = image.open_version(latest);
+    if (memory.resume(reader, reader.read_state(), processes())) last_version = latest;
+  } catch (const Error& error) {
+    spdlog::warn("{}: the next version is a full one", error.what());
+    memory.abandon();
+    last_version = 0;
+  }
+}
+
 }  // namespace icp

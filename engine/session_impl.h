@@ -26,6 +26,8 @@ struct Session::Impl {
   // another image.
   void follow_chain(const ImageDir& image);
   void forget_chain();
+  // Before the first version: goes on from the latest one with trackings that an earlier session kept.
+  void resume_kept(const ImageDir& image);
   void prepare(VersionWriter& writer);
   void collect(StoppedTree& tree, pb::Capsule& capsule);
   CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
@@ -42,6 +44,7 @@ struct Session::Impl {
   MemoryCapture memory;
   uint32_t last_version = 0;
   std::string last_image;          // the path of the image that holds it
+  bool kept_looked_for = false;
   std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
   bool untracked = false;          // it is there by now, and has been written to unseen
 };

@@ -6,6 +6,7 @@
  * Probes on functions of ipc/shm.c, in place only while a descriptor watches. A kernel that lacks one of them reports
  * fewer kinds (see features in HELLO).
  */
+#include <linux/cgroup.h>
 #include <linux/cred.h>
 #include <linux/fs.h>
 #include <linux/ipc_namespace.h>
@@ -33,6 +34,19 @@ static DEFINE_SPINLOCK(buffer_lock);
 static struct icp_shm_event *buffer;
 static u64 written_events; /* ever */
 
+/* A job's processes are those of its cgroups; a pid says nothing once its process has ended. */
+static void note_cgroups(struct icp_shm_event *event)
+{
+#ifdef CONFIG_CGROUPS
+	rcu_read_lock();
+	event->cgroup = cgroup_id(task_dfl_cgroup(current));
+#ifdef CONFIG_CGROUP_FREEZER
+	event->cgroup_freezer = cgroup_id(task_cgroup(current, freezer_cgrp_id));
+#endif
+	rcu_read_unlock();
+#endif
+}
+
 /* buffer_lock may be wanted by a probe on this very processor: only with interrupts off. */
 static void add_event(u32 kind, int id, int key, u64 bytes, struct ipc_namespace *ns)
 {
@@ -48,6 +62,7 @@ static void add_event(u32 kind, int id, int key, u64 bytes, struct ipc_namespace
 	};
 	unsigned long flags;
 
+	note_cgroups(&event);
 	spin_lock_irqsave(&buffer_lock, flags);
 	if (buffer)
 		buffer[written_events++ % BUFFER_EVENTS] = event;

@@ -117,16 +117,10 @@ void icp_view_set_cookie(struct icp_view *view, const u64 cookie[2])
 static struct task_struct *task_of_pidfd(int pidfd)
 {
 	struct task_struct *task = NULL;
-	struct fd f = fdget(pidfd);
-	struct file *file;
+	struct file *file = fget(pidfd);
 	struct pid *pid = NULL;
 	unsigned long magic;
 
-#ifdef ICP_HAVE_FD_FILE
-	file = fd_file(f);
-#else
-	file = f.file;
-#endif
 	if (!file)
 		return ERR_PTR(-EBADF);
 	magic = file_inode(file)->i_sb->s_magic;
@@ -135,11 +129,11 @@ static struct task_struct *task_of_pidfd(int pidfd)
 	else if (magic == ANON_INODE_FS_MAGIC && !strcmp(file->f_path.dentry->d_name.name, "[pidfd]"))
 		pid = file->private_data;
 	if (!pid) {
-		fdput(f);
+		fput(file);
 		return ERR_PTR(-EBADF);
 	}
 	task = get_pid_task(pid, PIDTYPE_TGID);
-	fdput(f);
+	fput(file);
 	return task ? task : ERR_PTR(-ESRCH);
 }
 

@@ -55,7 +55,9 @@ int exit_code_of(const Versions& versions) { return versions.failure() ? exit_co
 int checkpoint(const TreeOptions& options, const Cli& cli) {
   require_root("checkpoint");
   Reporter reporter(cli.verbosity);
-  Versions versions(config_of_tree(options), open_root(options.pid), reporter, options.versions.keep);
+  SessionConfig config = config_of_tree(options);
+  config.keep_tracking = true;  // the next call may go on from this version
+  Versions versions(std::move(config), open_root(options.pid), reporter, options.versions.keep);
   const EventLoop undisturbed({SIGTERM, SIGINT, SIGHUP});  // a version is taken whole or, on an error, not at all
   const auto result = versions.take(options.kill);
   if (!result && !ProcessHandle(options.pid).running())

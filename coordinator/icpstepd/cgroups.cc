@@ -11,6 +11,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <optional>
 #include <regex>
 #include <set>
 #include <sstream>
@@ -134,21 +135,21 @@ void join_cgroups(pid_t pid, pid_t like) {
 
 namespace {
 
-// The step's own directory in the hierarchy that proctrack/cgroup uses; empty without proctrack/cgroup.
-std::string step_directory(pid_t task) {
+// The step's own place in the hierarchy that proctrack/cgroup uses; none without proctrack/cgroup.
+std::optional<CgroupPlace> step_place(pid_t task) {
   for (CgroupPlace place : cgroups_of(task)) {
     const size_t step = place.path.find("/step_");
     if ((place.controllers != "freezer" && !place.controllers.empty()) || step == std::string::npos) continue;
     place.path.resize(std::min(place.path.find('/', step + 1), place.path.size()));
-    return place.directory();
+    return place;
   }
-  return {};
+  return std::nullopt;
 }
 
 }  // namespace
 
 Signalled signalled_by_slurm(pid_t task, const std::string& slurm_conf_directory) {
-  if (step_directory(task).empty()) return Signalled::kTree;
+  if (!step_place(task)) return Signalled::kTree;
   std::ifstream file(slurm_conf_directory + "/cgroup.conf");
   static const std::regex yes(R"(^\s*SignalChildrenProcesses\s*=\s*(yes|true|1)\b.*)", std::regex::icase);
   for (std::string line; std::getline(file, line);) {
@@ -158,10 +159,27 @@ Signalled signalled_by_slurm(pid_t task, const std::string& slurm_conf_directory
 }
 
 std::vector<pid_t> step_processes(pid_t task) {
-  const std::string directory = step_directory(task);
-  if (directory.empty()) return {};
-  const std::set<pid_t> pids = processes_in({directory});
+  const auto place = step_place(task);
+  if (!place) return {};
+  const std::set<pid_t> pids = processes_in({place->directory()});
   return {pids.begin(), pids.end()};
+}
+
+void add_step_cgroups(pid_t task, StepCgroups& cgroups) {
+  if (const auto place = task > 0 ? step_place(task) : std::nullopt) {
+    cgroups.directory = place->directory();
+    cgroups.freezer = !place->controllers.empty();
+  }
+  if (cgroups.directory.empty()) return;
+  const auto add = [&cgroups](const fs::path& directory) {
+    struct stat status {};
+    if (::stat(directory.c_str(), &status) == 0) cgroups.inodes.insert(status.st_ino);
+  };
+  std::error_code ignored;
+  add(cgroups.directory);
+  for (const auto& entry : fs::recursive_directory_iterator(cgroups.directory, ignored)) {
+    if (entry.is_directory(ignored)) add(entry.path());
+  }
 }
 
 size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {

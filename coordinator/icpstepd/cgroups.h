@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,16 @@ Signalled signalled_by_slurm(pid_t task, const std::string& slurm_conf_directory
 
 // All processes of the step whose task this is, as its cgroup knows them: orphans of tasks, too. Empty without one.
 std::vector<pid_t> step_processes(pid_t task);
+
+// The step's cgroups in the hierarchy that proctrack/cgroup uses, by their inode numbers, which the kernel does not use
+// again: what ever was one of them stays one.
+struct StepCgroups {
+  std::string directory;  // empty: not seen yet, or no proctrack/cgroup
+  bool freezer = false;   // version 1's freezer hierarchy; else version 2
+  std::set<uint64_t> inodes;
+};
+// Adds those there are now. `task` is any task of the step; 0: none is there (any more).
+void add_step_cgroups(pid_t task, StepCgroups& cgroups);
 
 // Kills what is left in the job's groups on the node, except slurmstepd. Returns how many processes there were.
 size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job);

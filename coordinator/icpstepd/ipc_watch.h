@@ -7,8 +7,10 @@
 #include <vector>
 
 #include "coordinator/config.h"
+#include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/sysv/ledger.h"
+#include "engine/sysv/shm_events.h"
 
 namespace icp {
 
@@ -17,11 +19,19 @@ class IpcWatch {
   // Does nothing in the other modes, or without a ledger.
   IpcWatch(const protocol::StepFacts& facts, const Config& config);
   bool active() const { return ledger_.has_value(); }
-  // One look. A process that lives between two looks only is missed, and so is what it leaves behind.
+  // One look, at the tasks that are still there. With the kernel module, segments of processes that came and went since
+  // the last one are the job's by the cgroup they were made in; without it, or without proctrack/cgroup, these are
+  // missed.
   void look(const std::vector<pid_t>& tasks);
 
  private:
+  void look_at_processes(const std::vector<pid_t>& tasks);
+  void look_at_cgroups(const std::vector<pid_t>& tasks);
+  void look_at_events(const std::vector<pid_t>& tasks);
+
   std::optional<JobLedger> ledger_;
+  std::optional<ShmEvents> events_;
+  StepCgroups cgroups_;
 };
 
 }  // namespace icp

@@ -131,6 +131,7 @@ void StepAgent::take_names(size_t tasks) {
 }
 
 void StepAgent::finish(bool goodbye) {
+  ipc_watch_.look({});  // what was made since the last look, and by the last processes
   // Ended by themselves with status 0, all of them: a later requeue of the job must not restart this step.
   const bool all_well = !tasks_.empty() && tasks_.size() == facts_.local_tasks &&
                         std::all_of(tasks_.begin(), tasks_.end(),

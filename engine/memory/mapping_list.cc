@@ -133,7 +133,7 @@ ObjectKey object_key_of_file(const struct stat& status, const std::string& targe
   return {deleted ? pb::MemoryObject::DELETED_FILE : pb::MemoryObject::SHM_FILE, status.st_dev, status.st_ino};
 }
 
-std::optional<MappingClass> MemoryMapping::tracked_as() const {
+std::optional<MappingClass> tracked_as(pb::Mapping::Kind kind) {
   switch (kind) {
     case pb::Mapping::ANONYMOUS:
       return MappingClass::kAnonymous;

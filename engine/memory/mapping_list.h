@@ -19,6 +19,9 @@
 
 namespace icp {
 
+// How a tracker is to look at a mapping of this kind; none when its pages are nobody's business (vdso, files).
+std::optional<MappingClass> tracked_as(pb::Mapping::Kind kind);
+
 // Identity of memory that may be shared: device and inode, or the segment id (System V).
 struct ObjectKey {
   pb::MemoryObject::Kind kind{};
@@ -82,8 +85,7 @@ struct MemoryMapping {
   std::string problem, remedy;      // not empty: cannot be checkpointed, and why
   bool vanished = false;            // the problem is that it was unmapped meanwhile (running process)
 
-  // How the tracker is to look at it; none when its pages are nobody's business (vdso, files).
-  std::optional<MappingClass> tracked_as() const;
+  std::optional<MappingClass> tracked_as() const { return icp::tracked_as(kind); }
   bool takes_private_pages() const;
   void to_proto(pb::Mapping& out) const;  // all but the object's id
 };

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
+#include <xxhash.h>
 
 #include <map>
 #include <optional>
@@ -80,6 +81,15 @@ void add_mapping(pid_t pid, const MemoryMapping& mapping, uint32_t object, pb::A
   }
 }
 
+// The store of one process in one version. The times tell versions of one boot apart, which is as long as a cookie
+// lives, and go along when a version is folded into another one or copied elsewhere.
+TrackingCookie cookie_of(const pb::Manifest& version, const std::string& store) {
+  const std::string name =
+      fmt::format("{} {} {} {}", version.job().node(), version.taken_unix_ns(), version.taken_boot_ns(), store);
+  const XXH128_hash_t hash = XXH3_128bits(name.data(), name.size());
+  return {hash.low64, hash.high64};
+}
+
 }  // namespace
 
 struct MemoryCapture::Impl {
@@ -105,7 +115,7 @@ struct MemoryCapture::Impl {
   void track(StoppedProcess& process) {
     auto& space = spaces[process.ref.pid];
     if (space && space->begun()) unused.push_back(std::move(space));
-    space = std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote));
+    space = std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote, options.keep));
     const auto store = inherited_stores.find(static_cast<uint32_t>(process.ref.vpid));
     if (store != inherited_stores.end()) {
       space->inherit(*inherited, store->second);
@@ -352,6 +362,32 @@ void MemoryCapture::adopt(const VersionReader& version, const pb::Capsule& capsu
     }
   }
   impl_->objects.finish_adopt(highest);
+}
+
+void MemoryCapture::saved_as(const pb::Manifest& version) {
+  if (!impl_->options.keep) return;
+  for (auto& [pid, space] : impl_->spaces) space->tracker().saved_as(cookie_of(version, space->store()));
+}
+
+bool MemoryCapture::resume(const VersionReader& version, const pb::Capsule& capsule,
+                           const std::vector<ProcessRef>& processes) {
+  std::map<uint32_t, const pb::Process*> by_pid;
+  for (const pb::Process& process : capsule.processes()) by_pid[process.pid()] = &process;
+  for (const ProcessRef& process : processes) {
+    const auto state = by_pid.find(static_cast<uint32_t>(process.vpid));
+    if (process.zombie || state == by_pid.end()) continue;
+    const pb::AddressSpace& saved = state->second->memory();
+    if (saved.index().empty()) continue;
+    auto tracker = resume_tracker(impl_->options.tracker, process.pid, cookie_of(version.manifest(), saved.index()));
+    if (!tracker) continue;
+    auto space = std::make_unique<PrivateMemory>(process, std::move(tracker));
+    space->resume(PageStoreReader(version, saved.index()).take_index(), saved);
+    if (impl_->options.dedup) space->begin_dedup(&version);
+    impl_->spaces[process.pid] = std::move(space);
+  }
+  if (impl_->spaces.empty()) return false;
+  for (const pb::MemoryObject& object : capsule.objects()) impl_->objects.resume(version, object);
+  return true;
 }
 
 }  // namespace icp

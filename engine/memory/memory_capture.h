@@ -30,6 +30,7 @@ struct MemoryOptions {
                                         // pages are written while the processes are stopped (and logged)
   unsigned precopy_rounds = 3;
   bool dedup = false;  // private pages that hold what they held in the version before are not stored again
+  bool keep = false;   // trackings outlive the agent, where the kernel can do that: see resume()
   std::string root;    // not used: files are looked at through /proc/PID/map_files
   // Makes every thread of the capsule pass through a stop. Called in each pre-copy round between arming and copying: a
   // kernel write that was under way when the pages were armed (O_DIRECT, process_vm_writev) has pinned them and goes
@@ -101,6 +102,12 @@ class MemoryCapture {
   // A restored capsule goes on incrementally from the version it came from: takes over the stores' indexes.
   // The processes are stopped, fully restored, with no scratch memory mapped in them.
   void adopt(const VersionReader& version, const pb::Capsule& capsule, std::vector<StoppedProcess>& processes);
+
+  // The version of the last write() is committed: with MemoryOptions::keep, a later agent can go on from it.
+  void saved_as(const pb::Manifest& version);
+  // Goes on from a version of an agent that has ended, with those processes whose trackings it kept and which nobody
+  // has looked at since; the others are new. False when there is none such; after an error, abandon().
+  bool resume(const VersionReader& version, const pb::Capsule& capsule, const std::vector<ProcessRef>& processes);
 
  private:
   struct Impl;

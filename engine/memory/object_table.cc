@@ -226,6 +226,24 @@ void ObjectTable::adopt(const VersionReader& version, uint32_t id, const MemoryM
   if (first) found->adopt(PageStoreReader(version, found->store()).take_index());
 }
 
+void ObjectTable::resume(const VersionReader& version, const pb::MemoryObject& saved) {
+  const bool segment = saved.kind() == pb::MemoryObject::SYSV;
+  const ObjectKey key{saved.kind(), segment ? 0 : saved.dev(),
+                      segment ? static_cast<uint64_t>(saved.shmid()) : saved.ino()};
+  for (const auto& [other, object] : objects_) {
+    if (other == key || object->id() == saved.id())
+      throw_error(ErrorKind::kImage, "version {}: the memory objects {} and {} are the same", version.version(),
+                  object->id(), saved.id());
+  }
+  auto object = std::make_unique<SharedObject>(saved.id(), key);
+  next_id_ = std::max(next_id_, saved.id() + 1);
+  PageStoreReader store(version, object->store());
+  PageHashes hashes;
+  store.load_hashes(hashes);
+  object->resume(store.take_index(), hashes);
+  objects_[key] = std::move(object);
+}
+
 void ObjectTable::finish_adopt(uint32_t highest_id) {
   next_id_ = std::max(next_id_, highest_id + 1);
   list_segments();

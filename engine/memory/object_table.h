@@ -47,6 +47,9 @@ class ObjectTable {
   // Arms the mappers noted by adopt() and takes the segments' stamps.
   void finish_adopt(uint32_t highest_id);
 
+  // An object of a version of an earlier agent: what it is compared with when it turns up again.
+  void resume(const VersionReader& version, const pb::MemoryObject& saved);
+
   const std::map<ObjectKey, std::unique_ptr<SharedObject>>& objects() const { return objects_; }
 
  private:

@@ -242,4 +242,18 @@ void PrivateMemory::adopt(const std::string& store, PageIndex index, const std::
   armed_ = std::move(armed);
 }
 
+void PrivateMemory::resume(PageIndex index, const pb::AddressSpace& saved) {
+  store_ = saved.index();
+  index_ = std::make_unique<PageIndex>(std::move(index));
+  armed_.clear();
+  uint64_t above = 0;
+  for (const pb::Mapping& mapping : saved.mappings()) {
+    if (mapping.start() < above || mapping.end() <= mapping.start())
+      throw_error(ErrorKind::kImage, "the mappings of {} are not in order", store_);
+    above = mapping.end();
+    const auto kind = tracked_as(mapping.kind());
+    if (kind && *kind != MappingClass::kShared) armed_.push_back({{mapping.start(), mapping.end()}, *kind});
+  }
+}
+
 }  // namespace icp

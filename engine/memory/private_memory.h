@@ -66,6 +66,9 @@ class PrivateMemory {
 
   // Goes on from a restored version: the index describes the memory as it is at this moment (stopped).
   void adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings);
+  // Goes on from a version of an earlier agent: the index describes the memory as it was when the tracker's last pass
+  // collected the mappings of `saved`. The process may run.
+  void resume(PageIndex index, const pb::AddressSpace& saved);
 
   uint64_t written_pages() const { return writer_ ? writer_->records() : written_; }
   uint64_t total_pages() const { return index_->pages(); }

@@ -4,7 +4,6 @@
 #include <fcntl.h>
 #include <sys/mman.h>
 #include <unistd.h>
-#include <xxhash.h>
 
 #include <cerrno>
 #include <cstring>
@@ -66,10 +65,12 @@ void SharedObject::forget() {
   full_ = true;
 }
 
+SharedObject::Hash SharedObject::to_hash(const PageHash& hash) {
+  return {hash.low | 1, hash.high};  // never the mark of a page of zeros
+}
+
 SharedObject::Hash SharedObject::hash_page(const std::byte* page) {
-  if (all_zero(page)) return {};
-  const XXH128_hash_t hash = XXH3_128bits(page, kPageSize);
-  return {hash.low64 | 1, hash.high64};  // never the mark of a page of zeros
+  return all_zero(page) ? Hash{} : to_hash(icp::hash_page(page));
 }
 
 // Bytes beyond the end of the object read as zeros.
@@ -231,6 +232,19 @@ void SharedObject::adopt(PageIndex index) {
   no_writing_ = true;
   update_all(nullptr);
   no_writing_ = false;
+}
+
+void SharedObject::resume(PageIndex index, const PageHashes& hashes) {
+  index_ = std::make_unique<PageIndex>(std::move(index));
+  hashes_.clear();
+  index_->for_each_run([&](uint64_t address, uint64_t pages, PageLocation) {
+    for (uint64_t at = address; at < address + pages * kPageSize; at += kPageSize) {
+      auto& chunk = hashes_[at / kChunk * kChunk];
+      if (!chunk) chunk = std::make_unique<ChunkHashes>();
+      (*chunk)[at % kChunk / kPageSize] = to_hash(hashes.find(at));
+    }
+  });
+  known_ = true;
 }
 
 void SharedObject::fill(pb::MemoryObject& out) const {

@@ -13,6 +13,7 @@
 
 #include "engine/base/unique_fd.h"
 #include "engine/image/image_dir.h"
+#include "engine/image/page_hash.h"
 #include "engine/image/page_store.h"
 #include "engine/memory/mapping_list.h"
 #include "engine/memory/page_ranges.h"
@@ -67,6 +68,8 @@ class SharedObject {
   void reload(const VersionReader& version);
   // Goes on from a restored version, whose content it has at this moment.
   void adopt(PageIndex index);
+  // Goes on from a version of an earlier agent, whose content has these hashes.
+  void resume(PageIndex index, const PageHashes& hashes);
 
   std::optional<SysvStamp> stamp;  // System V: when the trackers were last armed
   uint64_t written_pages() const { return writer_ ? writer_->records() : written_; }
@@ -91,6 +94,7 @@ class SharedObject {
   void emit(uint64_t offset, std::span<const std::byte> bytes, StagingArena* arena);
   void erase(Range range);
   void read_chunk(uint64_t chunk, std::span<std::byte> to) const;
+  static Hash to_hash(const PageHash& hash);  // of a page that is not all zeros
   static Hash hash_page(const std::byte* page);
 
   uint32_t id_;

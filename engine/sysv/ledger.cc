@@ -223,13 +223,27 @@ void JobLedger::record_pids(const std::vector<ProcessRef>& processes) {
   append_lines(directory_, "pids", lines);
 }
 
+void JobLedger::record_creations(const std::vector<ShmCreation>& by_the_job) {
+  if (facts_.mode != IpcMode::kHost) return;
+  for (const ShmCreation& made : by_the_job) {
+    if (made.ipc_namespace == facts_.host_namespace) creations_[made.id] = made;
+  }
+}
+
 void JobLedger::record_objects() {
   if (facts_.mode != IpcMode::kHost) return;
   std::vector<PidSpan> spans;
   for (const auto& [key, span] : spans_) spans.push_back(span);
   std::string lines;
-  for (const IpcObject& object : list_ipc_objects()) {
-    if (object.removed || !made_by(object, facts_, spans)) continue;
+  const std::vector<IpcObject> objects = list_ipc_objects();
+  std::erase_if(creations_, [&](const auto& entry) {
+    return std::none_of(objects.begin(), objects.end(),
+                        [&](const auto& object) { return is_of(object, entry.second); });
+  });
+  for (const IpcObject& object : objects) {
+    const auto made = creations_.find(object.kind == IpcKind::kShm ? object.id : -1);
+    const bool told = made != creations_.end() && object.uid == facts_.uid && is_of(object, made->second);
+    if (object.removed || (!told && !made_by(object, facts_, spans))) continue;
     const auto same = [&](const IpcObject& old) { return same_object(old, object); };
     if (std::any_of(recorded_.begin(), recorded_.end(), same)) continue;
     recorded_.push_back(object);

@@ -22,6 +22,7 @@
 #include "engine/process/stopped_tree.h"
 #include "engine/sysv/ipc_list.h"
 #include "engine/sysv/ledger_records.h"
+#include "engine/sysv/shm_events.h"
 
 namespace icp {
 
@@ -65,8 +66,9 @@ class JobLedger {
 
   // Mode host (else they do nothing): the job's processes as they are now, all that this agent knows of; then what
   // they made since. Call both at every look at the tree. Processes that come and go between two looks are not known,
-  // and what they leave behind is not removed.
+  // and what they leave behind is removed only if record_creations(), called in between, tells of it.
   void record_pids(const std::vector<ProcessRef>& processes);
+  void record_creations(const std::vector<ShmCreation>& by_the_job);
   void record_objects();
 
   // The end of a job on this node: removes its objects and then its ledger. For each run that was found one result.
@@ -86,6 +88,7 @@ class JobLedger {
   LedgerFacts facts_;
   std::map<std::pair<pid_t, uint64_t>, PidSpan> spans_;  // recorded by this agent
   std::vector<IpcObject> recorded_;
+  std::map<int, ShmCreation> creations_;  // segments made by processes of the job, by id
 };
 
 }  // namespace icp

@@ -171,6 +171,12 @@ bool same_object(const IpcObject& a, const IpcObject& b) {
          a.create_time == b.create_time;
 }
 
+bool is_of(const IpcObject& object, const ShmCreation& made) {
+  // Its time is that of the last IPC_SET.
+  return object.kind == IpcKind::kShm && object.id == made.id && object.key == made.key &&
+         object.creator == made.creator && object.create_time >= made.time - kClockSlack;
+}
+
 void append_lines(const std::string& directory, const char* name, const std::string& lines) {
   if (lines.empty()) return;
   const std::string path = directory + "/" + name;

@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/sysv/ipc_list.h"
+#include "engine/sysv/shm_events.h"
 
 namespace icp {
 
@@ -54,6 +55,9 @@ std::string object_line(const IpcObject& object);
 std::vector<IpcObject> read_objects(const std::string& directory);
 // Whether two descriptions can only be of the same object: ids and pids are used again, times pass.
 bool same_object(const IpcObject& a, const IpcObject& b);
+
+// Whether the object is the segment that was made then: ids are used again after some thousand others, pids, too.
+bool is_of(const IpcObject& object, const ShmCreation& made);
 
 // Appends whole lines to <directory>/<name>.
 void append_lines(const std::string& directory, const char* name, const std::string& lines);

@@ -27,6 +27,23 @@ UniqueFd open_device() {
   return device;
 }
 
+// Of the trackings that icp keeps: one a process, whatever directory its versions go to.
+constexpr uint64_t kKeptKey = 0x69637020636b7074;
+
+// `key`: of a tracking that is to be kept. False when the module cannot, which errno explains; throws kGone.
+bool start_tracking(int device, pid_t pid, std::optional<uint64_t> key, icp_track& track) {
+  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  track = {};
+  track.pidfd = process.get();
+  if (key) {
+    track.flags = ICP_TRACK_KEEP;
+    track.key = *key;
+  }
+  if (process && ::ioctl(device, ICP_IOC_TRACK, &track) == 0) return true;
+  if (errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  return false;
+}
+
 // The first range of an ascending list that ends after `address`.
 template <typename Ranges>
 auto first_after(const Ranges& ranges, uint64_t address) {
@@ -37,17 +54,44 @@ auto first_after(const Ranges& ranges, uint64_t address) {
 
 bool KernelModuleTracker::available() { return static_cast<bool>(open_device()); }
 
-std::unique_ptr<KernelModuleTracker> KernelModuleTracker::make(pid_t pid) {
+std::unique_ptr<KernelModuleTracker> KernelModuleTracker::make(pid_t pid, bool keep) {
   UniqueFd device = open_device();
   if (!device) return nullptr;
-  const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   icp_track track{};
-  track.pidfd = process.get();
-  if (!process || ::ioctl(device.get(), ICP_IOC_TRACK, &track) != 0) {
-    if (errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  bool kept = keep && start_tracking(device.get(), pid, kKeptKey, track);
+  if (kept && (track.flags & ICP_TRACK_EXISTED) != 0) {
+    // Of a chain that is not gone on with: what it knows is of no use here, and it must not look like ours.
+    ::ioctl(device.get(), ICP_IOC_UNTRACK);
+    kept = start_tracking(device.get(), pid, kKeptKey, track) && (track.flags & ICP_TRACK_EXISTED) == 0;
+  }
+  // Another agent has the kept one at this moment: this one lives as long as its tracker.
+  if (!kept && !start_tracking(device.get(), pid, std::nullopt, track)) return nullptr;
+  std::unique_ptr<KernelModuleTracker> tracker(new KernelModuleTracker(pid, std::move(device)));
+  tracker->kept_ = kept;
+  return tracker;
+}
+
+std::unique_ptr<KernelModuleTracker> KernelModuleTracker::resume(pid_t pid, const TrackingCookie& cookie) {
+  UniqueFd device = open_device();
+  icp_track track{};
+  if (!device || !start_tracking(device.get(), pid, kKeptKey, track)) return nullptr;
+  if ((track.flags & ICP_TRACK_EXISTED) == 0) {
+    ::ioctl(device.get(), ICP_IOC_UNTRACK);
     return nullptr;
   }
-  return std::unique_ptr<KernelModuleTracker>(new KernelModuleTracker(pid, std::move(device)));
+  if (cookie == TrackingCookie{} || cookie != TrackingCookie{track.cookie[0], track.cookie[1]}) return nullptr;
+  std::unique_ptr<KernelModuleTracker> tracker(new KernelModuleTracker(pid, std::move(device)));
+  tracker->kept_ = true;
+  tracker->data_known_ = false;
+  return tracker;
+}
+
+void KernelModuleTracker::saved_as(const TrackingCookie& cookie) {
+  if (!kept_) return;
+  icp_cookie name{};
+  std::copy(cookie.begin(), cookie.end(), std::begin(name.cookie));
+  // Should it not get there, the next agent finds zeros, and takes everything.
+  ::ioctl(device_.get(), ICP_IOC_COOKIE, &name);
 }
 
 bool KernelModuleTracker::alive() const {
@@ -59,7 +103,7 @@ bool KernelModuleTracker::alive() const {
   return ::ioctl(device_.get(), ICP_IOC_PEEK, &nothing) == 0 || errno != ESRCH;
 }
 
-std::vector<icp_range> KernelModuleTracker::ask(bool rearm) const {
+std::vector<icp_range> KernelModuleTracker::ask(bool rearm, bool all) const {
   std::vector<icp_range> records;
   for (uint64_t at = 0; at < kAddressEnd;) {
     const size_t before = records.size();
@@ -69,6 +113,7 @@ std::vector<icp_range> KernelModuleTracker::ask(bool rearm) const {
     arg.end = kAddressEnd;
     arg.records = reinterpret_cast<uint64_t>(records.data() + before);
     arg.capacity = kRecords;
+    arg.flags = all ? ICP_COLLECT_ALL : 0;
     if (::ioctl(device_.get(), rearm ? ICP_IOC_COLLECT : ICP_IOC_PEEK, &arg) != 0) {
       if (errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended or started another program", pid_);
       throw_errno("icp_track cannot collect the written pages of process {}", pid_);
@@ -115,7 +160,10 @@ void KernelModuleTracker::take(const std::vector<icp_range>& records) {
   }
 }
 
-void KernelModuleTracker::begin_pass(bool rearm) { take(ask(rearm)); }
+void KernelModuleTracker::begin_pass(bool rearm) {
+  take(ask(rearm, !data_known_));
+  data_known_ = true;
+}
 
 // Memory that the module said nothing of: mapped since the pass began, or of a kind it does not track.
 void KernelModuleTracker::collect_unknown(uint64_t start, uint64_t end, MappingClass kind,

@@ -19,10 +19,10 @@ bool offered(TrackerKind kind) {
 }
 
 // Null when this process cannot have such a tracker.
-std::unique_ptr<PageTracker> try_make(TrackerKind kind, RemoteProcess& process) {
+std::unique_ptr<PageTracker> try_make(TrackerKind kind, RemoteProcess& process, bool keep) {
   switch (kind) {
     case TrackerKind::kKernelModule:
-      return KernelModuleTracker::make(process.pid());
+      return KernelModuleTracker::make(process.pid(), keep);
     case TrackerKind::kUserfaultfd:
       return UserfaultfdTracker::make(process);
     case TrackerKind::kSoftDirty:
@@ -69,21 +69,27 @@ TrackerKind parse_tracker(std::string_view name) {
                                  TrackerKind::kSoftDirty, TrackerKind::kEverything}) {
     if (name == to_string(kind)) return kind;
   }
-  throw_error(ErrorKind::kUsage, "unknown tracker '{}': use auto, kernel-module, userfaultfd, soft-dirty or everything", name);
+  throw_error(ErrorKind::kUsage, "unknown tracker '{}': use auto, kernel-module, userfaultfd, soft-dirty or everything",
+              name);
 }
 
-std::unique_ptr<PageTracker> make_tracker(TrackerKind kind, RemoteProcess& process) {
+std::unique_ptr<PageTracker> make_tracker(TrackerKind kind, RemoteProcess& process, bool keep) {
   if (kind != TrackerKind::kAuto) {
-    std::unique_ptr<PageTracker> tracker = offered(kind) ? try_make(kind, process) : nullptr;
+    std::unique_ptr<PageTracker> tracker = offered(kind) ? try_make(kind, process, keep) : nullptr;
     if (!tracker) {
       throw_error(ErrorKind::kRefused, "this kernel cannot track process {} with {}", process.pid(), to_string(kind));
     }
     return tracker;
   }
   for (const TrackerKind one : available_trackers()) {
-    if (std::unique_ptr<PageTracker> tracker = try_make(one, process)) return tracker;
+    if (std::unique_ptr<PageTracker> tracker = try_make(one, process, keep)) return tracker;
   }
   return std::make_unique<EverythingTracker>(process.pid());
+}
+
+std::unique_ptr<PageTracker> resume_tracker(TrackerKind kind, pid_t pid, const TrackingCookie& cookie) {
+  const bool module = kind == TrackerKind::kAuto || kind == TrackerKind::kKernelModule;
+  return module ? KernelModuleTracker::resume(pid, cookie) : nullptr;
 }
 
 }  // namespace icp

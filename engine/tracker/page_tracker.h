@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <array>
 #include <cstdint>
 #include <memory>
 #include <string>
@@ -13,6 +14,9 @@
 namespace icp {
 
 class RemoteProcess;
+
+// Names what the passes of a tracker were saved in, for a tracking that outlives its agent; all zeros: nothing.
+using TrackingCookie = std::array<uint64_t, 2>;
 
 // What lies behind a mapping decides what its page-table entries say.
 enum class MappingClass {
@@ -58,6 +62,10 @@ class PageTracker {
   // by the next call, never lost. A range that was not tracked yet (new mapping, moved, fork child) is reported whole
   // as written, and tracked from now on. Returns false when (part of) the range was not tracked before.
   virtual bool collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out) = 0;
+
+  // All passes so far are saved in what `cookie` names: who finds that name later may go on from there. Nothing without
+  // make_tracker()'s `keep`.
+  virtual void saved_as(const TrackingCookie& cookie) { static_cast<void>(cookie); }
 };
 
 // Appends, merging with the last one.
@@ -78,7 +86,12 @@ std::string_view to_string(TrackerKind kind);
 TrackerKind parse_tracker(std::string_view name);  // kUsage on an unknown name
 
 // Makes a tracker for a stopped process (userfaultfd needs system calls in it). kAuto takes the best that
-// works for this process; another kind throws kRefused if it cannot be had.
-std::unique_ptr<PageTracker> make_tracker(TrackerKind kind, RemoteProcess& process);
+// works for this process; another kind throws kRefused if it cannot be had. With `keep` the tracking goes on when the
+// tracker is gone, where the kernel can do that (kernel-module), until the address space ends.
+std::unique_ptr<PageTracker> make_tracker(TrackerKind kind, RemoteProcess& process, bool keep = false);
+
+// A tracking that an earlier agent kept, when its passes up to now were saved as `cookie`: says "written" of what was
+// written since. Null when there is none. The process may run.
+std::unique_ptr<PageTracker> resume_tracker(TrackerKind kind, pid_t pid, const TrackingCookie& cookie);
 
 }  // namespace icp

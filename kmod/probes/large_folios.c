@@ -3,8 +3,4 @@
 #include <linux/mm.h>
 #include <linux/huge_mm.h>
 
-unsigned long ask(struct vm_area_struct *vma);
-unsigned long ask(struct vm_area_struct *vma)
-{
-	return thp_vma_allowable_orders(vma, vma->vm_flags, 0, THP_ORDERS_ALL_ANON);
-}
+unsigned long orders = THP_ORDERS_ALL_ANON;

@@ -136,6 +136,8 @@ struct icp_shm_event {
 	__u32 uid;       /* effective, in the initial user namespace */
 	__u32 kind;      /* ICP_SHM_* */
 	__u32 zero;
+	__u64 cgroup;         /* inode number of the process's cgroup in the unified hierarchy (version 2) */
+	__u64 cgroup_freezer; /* the same in the hierarchy that has version 1's freezer; 0: the kernel has none */
 };
 
 #define ICP_SHM_CREATED  1

@@ -32,6 +32,8 @@ import slurmconf
 
 MARKER = "cluster.json"
 USER = "icptest"
+# Factor to all time-outs, for machines that are slow (an emulated one).
+SLOWNESS = float(os.environ.get("ICP_TEST_SLOWNESS", "1"))
 PLUGIN_ARGS = "config={etc}/icp.yaml icpstepd={bin}/icpstepd"
 
 
@@ -519,7 +521,7 @@ class Cluster:
         child = self.popen(command, user=user, stdout=subprocess.PIPE,
                            stderr=subprocess.PIPE, **more)
         try:
-            out, err = child.communicate(timeout=timeout)
+            out, err = child.communicate(timeout=timeout * SLOWNESS)
         except BaseException:
             self._kill_group(child)
             child.communicate()
@@ -533,6 +535,7 @@ class Cluster:
     @staticmethod
     def wait_for(predicate, timeout, what):
         """Poll `predicate` until it is true; return its value. ClusterError after `timeout` s."""
+        timeout *= SLOWNESS
         deadline = time.monotonic() + timeout
         while True:
             if value := predicate():

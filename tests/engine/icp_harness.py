@@ -15,6 +15,8 @@ import unittest
 # Path of the program: set by main().
 ICP = ""
 ROOT = os.geteuid() == 0
+# Factor to all time-outs, for machines that are slow (an emulated one).
+SLOWNESS = float(os.environ.get("ICP_TEST_SLOWNESS", "1"))
 
 # Prints its pid, then LINES numbers, one every 20 ms, then exits with CODE. SIGTERM makes it exit with 42.
 COUNTER = r"""
@@ -43,12 +45,12 @@ def program():
 def icp(*arguments, timeout=60, **options):
     """Runs icp to its end."""
     return subprocess.run([ICP, *map(str, arguments)], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, timeout=timeout, check=False, **options)
+                          stderr=subprocess.PIPE, text=True, timeout=timeout * SLOWNESS, check=False, **options)
 
 
 def wait_for(condition, seconds=20, what="a condition"):
     """The first true value of condition()."""
-    end = time.monotonic() + seconds
+    end = time.monotonic() + seconds * SLOWNESS
     while time.monotonic() < end:
         value = condition()
         if value:

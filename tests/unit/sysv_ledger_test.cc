@@ -279,6 +279,47 @@ TEST(SysvLedger, HostModeRemovesLeakedAndKeepsNeighbours) {
   });
 }
 
+// What the kernel module tells: makers that nobody has ever seen.
+TEST(SysvLedger, SegmentsOfProcessesThatCameAndWentAreTheJobs) {
+  run_in_namespace([] {
+    const std::string base = private_base();
+    JobLedger ledger = JobLedger::create_or_join(base, "n1", 7, 0, kUser, IpcMode::kHost);
+    std::vector<ShmCreation> told;
+    // As the user, or as another one, in a process of its own; told of as the module does it.
+    const auto make = [&](int key, uid_t uid) {
+      run_child([&] {
+        become(uid);
+        make_segment(key, 100);
+      });
+      const IpcObject object = list_ipc_objects().back();
+      told.push_back({own_namespace(), object.id, object.key, object.creator, object.create_time, 0, 0});
+    };
+    make(1, kUser);
+    make(2, kUser);
+    told.back().ipc_namespace += 1;  // a segment of that number somewhere else
+    make(3, kUser + 1);              // whose owner is not the job's
+    make(4, kUser);
+    told.back().creator += 1;  // another one that had this id before
+    make(5, kUser);
+    told.back().time += 100;
+    make(6, kUser);
+    ledger.record_creations(told);
+    ledger.record_objects();
+    const int id = told.back().id;
+    run_child([&] {
+      become(kUser);
+      shmid_ds info{};
+      need(::shmctl(id, IPC_STAT, &info) == 0, "IPC_STAT");
+      ::sleep(1);
+      need(::shmctl(id, IPC_SET, &info) == 0, "IPC_SET");  // sets the time by which it is known
+    });
+    ledger.record_objects();
+    const auto results = JobLedger::cleanup(base, "n1", 7, {});
+    EXPECT_THAT(keys_of(results.at(0).removed), ElementsAre(1, 6));
+    EXPECT_THAT(keys_of(list_ipc_objects()), ElementsAre(2, 3, 4, 5));
+  });
+}
+
 TEST(SysvLedger, UsedAgainIdsAndPidsAreNotTheJobs) {
   run_in_namespace([] {
     const std::string base = private_base();

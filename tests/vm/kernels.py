@@ -5,6 +5,7 @@ Packages come through apt, which checks signatures: from this machine's own sour
 Debian's archive by a configuration of our own in the cache. Nothing is installed.
 """
 import functools
+import hashlib
 import lzma
 import os
 import pathlib
@@ -197,18 +198,37 @@ class Kernel:
             add(name)
         return order
 
+    def packages(self, names):
+        """Packages of this machine's own release, as files in a directory of the cache."""
+        to = self.cache / "packages"
+        apt = Apt(self.cache)
+        try:
+            for name in names:
+                if not list(to.glob(f"{name}_*.deb")):
+                    apt.download(*apt.newest(re.escape(name)), to)
+        except (subprocess.SubprocessError, TypeError, StopIteration) as problem:
+            raise Unavailable(f"{', '.join(names)} could not be fetched: apt-get update") from problem
+        return to
+
     @property
     def module_files(self):
         return sorted((self.root / "modules").iterdir())
 
     def build_module(self, sources, out):
-        """Builds icp_track.ko; any warning is an error. Returns its path."""
-        log = out / "build.log"
+        """Builds icp_track.ko, if that has not been done; any warning is an error. Returns its path."""
+        log, module, stamp = out / "build.log", out / "icp_track.ko", out / "built"
         out.mkdir(parents=True, exist_ok=True)
+        used = hashlib.sha256(str(self.headers).encode())
+        for file in sorted(one for one in sources.rglob("*") if one.is_file()):
+            used.update(str(file).encode() + b"\0" + file.read_bytes())
+        if module.exists() and stamp.exists() and stamp.read_text() == used.hexdigest():
+            return module
+        stamp.unlink(missing_ok=True)
         with log.open("w") as file:
             done = subprocess.run(["make", "-C", sources, f"KDIR={self.headers}", f"OUT={out}"], stdout=file,
                                   stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL, check=False)
         text = log.read_text()
         if done.returncode != 0 or "warning: " in text or "WARNING: modpost" in text:
             raise RuntimeError(f"icp_track.ko does not build cleanly for {self.release}, see {log}:\n{text[-2000:]}")
-        return out / "icp_track.ko"
+        stamp.write_text(used.hexdigest())
+        return module

@@ -6,15 +6,18 @@ times in it mean little.
 """
 import os
 import pathlib
+import resource
 import shutil
 import subprocess
 import sys
+import threading
 import time
 
 from kernels import Unavailable
 
 BUSYBOX = "/bin/busybox"
 QEMU = "qemu-system-x86_64"
+LONGEST = 4 * 3600  # seconds, whatever it does
 # PTI would flush the TLB at each system call, and hide a missing flush of ours.
 COMMAND_LINE = ("console=ttyS0 panic=-1 oops=panic mitigations=off nopti rdinit=/init loglevel=5 "
                 "printk.devkmsg=on no_timer_check nowatchdog rcupdate.rcu_cpu_stall_suppress=1")
@@ -83,6 +86,12 @@ def initrd(kernel, environment):
     return b"".join(parts) + cpio_entry("TRAILER!!!", b"", 0, 0)
 
 
+def processor_time():
+    """Seconds, of all children that have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 class Machine:
     """Boots, runs tests/vm/guest with the given words, and ends. Not meant to be used twice."""
 
@@ -91,12 +100,16 @@ class Machine:
         self.module_dir, self.sources, self.build = module_dir, sources, build
         self.memory_mib, self.cpus = memory_mib, cpus
 
-    def run(self, words, timeout, on_line, kernel_options=""):
-        """Calls on_line for each line of the guest. Returns (seconds, ended by itself)."""
+    def run(self, words, silence, on_line, kernel_options="", environment=None):
+        """Calls on_line for each line of the guest. Returns (seconds, seconds of processor time,
+        ended by itself).
+
+        A machine that says nothing for `silence` seconds is killed: how long a test takes here depends on what else
+        this machine does, but one that hangs is silent."""
         self.results.mkdir(parents=True, exist_ok=True)
         image = self.results / "initrd"
         image.write_bytes(initrd(self.kernel, {"ICP_SOURCES": self.sources, "ICP_BUILD": self.build,
-                                               "ICP_WORDS": " ".join(words)}))
+                                               "ICP_WORDS": " ".join(words), **(environment or {})}))
         share = "security_model=passthrough,multidevs=remap"
         command = [
             QEMU, "-accel", "tcg,thread=multi", "-smp", str(self.cpus), "-cpu", "max", "-m", str(self.memory_mib),
@@ -107,19 +120,33 @@ class Machine:
             "-virtfs", f"local,path={self.results},mount_tag=results,{share}",
             "-virtfs", f"local,path={self.module_dir},mount_tag=module,readonly=on,{share}",
         ]
-        begin = time.monotonic()
+        begin, used = time.monotonic(), processor_time()
         # `timeout` outlives us: no machine stays when the test is killed.
-        with subprocess.Popen(["timeout", "-k", "5", str(timeout), *map(str, command)], stdin=subprocess.DEVNULL,
+        with subprocess.Popen(["timeout", "-k", "5", str(LONGEST), *map(str, command)], stdin=subprocess.DEVNULL,
                               stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace") as qemu:
             try:
-                for line in qemu.stdout:
-                    on_line(line.rstrip("\r\n"))
+                for line in self._lines(qemu, silence):
+                    on_line(line)
             except BaseException:
                 qemu.terminate()
                 raise
             ended = qemu.wait() == 0
         image.unlink()
-        return time.monotonic() - begin, ended
+        return time.monotonic() - begin, processor_time() - used, ended
+
+    @staticmethod
+    def _lines(qemu, silence):
+        """Lines as they come; ends qemu when there is none for `silence` seconds."""
+        timer = threading.Timer(silence, qemu.terminate)
+        timer.start()
+        try:
+            for line in qemu.stdout:
+                timer.cancel()
+                timer = threading.Timer(silence, qemu.terminate)
+                timer.start()
+                yield line.rstrip("\r\n")
+        finally:
+            timer.cancel()
 
     def console(self):
         try:

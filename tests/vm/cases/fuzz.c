@@ -196,7 +196,7 @@ static void fuzz(void)
 
 	text = getenv("ICP_FUZZ_SEED");
 	seed = text ? (unsigned)atoi(text) : 1;
-	alarm(seconds + 120);
+	alarm(seconds + 1800);
 	for (int i = 0; i < DEVICES; i++) atomic_store(&devices[i], open(ICP_TRACK_DEVICE, O_RDWR | O_CLOEXEC));
 	for (int i = 0; i < 5; i++)
 		CHECK(pthread_create(&threads[i], NULL, i ? call_randomly : keep_victims, (void *)(uintptr_t)(seed * 100 + (unsigned)i)) == 0);
@@ -213,4 +213,4 @@ static void fuzz(void)
 	if (atomic_load(&succeeded) < 100) FAIL("only %lu calls succeeded", atomic_load(&succeeded));
 }
 
-const struct test_case fuzz_cases[] = { { "fuzz", fuzz, 600 }, { 0 } };
+const struct test_case fuzz_cases[] = { { "fuzz", fuzz, 0 }, { 0 } };

@@ -247,7 +247,7 @@ static void kept_is_freed(void)
 const struct test_case lifetime_cases[] = {
 	{ "exit", after_exit, 0 },
 	{ "exec", after_exec, 0 },
-	{ "exit_in_collect", exit_in_collect, 180 },
+	{ "exit_in_collect", exit_in_collect, 0 },
 	{ "everything_is_freed", everything_is_freed, 0 },
 	{ "too_many", too_many, 0 },
 	{ "kept", kept, 0 },

@@ -140,6 +140,20 @@ struct mirror mirror_of(pid_t pid, void *start, size_t bytes)
 	return mirror;
 }
 
+/* How many pages from `page` on have no page-table entry, hence hold zeros. */
+static size_t holes(const struct mirror *mirror, size_t page, size_t count)
+{
+	static uint64_t entries[8192];
+	static int pagemap = -1;
+	size_t found = 0;
+
+	if (pagemap < 0) pagemap = open("/proc/self/pagemap", O_RDONLY | O_CLOEXEC);
+	if (count > sizeof entries / 8) count = sizeof entries / 8;
+	CHECK(pread(pagemap, entries, count * 8, (off_t)(((uintptr_t)mirror->start / PAGE + page) * 8)) == (ssize_t)count * 8);
+	while (found < count && !(entries[found] >> 62)) found++; /* neither present nor swapped */
+	return found;
+}
+
 /* Pages that are not mapped or not readable count as zeros. */
 static void read_pages(const struct mirror *mirror, size_t page, size_t count, char *to)
 {
@@ -155,9 +169,17 @@ static void read_pages(const struct mirror *mirror, size_t page, size_t count, c
 		mem_of = mirror->pid;
 	}
 	for (size_t done = 0; done < count;) {
-		ssize_t got = pread(mem, to + done * PAGE, (count - done) * PAGE,
-				    (off_t)(uintptr_t)(mirror->start + (page + done) * PAGE));
-		size_t pages = got > 0 ? (size_t)got / PAGE : 0;
+		size_t empty = mirror->sparse ? holes(mirror, page + done, count - done) : 0, pages;
+		ssize_t got;
+
+		if (empty) {
+			memset(to + done * PAGE, 0, empty * PAGE);
+			done += empty;
+			continue;
+		}
+		got = pread(mem, to + done * PAGE, (mirror->sparse ? 1 : count - done) * PAGE,
+			    (off_t)(uintptr_t)(mirror->start + (page + done) * PAGE));
+		pages = got > 0 ? (size_t)got / PAGE : 0;
 
 		done += pages;
 		if (done < count && pages == 0) memset(to + done++ * PAGE, 0, PAGE);
