@@ -51,21 +51,21 @@ std::vector<CallEntry> CallBatch::make_table(RemoteAddr table, RemoteAddr answer
   return entries;
 }
 
-// On the stack, upwards: the table, the answers, the frame.
+// On the stack, upwards: the frame, the table, the answers. All of it lies above the stack pointer of the batch: should
+// the agent die, and the next one stop the thread before it has come to its end, that one's frame goes below.
 bool CallBatch::start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal) {
   if (stub.value == 0) return false;
   const size_t frame_bytes = make_return_frame({}, back.regs, back.signal_mask, back.xstate).size();
-  const RemoteAddr frame = return_frame_place(back.regs.rsp, frame_bytes);
-  const size_t table_bytes = (calls_.size() + kOwnCalls) * sizeof(CallEntry);
-  table_ = {(frame.value - answers_.size() - table_bytes) / kAlignment * kAlignment};
-  const RemoteAddr answers = table_ + table_bytes;
+  const size_t table_at = aligned(frame_bytes), table_bytes = (calls_.size() + kOwnCalls) * sizeof(CallEntry);
+  std::vector<std::byte> content(table_at + table_bytes + answers_.size());
+  const RemoteAddr frame = return_frame_place(back.regs.rsp, content.size());
+  table_ = frame + table_at;
 
-  std::vector<std::byte> content(frame - table_ + frame_bytes);
-  const std::vector<CallEntry> entries = make_table(table_, answers, tgid, signal);
-  std::memcpy(content.data(), entries.data(), table_bytes);
+  const std::vector<CallEntry> entries = make_table(table_, table_ + table_bytes, tgid, signal);
+  std::memcpy(content.data() + table_at, entries.data(), table_bytes);
   const std::vector<std::byte> way_back = make_return_frame(frame, back.regs, back.signal_mask, back.xstate);
-  std::memcpy(content.data() + (frame - table_), way_back.data(), frame_bytes);
-  stack_ = BorrowedStack::borrow(pid, table_, content);
+  std::memcpy(content.data(), way_back.data(), frame_bytes);
+  stack_ = BorrowedStack::borrow(pid, frame, content);
   if (!stack_) return false;
 
   thread_ = &thread;
