@@ -167,7 +167,7 @@ class Chains(Runs):
         changed = sum(store["changed"] for store in diff["stores"])
         self.assertGreater(changed, 50)
         self.assertLess(changed, 1500)
-        self.assertRegex(icp("diff", self.image, "--from", "1", "--to", "2").stdout, r"task_mm_\d+ \(process .*pages changed")
+        self.assertRegex(icp("diff", self.image, "--from", "1", "--to", "2").stdout, r"task_mm_\d+ \(process .*pages? changed")
         self.assert_ends(icp("prune", self.image, "--keep", "1"), 0)
         self.assertEqual(self.versions(), numbers[-1:])
         self.verified()

@@ -27,10 +27,13 @@ class Away(Coordinated):
 
     def test_starts_are_not_delayed(self):
         """At once, so that the load of the machine is the same for all: without checkpoints, and with them."""
-        plain_start, plain_all, _ = self.start_delay()
 
         def compare(what, reason):
-            start, whole, result = self.start_delay("--checkpoint-interval=1s")
+            for _ in range(3):  # a delay that is not the machine's comes each time
+                plain_start, plain_all, _ = self.start_delay()
+                start, whole, result = self.start_delay("--checkpoint-interval=1s")
+                if start - plain_start < 1 and whole - plain_all < 1.5:
+                    break
             print(f"{what}: task after {start:.2f} s, end after {whole:.2f} s; "
                   f"without checkpoints {plain_start:.2f} and {plain_all:.2f} s", flush=True)
             self.assertLess(start - plain_start, 1, what)
