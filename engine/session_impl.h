@@ -43,7 +43,7 @@ struct Session::Impl {
   InterruptedCalls calls;
   MemoryCapture memory;
   uint32_t last_version = 0;
-  std::string last_image;          // the path of the image that holds it
+  std::string last_image;  // the path of the image that holds it
   bool kept_looked_for = false;
   std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
   bool untracked = false;          // it is there by now, and has been written to unseen

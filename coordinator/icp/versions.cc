@@ -15,7 +15,8 @@ CLI::Option* VersionOptions::add_dir(CLI::App& app, const char* help) {
 
 void VersionOptions::add_to(CLI::App& app) {
   app.add_option("--node", node, "Name of this node in the image (default: the host's name)")->type_name("NAME");
-  app.add_option("--tracker", tracker, "How written pages are found: auto, kernel-module, userfaultfd, soft-dirty, everything")
+  app.add_option("--tracker", tracker,
+                 "How written pages are found: auto, kernel-module, userfaultfd, soft-dirty, everything")
       ->type_name("KIND");
   app.add_option("--external-tcp", external_tcp, "TCP connections that lead out of the tree: refuse, reset")
       ->check(CLI::IsMember({"refuse", "reset"}))

@@ -73,8 +73,8 @@ uint64_t collect_garbage(const ImageRoot& root, uint32_t version, const FileSet&
   return freed;
 }
 
-// What interrupted versions, prunings and compactions of this node left. Nobody makes a version now; a compaction at work
-// has its directory locked.
+// What interrupted versions, prunings and compactions of this node left. Nobody makes a version now; a compaction at
+// work has its directory locked.
 void remove_leftovers(const ImageRoot& root) {
   for (const std::string& name : list_dir(root.fd.get(), root.path)) {
     const bool fold = name == fold_dir_name(root.node);

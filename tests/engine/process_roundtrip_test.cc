@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Processes, threads, signals and timers, there and back.
-#include <gtest/gtest.h>
 #include <fcntl.h>
+#include <gtest/gtest.h>
 #include <immintrin.h>
 #include <linux/futex.h>
 #include <poll.h>

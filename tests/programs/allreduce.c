@@ -38,8 +38,8 @@ int main(int argc, char** argv) {
     for (long i = 0; i < count; i++) mine[i] = mix(sum[i] + (uint64_t)i, (uint64_t)(rank + 1) * (uint64_t)(round + 1));
     MPI_Allreduce(mine, sum, (int)count, MPI_UINT64_T, MPI_SUM, MPI_COMM_WORLD);
     uint64_t token = hash + (uint64_t)rank, from_left = 0;
-    MPI_Sendrecv(&token, 1, MPI_UINT64_T, (rank + 1) % size, 0, &from_left, 1, MPI_UINT64_T, (rank + size - 1) % size, 0,
-                 MPI_COMM_WORLD, MPI_STATUS_IGNORE);
+    MPI_Sendrecv(&token, 1, MPI_UINT64_T, (rank + 1) % size, 0, &from_left, 1, MPI_UINT64_T, (rank + size - 1) % size,
+                 0, MPI_COMM_WORLD, MPI_STATUS_IGNORE);
     if (from_left != hash + (uint64_t)((rank + size - 1) % size)) {
       fprintf(stderr, "allreduce: rank %d: wrong token in round %ld\n", rank, round);
       MPI_Abort(MPI_COMM_WORLD, 3);

@@ -99,8 +99,8 @@ class Load {
         "icpctld_cpu_ms=%.1f agents_cpu_ms=%.1f "
         "rss_before_kib=%ld rss_connected_kib=%ld rss_after_kib=%ld kib_per_agent=%.1f\n",
         agents_, one_step_ ? "one-step" : "one-node-steps", connecting, times_.size(), median(times_),
-        times_.empty() ? 0 : times_.back(), 1000.0 * static_cast<double>(commits_) / all, server_cpu, own_cpu, before, connected, after,
-        static_cast<double>(after - before) / static_cast<double>(agents_));
+        times_.empty() ? 0 : times_.back(), 1000.0 * static_cast<double>(commits_) / all, server_cpu, own_cpu, before,
+        connected, after, static_cast<double>(after - before) / static_cast<double>(agents_));
     for (const auto& connection : connections_) connection->close();
     pool_.join();
   }

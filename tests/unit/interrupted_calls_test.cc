@@ -207,7 +207,8 @@ TEST(InterruptedCalls, AnImageHasTheRestOfAPollAndASleep) {
     // So soon after each other that the process may not have come to make its call again.
     for (int stop = 0; stop < 50; ++stop) {
       const user_regs_struct image = image_of(pid, calls);
-      EXPECT_EQ(image.orig_rax, static_cast<uint64_t>(number)) << stop << " " << std::hex << image.rip << " " << image.rsp << " " << image.rax;
+      EXPECT_EQ(image.orig_rax, static_cast<uint64_t>(number))
+          << stop << " " << std::hex << image.rip << " " << image.rsp << " " << image.rax;
       if (number == SYS_poll) {
         EXPECT_LE(image.rdx, 59'050u);
         EXPECT_GT(image.rdx, 1000u);

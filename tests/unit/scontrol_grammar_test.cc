@@ -170,7 +170,8 @@ TEST(ScontrolGrammar, Answers) {
   reply.set_code(2200);
   EXPECT_EQ(answer(net::OP_CREATE, reply), std::make_tuple("", "scontrol_checkpoint error: more\n", 1));
   reply.clear_text();
-  EXPECT_EQ(answer(net::OP_CREATE, reply), std::make_tuple("", "scontrol_checkpoint error: The checkpoint failed\n", 1));
+  EXPECT_EQ(answer(net::OP_CREATE, reply),
+            std::make_tuple("", "scontrol_checkpoint error: The checkpoint failed\n", 1));
 }
 
 TEST(ScontrolGrammar, TextsOfErrors) {
