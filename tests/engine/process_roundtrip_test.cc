@@ -3,26 +3,19 @@
 #include <fcntl.h>
 #include <gtest/gtest.h>
 #include <immintrin.h>
-#include <linux/futex.h>
-#include <poll.h>
 #include <pthread.h>
 #include <sched.h>
 #include <semaphore.h>
 #include <signal.h>
 #include <sys/auxv.h>
-#include <sys/epoll.h>
-#include <sys/ipc.h>
 #include <sys/mman.h>
 #include <sys/personality.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
-#include <sys/rseq.h>
-#include <sys/sem.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
-#include <ucontext.h>
 #include <unistd.h>
 
 #include <array>
@@ -245,152 +238,6 @@ TEST_F(ProcessRoundtrip, AlternateStackAndMask) {
       0);
 }
 
-double seconds_since(const timespec& start) {
-  timespec now;
-  ::clock_gettime(CLOCK_MONOTONIC, &now);
-  return static_cast<double>(now.tv_sec - start.tv_sec) + static_cast<double>(now.tv_nsec - start.tv_nsec) / 1e9;
-}
-
-// Each call is interrupted by the stop and must go on as if nothing had been; the restored one ends by itself.
-void expect_call_survives(const std::function<bool()>& call) {
-  EXPECT_EQ(roundtrip(
-                [&call](Gate& gate) {
-                  gate.ready();
-                  CHECK_OR_DIE(call());
-                  gate.go();
-                  return 0;
-                },
-                {.generations = 2, .versions = 3, .pause_ms = 60}),
-            0);
-}
-
-TEST_F(ProcessRoundtrip, InterruptedNanosleep) {
-  expect_call_survives([] {
-    timespec start;
-    ::clock_gettime(CLOCK_MONOTONIC, &start);
-    const timespec time{0, 700'000'000};
-    return ::nanosleep(&time, nullptr) == 0 && seconds_since(start) >= 0.69;
-  });
-}
-
-TEST_F(ProcessRoundtrip, InterruptedSleepKeepsItsRest) {
-  expect_call_survives([] {
-    timespec start;
-    ::clock_gettime(CLOCK_MONOTONIC, &start);
-    timespec time{0, 900'000'000};
-    // As glibc's sleep(): the rest is written over the time asked for.
-    const int result = static_cast<int>(::syscall(SYS_nanosleep, &time, &time));
-    return result == 0 && seconds_since(start) >= 0.89 && seconds_since(start) < 3;
-  });
-}
-
-TEST_F(ProcessRoundtrip, InterruptedPoll) {
-  expect_call_survives([] { return ::poll(nullptr, 0, 500) == 0; });
-}
-
-TEST_F(ProcessRoundtrip, InterruptedEpollWait) {
-  expect_call_survives([] {
-    const int epoll = ::epoll_create1(0);
-    epoll_event event;
-    const bool timed_out = ::epoll_wait(epoll, &event, 1, 500) == 0;
-    ::close(epoll);
-    return timed_out;
-  });
-}
-
-TEST_F(ProcessRoundtrip, InterruptedFutexWait) {
-  expect_call_survives([] {
-    uint32_t word = 1;
-    const timespec time{0, 500'000'000};
-    return ::syscall(SYS_futex, &word, FUTEX_WAIT, 1, &time, nullptr, 0) == -1 && errno == ETIMEDOUT;
-  });
-}
-
-TEST_F(ProcessRoundtrip, InterruptedSigtimedwait) {
-  expect_call_survives([] {
-    sigset_t set;
-    sigemptyset(&set);
-    sigaddset(&set, SIGUSR1);
-    const timespec time{0, 400'000'000};
-    return ::sigtimedwait(&set, nullptr, &time) == -1 && errno == EAGAIN;
-  });
-}
-
-TEST_F(ProcessRoundtrip, InterruptedRead) {
-  expect_call_survives([] {
-    int ends[2];
-    CHECK_OR_DIE(::pipe(ends) == 0);
-    const pid_t writer = ::fork();
-    if (writer == 0) {
-      ::usleep(600'000);
-      _exit(::write(ends[1], "x", 1) == 1 ? 0 : 1);
-    }
-    char byte = 0;
-    const bool got = ::read(ends[0], &byte, 1) == 1 && byte == 'x';
-    ::waitpid(writer, nullptr, 0);
-    ::close(ends[0]);
-    ::close(ends[1]);
-    return got;
-  });
-}
-
-TEST_F(ProcessRoundtrip, InterruptedSemtimedop) {
-  expect_call_survives([] {
-    const int id = ::semget(IPC_PRIVATE, 1, 0600);
-    sembuf take{0, -1, 0};
-    const timespec time{0, 400'000'000};
-    const bool timed_out = ::semtimedop(id, &take, 1, &time) == -1 && errno == EAGAIN;
-    ::semctl(id, 0, IPC_RMID);
-    return timed_out;
-  });
-}
-
-// A thread that spins inside a restartable sequence: any stop there must end in its abort handler.
-TEST_F(ProcessRoundtrip, RestartableSequenceIsAborted) {
-  EXPECT_EQ(roundtrip([](Gate& gate) {
-              static const ptrdiff_t offset = __rseq_offset;
-              CHECK_OR_DIE(__rseq_size != 0);  // glibc has registered one
-              auto* area = reinterpret_cast<struct rseq*>(static_cast<char*>(__builtin_thread_pointer()) + offset);
-              const pid_t child = ::fork();
-              if (child == 0) {
-                long aborted = 0;
-                asm volatile(
-                    ".pushsection __rseq_cs_test, \"aw\"\n"
-                    ".balign 32\n"
-                    "3: .long 0, 0\n"
-                    ".quad 1f, 2f - 1f, 4f\n"
-                    ".popsection\n"
-                    "leaq 3b(%%rip), %%rax\n"
-                    "movq %%rax, %[cs]\n"
-                    "1: pause\n"  // for ever
-                    "jmp 1b\n"
-                    "2:\n"
-                    ".pushsection __rseq_abort_test, \"ax\"\n"
-                    ".byte 0x0f, 0xb9, 0x3d\n"
-                    ".long 0x53053053\n"  // RSEQ_SIG
-                    "4: movq $1, %[aborted]\n"
-                    "jmp 5f\n"
-                    ".popsection\n"
-                    "5:\n"
-                    : [aborted] "=m"(aborted), [cs] "=m"(area->rseq_cs)
-                    :
-                    : "rax", "memory", "cc");
-                _exit(aborted == 1 ? 11 : 12);
-              }
-              ::usleep(50'000);
-              gate.ready_and_go();
-              int status = 0;
-              CHECK_OR_DIE(::waitpid(child, &status, 0) == child);
-              CHECK_OR_DIE(WIFEXITED(status) && WEXITSTATUS(status) == 11);
-              // Still registered, and kept up to date by the kernel.
-              CHECK_OR_DIE(area->cpu_id < static_cast<uint32_t>(::sysconf(_SC_NPROCESSORS_CONF)));
-              constexpr unsigned kRegistered = 32;  // bytes, as glibc has registered
-              CHECK_OR_DIE(::syscall(SYS_rseq, area, kRegistered, 0, 0x53053053) == -1 && errno == EBUSY);
-              return 0;
-            }),
-            0);
-}
-
 // The owner of a robust mutex dies after the restart: who waits for it is told.
 TEST_F(ProcessRoundtrip, RobustListSurvives) {
   EXPECT_EQ(roundtrip([](Gate& gate) {
@@ -434,55 +281,6 @@ TEST_F(ProcessRoundtrip, AffinityPolicyPersonality) {
               CHECK_OR_DIE(std::memcmp(reinterpret_cast<const void*>(vdso), "\177ELF", 4) == 0);
               timespec time;
               CHECK_OR_DIE(::clock_gettime(CLOCK_MONOTONIC, &time) == 0);  // through the vdso
-              return 0;
-            }),
-            0);
-}
-
-// Coroutines run on stacks that are smaller than a signal's frame; what lies below them is somebody else's.
-TEST_F(ProcessRoundtrip, NothingBelowASmallStackIsTouched) {
-  EXPECT_EQ(roundtrip(
-                [](Gate& gate) {
-                  static constexpr size_t kGuard = 64 << 10, kStack = 1024;
-                  static std::array<unsigned char, kGuard + kStack> memory;
-                  memory.fill(0xa5);
-                  static ucontext_t outer, inner;
-                  CHECK_OR_DIE(::getcontext(&inner) == 0);
-                  inner.uc_stack.ss_sp = memory.data() + kGuard;
-                  inner.uc_stack.ss_size = kStack;
-                  inner.uc_link = &outer;
-                  ::makecontext(
-                      &inner,
-                      +[] {
-                        char byte;
-                        long got;
-                        asm volatile("syscall"
-                                     : "=a"(got)
-                                     : "0"(SYS_read), "D"(0), "S"(&byte), "d"(1)
-                                     : "rcx", "r11", "memory");
-                        if (got != 1) _exit(98);
-                      },
-                      0);
-                  gate.ready();
-                  CHECK_OR_DIE(::swapcontext(&outer, &inner) == 0);
-                  for (size_t i = 0; i < kGuard; ++i) CHECK_OR_DIE(memory[i] == 0xa5);
-                  return 0;
-                },
-                {.generations = 2, .versions = 3}),
-            0);
-}
-
-TEST_F(ProcessRoundtrip, InterruptedWait4) {
-  EXPECT_EQ(roundtrip([](Gate& gate) {
-              const pid_t child = ::fork();
-              if (child == 0) {
-                gate.go();
-                ::_exit(5);
-              }
-              gate.ready();
-              int status = 0;
-              CHECK_OR_DIE(::waitpid(child, &status, 0) == child);
-              CHECK_OR_DIE(WIFEXITED(status) && WEXITSTATUS(status) == 5);
               return 0;
             }),
             0);
