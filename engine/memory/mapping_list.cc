@@ -115,6 +115,23 @@ std::string map_files_path(pid_t pid, const MapsEntry& entry) {
   return fmt::format("/proc/{}/map_files/{:x}-{:x}", pid, entry.start, entry.end);
 }
 
+UniqueFd open_mapped_file(pid_t pid, const MapsEntry& entry) {
+  const auto open_link = [pid](const MapsEntry& of) {
+    return UniqueFd(::open(map_files_path(pid, of).c_str(), O_RDONLY | O_CLOEXEC));
+  };
+  UniqueFd fd = open_link(entry);
+  if (fd || errno != ENOENT) return fd;
+  for (const MapsEntry& now : MapsEntry::read(pid)) {
+    const bool around = now.start <= entry.start && entry.end <= now.end;
+    if (around && now.ino == entry.ino && now.path == entry.path &&
+        now.offset + (entry.start - now.start) == entry.offset) {
+      return open_link(now);
+    }
+  }
+  errno = ENOENT;
+  return fd;
+}
+
 void fill_identity(const struct stat& status, const std::string& path, pb::FileIdentity& out) {
   out.set_path(path);
   out.set_dev(status.st_dev);

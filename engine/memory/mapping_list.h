@@ -14,6 +14,7 @@
 
 #include "engine/base/finding.h"
 #include "engine/base/procfs.h"
+#include "engine/base/unique_fd.h"
 #include "engine/image/image.pb.h"
 #include "engine/tracker/page_tracker.h"
 
@@ -109,6 +110,10 @@ class MappingClassifier {
 ObjectKey object_key_of_file(const struct stat& status, const std::string& target);
 // Path of the magic link to what a mapping maps.
 std::string map_files_path(pid_t pid, const MapsEntry& entry);
+// Opens what a mapping maps, for reading, also when the mapping has been merged with a neighbour since `entry` was read
+// (as registering both with a tracker does). An empty descriptor and errno if it cannot be opened; ENOENT: it is not
+// mapped there.
+UniqueFd open_mapped_file(pid_t pid, const MapsEntry& entry);
 void fill_identity(const struct stat& status, const std::string& path, pb::FileIdentity& out);
 
 // Pages of a range that are guards (MADV_GUARD_INSTALL, Linux 6.13); none when the kernel cannot tell.

@@ -41,18 +41,21 @@ SharedObject& ObjectTable::object(const ObjectKey& key) {
   return *object;
 }
 
-void ObjectTable::open_source(SharedObject& object, const std::string& path, const std::string& target) {
-  if (object.has_source()) return;
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+SharedObject& ObjectTable::object(const ObjectKey& key, const std::string& target,
+                                  const std::function<UniqueFd()>& open) {
+  const auto known = objects_.find(key);
+  if (known != objects_.end() && known->second->has_source()) return object(key);
+  UniqueFd fd = open();
   if (!fd && errno == ENOENT)  // unmapped or closed since it was seen
     throw_error(ErrorKind::kGone, "{} is gone before its content could be read", target);
   if (!fd) throw_errno("cannot open {} to read its content", target);
-  object.set_source(std::move(fd), target);
+  SharedObject& found = object(key);
+  found.set_source(std::move(fd), target);
+  return found;
 }
 
 uint32_t ObjectTable::note_mapping(const MemoryMapping& mapping, PageTracker& tracker, pid_t pid) {
-  SharedObject& found = object(*mapping.object);
-  open_source(found, map_files_path(pid, mapping.maps), mapping.maps.path);
+  SharedObject& found = object(*mapping.object, mapping.maps.path, [&] { return open_mapped_file(pid, mapping.maps); });
   const uint64_t bytes = mapping.maps.end - mapping.maps.start;
   found.add_window({mapping.maps.offset, mapping.maps.offset + bytes});
   if (is_segment(*mapping.object) && mapping.kind == pb::Mapping::OBJECT) {
@@ -64,10 +67,11 @@ uint32_t ObjectTable::note_mapping(const MemoryMapping& mapping, PageTracker& tr
 uint32_t ObjectTable::note_file(int local_fd, const std::string& target) {
   struct stat status {};
   if (::fstat(local_fd, &status) != 0) throw_errno("cannot look at {}", target);
-  SharedObject& found = object(object_key_of_file(status, target));
   // Opened anew: the descriptor may be write-only.
-  open_source(found, fmt::format("/proc/self/fd/{}", local_fd), target);
-  return found.id();
+  const auto open = [local_fd] {
+    return UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC));
+  };
+  return object(object_key_of_file(status, target), target, open).id();
 }
 
 bool ObjectTable::collect_mappers(const SharedObject& object, std::vector<Range>& written) {
@@ -154,15 +158,15 @@ void ObjectTable::list_segments() {
 
 void ObjectTable::save_detached_segment(pb::ShmSegment& segment, StagingArena& arena) {
   const ObjectKey key{pb::MemoryObject::SYSV, 0, static_cast<uint64_t>(segment.perm().id())};
-  SharedObject& found = object(key);
-  segment.set_object(found.id());
-  if (found.has_source()) return;
+  segment.set_object(object(key).id());
+  if (object(key).has_source()) return;
   const AttachedSegment attached(segment.perm().id(), false);
   MapsEntry entry;
   entry.start = reinterpret_cast<uint64_t>(attached.bytes().data());
   entry.end = entry.start + page_up(attached.bytes().size());
   // Read through its file, not the mapping: a read fault would allocate the pages of holes.
-  open_source(found, map_files_path(getpid(), entry), fmt::format("/SYSV{:08x}", segment.perm().key()));
+  SharedObject& found =
+      object(key, fmt::format("/SYSV{:08x}", segment.perm().key()), [&] { return open_mapped_file(getpid(), entry); });
   found.stamp.reset();
   found.update_all(&arena);
 }

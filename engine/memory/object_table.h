@@ -3,6 +3,7 @@
 // has to be looked at.
 #pragma once
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <set>
@@ -59,7 +60,8 @@ class ObjectTable {
     uint64_t offset;
   };
   SharedObject& object(const ObjectKey& key);
-  void open_source(SharedObject& object, const std::string& path, const std::string& target);
+  // The same with its content opened, by `open` if it is not yet; one that cannot be opened does not count as seen.
+  SharedObject& object(const ObjectKey& key, const std::string& target, const std::function<UniqueFd()>& open);
   void save_detached_segment(pb::ShmSegment& segment, StagingArena& arena);
   // Written parts of a segment since its mappers were last armed; arms them. False when some were not tracked.
   bool collect_mappers(const SharedObject& object, std::vector<Range>& written);

@@ -128,6 +128,28 @@ TEST(MemoryCapture, DescriptorsWriteBehindThePageTable) {
   }
 }
 
+// Once both are registered with the tracker, the kernel makes one mapping of them: the name of neither is in map_files
+// any more.
+TEST(MemoryCapture, AdjacentMappingsOfADeletedFileThatBecomeOne) {
+  const UniqueFd fd(::memfd_create("two-parts", 0));
+  ASSERT_EQ(::ftruncate(fd.get(), static_cast<off_t>(2 * kMiB)), 0);
+  char* at = map_anonymous(2 * kMiB);
+  TestChild child([&](uint64_t step) {
+    if (step > 2) return;
+    const uint64_t part = (step - 1) * kMiB;
+    ::mmap(at + part, kMiB, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_FIXED, fd.get(), static_cast<off_t>(part));
+    if (step == 1) std::memset(at, 1, kMiB / 2);
+  });
+  CaptureRig rig(child.pid());
+  rig.precopy = false;
+  for (uint64_t step = 1; step <= 3; ++step) {
+    ASSERT_TRUE(child.run(step));
+    rig.take();
+    EXPECT_EQ(rig.difference, "") << step;
+  }
+  ::munmap(at, 2 * kMiB);
+}
+
 // Lets a second pass since the last attach, so that the segment's times can be told apart.
 TEST(MemoryCapture, SysvSegmentsFromTheirMappersTrackers) {
   const int id = ::shmget(IPC_PRIVATE, 8 * kMiB, 0600);
