@@ -35,6 +35,7 @@ std::vector<PipeEnds> group_by_pipe(Descriptions descriptions) {
     if (end->info.flags & O_DIRECT) ends.packet_mode = true;
   }
   std::vector<PipeEnds> result;
+  result.reserve(groups.size());
   for (auto& [inode, ends] : groups) result.push_back(std::move(ends));
   return result;
 }

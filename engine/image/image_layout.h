@@ -9,7 +9,7 @@
 
 namespace icp {
 
-inline constexpr uint32_t kImageFormat = 2;
+inline constexpr uint32_t kImageFormat = 3;
 // A page's place is packed into 64 bits in the index: 24 bits of version, 40 of record.
 inline constexpr uint32_t kMaxVersion = (1u << 24) - 1;
 // One less than fits, so that "next record" never carries into the version.

@@ -35,7 +35,7 @@ struct PageFileTrailer {
   uint64_t records;
   uint32_t compression;    // Compression
   uint32_t block_records;  // kBlockRecords, 0 when not compressed
-  uint64_t table_xxh3;     // XXH3-64 of the hashes and the lengths of blocks
+  uint64_t table_xxh3;     // XXH3-64 of the lengths of blocks and the checksums of hashes
   uint64_t xxh3;           // of the bytes before
 };
 static_assert(sizeof(PageFileTrailer) == 56);
@@ -45,9 +45,20 @@ constexpr char kTrailerMagic[8] = {'I', 'C', 'P', 'P', 'G', 'E', 'N', 'D'};
 // Pieces from this size on are written from where they are instead of being copied together.
 constexpr uint64_t kDirectPages = (256 << 10) / kPageBytes;
 constexpr size_t kTailBytes = 1 << 20;
+constexpr uint64_t kPieceRecords = 4096;  // hashes under one checksum
 
 uint64_t offset_of(uint64_t record) { return (record + 1) * kPageBytes; }
+uint64_t pieces_of(uint64_t records) { return (records + kPieceRecords - 1) / kPieceRecords; }
 uint64_t blocks_of(uint64_t records) { return (records + kBlockRecords - 1) / kBlockRecords; }
+
+std::vector<uint64_t> checksums_of(std::span<const PageHash> hashes) {
+  std::vector<uint64_t> checksums;
+  for (size_t at = 0; at < hashes.size(); at += kPieceRecords) {
+    const auto piece = hashes.subspan(at, std::min<size_t>(kPieceRecords, hashes.size() - at));
+    checksums.push_back(XXH3_64bits(piece.data(), piece.size_bytes()));
+  }
+  return checksums;
+}
 
 }  // namespace
 
@@ -145,10 +156,16 @@ void PageFileWriter::finish(VersionWriter& version) {
   }
   const bool packed = compression_ != Compression::kNone;
   uint64_t offset = packed ? next_block_at_ : offset_of(records());
-  const size_t hash_bytes = hashes_.size() * sizeof hashes_[0], length_bytes = blocks_.size() * sizeof(uint32_t);
-  std::vector<std::byte> table(hash_bytes + length_bytes);
-  if (hash_bytes > 0) std::memcpy(table.data(), hashes_.data(), hash_bytes);
-  if (length_bytes > 0) std::memcpy(table.data() + hash_bytes, blocks_.data(), length_bytes);
+  const std::span<const std::byte> hashes = std::as_bytes(std::span(hashes_));
+  write_at(fd_.get(), hashes.data(), hashes.size(), offset, path_);
+  offset += hashes.size();
+  std::vector<std::byte> table;  // the blocks' lengths and the checksums of hashes
+  const auto add = [&table](const auto& numbers) {
+    const std::span<const std::byte> bytes = std::as_bytes(std::span(numbers));
+    table.insert(table.end(), bytes.begin(), bytes.end());
+  };
+  add(blocks_);
+  add(checksums_of(hashes_));
   write_at(fd_.get(), table.data(), table.size(), offset, path_);
   offset += table.size();
 
@@ -217,11 +234,12 @@ void PageFileReader::load_tables(const std::string& store) {
   compression_ = static_cast<Compression>(trailer.compression);
   // The size bounds the number, so nothing large is allocated for a small file: a compressed block has at least a byte.
   const uint64_t space = trailer_at - kPageBytes;
-  constexpr uint64_t kPlain = kPageBytes + sizeof(PageHash);
-  const bool fits = packed ? trailer.records <= space / sizeof(PageHash) : trailer.records * kPlain == space;
-  const uint64_t table_bytes =
-      trailer.records * sizeof(PageHash) + (packed ? blocks_of(trailer.records) * sizeof(uint32_t) : 0);
-  if (trailer.records > kMaxRecord + 1 || !fits || table_bytes > space) {
+  const bool possible = trailer.records <= std::min(kMaxRecord + 1, space / sizeof(PageHash));
+  const uint64_t records = possible ? trailer.records : 0;
+  const uint64_t hash_bytes = records * sizeof(PageHash), length_bytes = packed ? blocks_of(records) * 4 : 0,
+                 table_bytes = length_bytes + pieces_of(records) * sizeof(uint64_t);
+  const uint64_t least = hash_bytes + table_bytes + (packed ? 0 : records * kPageBytes);
+  if (!possible || (packed ? least > space : least != space)) {
     throw_error(ErrorKind::kImage, "{} is damaged at offset {}: {} records do not make a file of {} bytes", path_,
                 trailer_at, trailer.records, size_);
   }
@@ -231,9 +249,30 @@ void PageFileReader::load_tables(const std::string& store) {
   if (XXH3_64bits(table.data(), table.size()) != trailer.table_xxh3) {
     throw_error(ErrorKind::kImage, "{} is damaged at offset {}: checksum table is damaged", path_, table_at);
   }
-  hashes_.resize(trailer.records);
-  if (!hashes_.empty()) std::memcpy(hashes_.data(), table.data(), hashes_.size() * sizeof(PageHash));
-  if (packed) load_blocks(std::span(table).subspan(hashes_.size() * sizeof(PageHash)), table_at);
+  records_ = records;
+  hashes_at_ = table_at - hash_bytes;
+  checksums_.resize(pieces_of(records));
+  pieces_.resize(checksums_.size());
+  std::copy(table.begin() + static_cast<ptrdiff_t>(length_bytes), table.end(),
+            std::as_writable_bytes(std::span(checksums_)).begin());
+  if (packed) load_blocks(std::span(table).first(length_bytes), hashes_at_);
+}
+
+std::vector<PageHash>& PageFileReader::load_piece(uint64_t number) {
+  std::vector<PageHash>& piece = pieces_[number];
+  if (!piece.empty()) return piece;
+  const uint64_t first = number * kPieceRecords, at = hashes_at_ + first * sizeof(PageHash);
+  std::vector<PageHash> hashes(std::min(kPieceRecords, records_ - first));
+  const size_t bytes = hashes.size() * sizeof hashes[0];
+  read_at(fd_.get(), hashes.data(), bytes, at, path_);
+  if (XXH3_64bits(hashes.data(), bytes) != checksums_[number]) {
+    throw_error(ErrorKind::kImage, "{} is damaged at offset {}: checksum table is damaged", path_, at);
+  }
+  return piece = std::move(hashes);
+}
+
+const PageHash& PageFileReader::hash(uint64_t record) {
+  return load_piece(record / kPieceRecords)[record % kPieceRecords];
 }
 
 // Every block holds kBlockRecords pages but the last; it has at least one byte and no more than its pages, and all
@@ -270,10 +309,10 @@ void PageFileReader::check_records(uint64_t record, uint64_t count) const {
   }
 }
 
-void PageFileReader::check_pages(uint64_t record, uint64_t count, const std::byte* pages) const {
+void PageFileReader::check_pages(uint64_t record, uint64_t count, const std::byte* pages) {
   check_records(record, count);
   for (uint64_t i = 0; i < count; ++i) {
-    if (hash_page(pages + i * kPageBytes) == hashes_[record + i]) continue;
+    if (hash_page(pages + i * kPageBytes) == hash(record + i)) continue;
     const uint64_t block = (record + i) / kBlockRecords;
     throw_error(ErrorKind::kImage, "{} is damaged at offset {}: the page there has another checksum", path_,
                 compression_ == Compression::kNone ? offset_of(record + i)

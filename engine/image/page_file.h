@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // <store>.<version>.bin: the page records that one version of a store wrote.
 //
-//   header 4096 bytes, records, their hashes of 16 bytes each, trailer 56 bytes
+//   header 4096 bytes, records, their hashes of 16 bytes each, checksums of the hashes, trailer 56 bytes
 //
 // Plain records lie at multiples of the page size, so that a file can be mapped or read with O_DIRECT. Compressed ones
-// lie in blocks of kBlockRecords; the blocks' lengths then follow the hashes.
+// lie in blocks of kBlockRecords; the blocks' lengths then follow the hashes. There is a checksum for each
+// kPieceRecords hashes, so that whoever wants a few records of a large file need not read them all.
 #pragma once
 
 #include <cstddef>
@@ -61,8 +62,8 @@ class PageFileWriter {
   std::vector<std::byte> compressed_;
 };
 
-// Reads records of a page file of a committed version. The table of hashes is read and checked when the file is first
-// opened and stays in memory (16 bytes a record). One thread.
+// Reads records of a page file of a committed version. The hashes are read and checked as they are needed, 64 KiB at a
+// time, and stay in memory (16 bytes a record). One thread.
 class PageFileReader {
  public:
   // `file` was opened through `version`.
@@ -70,10 +71,10 @@ class PageFileReader {
 
   // Reads records without looking at what is in them: check_pages() does that.
   void read(uint64_t record, uint64_t count, std::byte* to);
-  void check_pages(uint64_t record, uint64_t count, const std::byte* pages) const;
-  uint64_t records() const { return hashes_.size(); }
-  // Of a record below records().
-  const PageHash& hash(uint64_t record) const { return hashes_[record]; }
+  void check_pages(uint64_t record, uint64_t count, const std::byte* pages);
+  uint64_t records() const { return records_; }
+  // Of a record below records(), while the file is open.
+  const PageHash& hash(uint64_t record);
   // kImage unless records [record, record + count) exist.
   void check_records(uint64_t record, uint64_t count) const;
   // Descriptors are few, files may be many: closed and opened again without reading the table again. kImage when the
@@ -86,14 +87,17 @@ class PageFileReader {
   void check_header(const std::string& store) const;
   void load_tables(const std::string& store);
   void load_blocks(std::span<const std::byte> lengths, uint64_t end);
+  std::vector<PageHash>& load_piece(uint64_t number);
   // The pages of a block, decompressed; valid until the next call.
   std::span<const std::byte> block(uint64_t number);
 
   std::string name_, path_;
   uint32_t version_;
   UniqueFd fd_;
-  uint64_t size_ = 0, inode_ = 0, device_ = 0;
-  std::vector<PageHash> hashes_;
+  uint64_t size_ = 0, inode_ = 0, device_ = 0, records_ = 0;
+  uint64_t hashes_at_ = 0;                     // offset
+  std::vector<uint64_t> checksums_;            // of the pieces of the hashes
+  std::vector<std::vector<PageHash>> pieces_;  // empty: not read yet
   Compression compression_ = Compression::kNone;
   std::vector<uint64_t> block_ends_;  // offsets; compressed files only
   uint64_t held_block_ = ~0ull;

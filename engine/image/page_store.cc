@@ -237,7 +237,7 @@ void PageStoreReader::read_unverified(PageLocation location, uint64_t pages, std
 
 void PageStoreReader::load_hashes(PageHashes& hashes) {
   impl_->index.for_each_run_in_file_order(0, 1ull << 48, [&](uint64_t address, uint64_t pages, PageLocation location) {
-    const PageFileReader& file = impl_->file(location.version);
+    PageFileReader& file = impl_->file(location.version);
     file.check_records(location.record, pages);
     for (uint64_t i = 0; i < pages; ++i) hashes.set(address + i * kPageBytes, file.hash(location.record + i));
   });

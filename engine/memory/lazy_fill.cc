@@ -26,8 +26,9 @@
 namespace icp {
 namespace {
 
-constexpr uint64_t kChunkPages = 64;   // background: 256 KiB, after which waiting processes are looked after
-constexpr uint64_t kAroundPages = 16;  // read along with a page that is waited for
+constexpr uint64_t kChunkPages = 64;         // background: 256 KiB, after which waiting processes are looked after
+constexpr uint64_t kAroundPages = 16;        // read along with a page that is waited for
+constexpr uint64_t kSliceBytes = 256 << 20;  // of memory, whose runs are put in order at a time
 constexpr uint64_t kFeatures =
     UFFD_FEATURE_EVENT_FORK | UFFD_FEATURE_EVENT_REMAP | UFFD_FEATURE_EVENT_REMOVE | UFFD_FEATURE_EVENT_UNMAP;
 
@@ -71,12 +72,60 @@ struct Run {
   PageLocation location;
 };
 
+// What the background reader has to do in an address space, and how far it is. The order is that of the files within a
+// slice of memory: ordering all of it first would make the processes wait for pages of theirs. A version's records
+// mostly lie in the order of their addresses, so that files are read from front to back all the same.
+struct Background {
+  std::shared_ptr<const std::vector<Range>> slices;
+  size_t next_slice = 0;
+  std::shared_ptr<const std::vector<Run>> runs;  // of the slice before
+  size_t next_run = 0;
+
+  // The run to be filled now, until done() with it; null: all is there.
+  const Run* current(const PageIndex& index) {
+    while (!runs || next_run == runs->size()) {
+      if (next_slice == slices->size()) return nullptr;
+      runs = std::make_shared<const std::vector<Run>>(ordered_runs(index, (*slices)[next_slice++]));
+      next_run = 0;
+    }
+    return &(*runs)[next_run];
+  }
+  void done() { ++next_run; }
+
+ private:
+  static std::vector<Run> ordered_runs(const PageIndex& index, const Range& slice) {
+    std::vector<Run> runs;
+    index.for_each_run(slice.start, slice.end, [&](uint64_t address, uint64_t pages, PageLocation location) {
+      while (pages > 0) {
+        const uint64_t count = std::min(pages, kChunkPages);
+        runs.push_back({address, count, location});
+        address += count * kPageSize;
+        location.record += count;
+        pages -= count;
+      }
+    });
+    std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
+      return std::pair(a.location.version, a.location.record) < std::pair(b.location.version, b.location.record);
+    });
+    return runs;
+  }
+};
+
+std::vector<Range> sliced(const std::vector<Range>& parts) {
+  std::vector<Range> slices;
+  for (const Range& part : parts) {
+    for (uint64_t start = part.start; start < part.end; start += kSliceBytes) {
+      slices.push_back({start, std::min(part.end, start + kSliceBytes)});
+    }
+  }
+  return slices;
+}
+
 // One address space.
 struct Space {
   UniqueFd uffd;
   std::shared_ptr<PageStoreReader> reader;
-  std::shared_ptr<const std::vector<Run>> runs;  // in the order of the files
-  size_t next = 0;                               // run to be filled next
+  Background background;
   std::vector<Area> areas;
   bool gone = false;
   uint64_t changes = 0;  // of areas
@@ -257,8 +306,7 @@ void LazyFill::Impl::handle(Space& space, const uffd_msg& message) {
       Space child;
       child.uffd.reset(static_cast<int>(message.arg.fork.ufd));
       child.reader = space.reader;
-      child.runs = space.runs;
-      child.next = space.next;
+      child.background = space.background;
       child.areas = space.areas;
       spaces.push_back(std::move(child));
       break;
@@ -294,14 +342,14 @@ void LazyFill::Impl::handle_events(Space& space) {
 }
 
 void LazyFill::Impl::fill_next(Space& space) {
-  if (space.next == space.runs->size()) {
+  const Run* run = space.background.current(space.reader->index());
+  if (run == nullptr) {
     space.gone = true;  // all there; what has no page reads as zeros from now on, as it should
     return;
   }
-  const Run& run = (*space.runs)[space.next];
-  space.reader->read(run.location, run.pages, std::span(buffer).first(run.pages * kPageSize));
-  place(space, run.address, run.pages);
-  ++space.next;
+  space.reader->read(run->location, run->pages, std::span(buffer).first(run->pages * kPageSize));
+  place(space, run->address, run->pages);
+  space.background.done();  // not before: a child forked meanwhile does it once more
 }
 
 void LazyFill::Impl::take_over() {
@@ -390,24 +438,9 @@ void LazyFill::add(RemoteProcess& process, PageStoreReader reader, std::vector<R
     }
     space.areas.push_back({part.start, part.end, part.start});
   }
-  std::vector<Run> runs;
   normalise(parts);
-  for (const Range& part : parts) {
-    reader.index().for_each_run(part.start, part.end, [&](uint64_t address, uint64_t pages, PageLocation location) {
-      while (pages > 0) {
-        const uint64_t count = std::min(pages, kChunkPages);
-        runs.push_back({address, count, location});
-        address += count * kPageSize;
-        location.record += count;
-        pages -= count;
-      }
-    });
-  }
-  std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
-    return std::pair(a.location.version, a.location.record) < std::pair(b.location.version, b.location.record);
-  });
+  space.background.slices = std::make_shared<const std::vector<Range>>(sliced(parts));
   space.reader = std::make_shared<PageStoreReader>(std::move(reader));
-  space.runs = std::make_shared<const std::vector<Run>>(std::move(runs));
   const std::lock_guard lock(impl_->mutex);
   impl_->added.push_back(std::move(space));
   if (!impl_->started || impl_->finished) {

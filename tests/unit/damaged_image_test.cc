@@ -319,6 +319,7 @@ const Damage kPageFileDamages[] = {
     {"PageFlipped", [](const Image& i) { flip(i.bin(2), 4096 * 6 + 17); }, "damaged at offset 24576"},
     {"PageHeaderFlipped", [](const Image& i) { flip(i.bin(2), 12); }, "header is damaged"},
     {"PageTableFlipped", [](const Image& i) { flip(i.bin(2), 4096 * 41 + 5); }, "checksum table is damaged"},
+    {"ChecksumOfPageTableFlipped", [](const Image& i) { flip(i.bin(2), -60); }, "checksum table is damaged"},
     {"PageTrailerFlipped", [](const Image& i) { flip(i.bin(2), -20); }, "trailer is damaged"},
     {"PagesSwappedBetweenStores", [](const Image& i) { swap_files(i.bin(1), i.bin(1, kSecond)); },
      "another store or version", ErrorKind::kImage, 2},
@@ -472,11 +473,11 @@ INSTANTIATE_TEST_SUITE_P(Pages, DamagedImage, testing::ValuesIn(kPageFileDamages
 INSTANTIATE_TEST_SUITE_P(Index, DamagedImage, testing::ValuesIn(kIndexDamages), name_of);
 INSTANTIATE_TEST_SUITE_P(Permission, DamagedImage, testing::ValuesIn(kPermissionDamages), name_of);
 
-// A compressed page file: 40 pages of 64 bytes repeated, three blocks; their lengths stand before the trailer of 56
-// bytes.
+// A compressed page file: 40 pages of 64 bytes repeated, three blocks; their lengths stand before the checksum
+// of the hashes and the trailer of 56 bytes.
 class CompressedImage : public testing::TestWithParam<Compression> {
  protected:
-  static constexpr size_t kTrailer = 56, kLengths = 3 * sizeof(uint32_t);
+  static constexpr size_t kTrailer = 56, kChecksum = sizeof(uint64_t), kLengths = 3 * sizeof(uint32_t);
 
   void expect(const Image& image, const char* message) {
     try {
@@ -490,15 +491,14 @@ class CompressedImage : public testing::TestWithParam<Compression> {
   }
   // Writes a number into the file's tables and makes all checksums right again, as somebody who means harm would.
   static void forge(const std::string& path,
-                    const std::function<void(std::string&, size_t tables, size_t trailer)>& edit) {
+                    const std::function<void(std::string&, size_t lengths, size_t trailer)>& edit) {
     std::string content = read_file(path);
-    const size_t trailer = content.size() - kTrailer, tables = trailer - kLengths - 40 * 16;
-    edit(content, tables, trailer);
-    const size_t end = content.size() - kTrailer;
-    const uint64_t table = XXH3_64bits(content.data() + tables, end - tables);
-    std::memcpy(content.data() + end + 40, &table, 8);
-    const uint64_t own = XXH3_64bits(content.data() + end, 48);
-    std::memcpy(content.data() + end + 48, &own, 8);
+    const size_t trailer = content.size() - kTrailer, lengths = trailer - kChecksum - kLengths;
+    edit(content, lengths, trailer);
+    const uint64_t table = XXH3_64bits(content.data() + lengths, trailer - lengths);
+    std::memcpy(content.data() + trailer + 40, &table, 8);
+    const uint64_t own = XXH3_64bits(content.data() + trailer, 48);
+    std::memcpy(content.data() + trailer + 48, &own, 8);
     write_file(path, content);
   }
   static void set(std::string& content, size_t at, uint32_t value) { std::memcpy(content.data() + at, &value, 4); }
@@ -522,12 +522,11 @@ TEST_P(CompressedImage, FlippedBitsAreNoticed) {
 TEST_P(CompressedImage, HostileLengthsAreRefused) {
   for (const uint32_t length : {0u, 65537u, 0xffffffffu}) {
     const Image image(GetParam());
-    forge(image.bin(3),
-          [&](std::string& content, size_t, size_t trailer) { set(content, trailer - kLengths, length); });
+    forge(image.bin(3), [&](std::string& content, size_t lengths, size_t) { set(content, lengths, length); });
     expect(image, "impossible length of a block");
   }
   const Image shorter(GetParam());
-  forge(shorter.bin(3), [&](std::string& content, size_t, size_t trailer) { set(content, trailer - kLengths, 1); });
+  forge(shorter.bin(3), [&](std::string& content, size_t lengths, size_t) { set(content, lengths, 1); });
   expect(shorter, "blocks do not fill the file");
   const Image other(GetParam());
   forge(other.bin(3), [&](std::string& content, size_t, size_t trailer) { set(content, trailer + 32, 9); });

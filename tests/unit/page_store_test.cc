@@ -18,8 +18,10 @@ namespace {
 
 using test::kPage;
 using test::page_of;
+using test::read_file;
 using test::Reference;
 using test::store_equals;
+using test::write_file;
 
 constexpr char kStore[] = "task_mm_100";
 constexpr uint64_t kBase = 0x7f0000000000;
@@ -261,6 +263,30 @@ TEST_F(PageStoreTest, ReadsWithFewerDescriptorsThanFiles) {
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
   EXPECT_TRUE(store_equals(image_.open_version(40), kStore, reference));
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &old), 0);
+}
+
+// There is a checksum for each 4096 hashes: damage to some concerns only the pages they are of.
+TEST_F(PageStoreTest, HashesAreCheckedPieceByPiece) {
+  constexpr uint64_t kPages = 9000;
+  PageIndex index;
+  Reference reference;
+  VersionWriter version = image_.begin_version();
+  PageStoreWriter writer(version, kStore, index);
+  put(writer, reference, kBase, kPages, false);
+  writer.finish();
+  version.write_sealed("state.icp", "");
+  version.commit({});
+  ASSERT_THAT(image_.verify(1), testing::IsEmpty());
+
+  const std::string path = temp_ / "1.0/v000001/n0/task_mm_100.1.bin";
+  std::string content = read_file(path);
+  content[(1 + kPages) * kPage + 8200 * 16] ^= 1;
+  write_file(path, content);
+  PageStoreReader reader(image_.open_version(1), kStore);
+  std::vector<std::byte> page(kPage);
+  for (const uint64_t record : {0, 4095, 4096, 8191}) EXPECT_NO_THROW(reader.read({1, record}, 1, page)) << record;
+  for (const uint64_t record : {8192, 8200, 8999}) EXPECT_THROW(reader.read({1, record}, 1, page), Error) << record;
+  EXPECT_EQ(image_.verify(1).size(), 1u);
 }
 
 // Writing fails at every place it can: RLIMIT_FSIZE stands in for a full disk.
