@@ -75,7 +75,7 @@ void fill(Kind& kind, const std::vector<uint64_t>& pages) {
 template <typename Kind>
 void build(benchmark::State& state) {
   const auto pages = addresses(state.range(0));
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     Kind kind;
     fill(kind, pages);
     benchmark::DoNotOptimize(kind);
@@ -90,7 +90,7 @@ void look_up(benchmark::State& state) {
   fill(kind, pages);
   const auto order = shuffled(pages, 1);
   size_t next = 0;
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     benchmark::DoNotOptimize(kind.find(order[next]));
     if (++next == order.size()) next = 0;
   }
@@ -105,7 +105,7 @@ void update(benchmark::State& state) {
   auto order = shuffled(pages, 2);
   order.resize(std::max<size_t>(1, order.size() / 100));
   uint32_t version = 2;
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     uint64_t record = 0;
     for (const uint64_t address : order) kind.change(address, {version, record++});
     ++version;
@@ -127,7 +127,7 @@ void on_disk(benchmark::State& state) {
   const auto pages = addresses(state.range(0));
   const auto versions = static_cast<uint32_t>(state.range(1));
   const std::string dir = fmt::format("{}/icp-bench-{}", std::filesystem::temp_directory_path().string(), getpid());
-  for (auto _ : state) {
+  for ([[maybe_unused]] auto _ : state) {
     PageIndex index;
     uint64_t record = 0;
     for (const uint64_t address : pages) index.set(address, {1, record++});

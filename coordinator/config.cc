@@ -74,7 +74,7 @@ uint32_t count(const Entry& entry) {
 }
 
 std::string absolute_path(const Entry& entry) {
-  const std::string text = entry.text();
+  std::string text = entry.text();
   if (!text.starts_with('/')) entry.fail(fmt::format("'{}' is not an absolute path", text));
   return text;
 }

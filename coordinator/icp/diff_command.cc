@@ -156,6 +156,7 @@ int diff(DiffOptions options) {
   for (const auto* side : {&from, &to})
     for (const auto& [name, whose] : side->stores) names.insert(name);
   std::vector<StoreDiff> stores;
+  stores.reserve(names.size());
   for (const std::string& name : names) stores.push_back(diff_store(from, to, name));
   if (options.json) {
     print_diff_json(from, to, stores);

@@ -3,6 +3,7 @@
 
 #include <errno.h>
 #include <fcntl.h>
+#include <linux/futex.h>
 #include <sys/pidfd.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
@@ -20,6 +21,7 @@
 #include "engine/trace/return_frame.h"
 
 namespace icp {
+
 namespace {
 
 // include/linux/errno.h: seen in rax of a thread stopped in an interrupted system call.
@@ -70,14 +72,38 @@ int64_t socket_timeout_ns(pid_t pid, int fd, bool receiving) {
   return time.tv_sec * kNsPerSecond + time.tv_usec * 1000;
 }
 
-struct Place {
+constexpr uint64_t kMark = 0x74756f656d697469;  // "itimeout"
+
+// The register with the address of a relative time-out, for calls that leave that as it is; null: none.
+unsigned long long* timeout_address(user_regs_struct& regs) {
+  switch (regs.orig_rax) {
+    case SYS_semtimedop:
+    case SYS_epoll_pwait2:
+      return &regs.r10;
+    case SYS_futex:
+      return (regs.rsi & FUTEX_CMD_MASK) == FUTEX_WAIT ? &regs.r10 : nullptr;  // others' are absolute
+    case SYS_rt_sigtimedwait:
+      return &regs.rdx;
+    case SYS_nanosleep:
+      return &regs.rdi;
+    case SYS_clock_nanosleep:
+      return (regs.rsi & TIMER_ABSTIME) == 0 ? &regs.rdx : nullptr;
+    default:
+      return nullptr;
+  }
+}
+
+timespec to_timespec(uint64_t ns) {
+  return {.tv_sec = static_cast<time_t>(ns / kNsPerSecond), .tv_nsec = static_cast<long>(ns % kNsPerSecond)};
+}
+
+}  // namespace
+
+struct TimeoutPlaces::Place {
   uint64_t mark;  // tells one of ours, of this agent or an earlier one, from the vdso's own content
   uint64_t given;
   timespec time;
 };
-constexpr uint64_t kMark = 0x74756f656d697469;  // "itimeout"
-
-}  // namespace
 
 bool TimeoutPlaces::read(uint64_t at, timespec& time) const {
   const iovec here{&time, sizeof time}, there{reinterpret_cast<void*>(at), sizeof time};
@@ -112,12 +138,28 @@ uint64_t TimeoutPlaces::put(const timespec& time, uint64_t given, const std::fun
     const iovec here{&found, sizeof found}, there{reinterpret_cast<void*>(at), sizeof found};
     if (::process_vm_readv(pid_, &here, 1, &there, 1, 0) != static_cast<ssize_t>(sizeof found)) return 0;
     if (found.mark != kMark && std::memcmp(&found, &zeros, sizeof found) != 0) return 0;
-    // /proc/PID/mem may write where the process itself may not, as debuggers do for breakpoints.
-    const UniqueFd memory(::open(("/proc/" + std::to_string(pid_) + "/mem").c_str(), O_RDWR | O_CLOEXEC));
-    if (!memory || ::pwrite(memory.get(), &place, sizeof place, static_cast<off_t>(at)) != sizeof place) return 0;
-    return at + offsetof(Place, time);
+    return write(place, at) ? at + offsetof(Place, time) : 0;
   }
   return 0;
+}
+
+bool TimeoutPlaces::put_again(const timespec& time, uint64_t place) {
+  return write({kMark, given_at(place), time}, place - offsetof(Place, time));
+}
+
+// /proc/PID/mem may write where the process itself may not, as debuggers do for breakpoints.
+bool TimeoutPlaces::write(const Place& place, uint64_t at) const {
+  const UniqueFd memory(::open(("/proc/" + std::to_string(pid_) + "/mem").c_str(), O_RDWR | O_CLOEXEC));
+  return memory && ::pwrite(memory.get(), &place, sizeof place, static_cast<off_t>(at)) == sizeof place;
+}
+
+void put_time_left(pid_t pid, uint64_t left_ns, user_regs_struct& regs) {
+  unsigned long long* const timeout = timeout_address(regs);
+  if (timeout == nullptr || !in_system_call(regs)) return;
+  TimeoutPlaces places(pid);
+  const auto taken = [&places](uint64_t at) { return places.given_at(at) != at; };
+  const uint64_t place = places.put(to_timespec(std::min<uint64_t>(left_ns, kLongestNs)), *timeout, taken);
+  if (place != 0) *timeout = place;
 }
 
 InterruptedCalls::Wait& InterruptedCalls::wait_of(pid_t tid, pid_t pid, const Call& call, uint64_t timeout,
@@ -139,23 +181,32 @@ void InterruptedCalls::shorten_milliseconds(pid_t tid, pid_t pid, user_regs_stru
   live.r10 = wait.timeout = static_cast<uint64_t>(left);
 }
 
-// semtimedop, rt_sigtimedwait, epoll_pwait2: the time-out is in memory, which is the program's and stays as it is. The
-// image keeps it, too: after a restart the wait begins anew.
-void InterruptedCalls::shorten_timespec(pid_t tid, TimeoutPlaces& places, unsigned long long& live,
-                                        unsigned long long& image, const Call& call) {
+// The time-out is in memory, which is the program's and stays as it is.
+std::optional<uint64_t> InterruptedCalls::left_in_memory(pid_t tid, TimeoutPlaces& places, const Call& call,
+                                                         unsigned long long& image) {
   timespec time{};
-  if (!places.read(live, time) || time.tv_sec > kLongestNs / kNsPerSecond) return;
-  Wait& wait = wait_of(tid, places.pid(), call, live, time.tv_sec * kNsPerSecond + time.tv_nsec);
-  image = places.given_at(live);
-  const int64_t left = std::max<int64_t>(wait.deadline_ns - monotonic_ns(), 0);
-  const uint64_t place =
-      places.put({.tv_sec = left / kNsPerSecond, .tv_nsec = left % kNsPerSecond}, image,
-                 [this, tid, pid = places.pid()](uint64_t at) {
-                   return std::any_of(waits_.begin(), waits_.end(), [&](const auto& entry) {
-                     return entry.first != tid && entry.second.pid == pid && entry.second.timeout == at;
-                   });
-                 });
-  live = wait.timeout = place != 0 ? place : image;
+  if (!places.read(image, time) || time.tv_sec > kLongestNs / kNsPerSecond) return std::nullopt;
+  const Wait& wait = wait_of(tid, places.pid(), call, image, time.tv_sec * kNsPerSecond + time.tv_nsec);
+  image = places.given_at(image);
+  return static_cast<uint64_t>(std::max<int64_t>(wait.deadline_ns - monotonic_ns(), 0));
+}
+
+void InterruptedCalls::shorten_timespec(pid_t tid, TimeoutPlaces& places, uint64_t left_ns, uint64_t given,
+                                        unsigned long long& live) {
+  const pid_t pid = places.pid();
+  const auto taken = [&](uint64_t at) {
+    return std::any_of(waits_.begin(), waits_.end(),
+                       [&](const auto& entry) {
+                         return entry.first != tid && entry.second.pid == pid && entry.second.timeout == at;
+                       }) ||
+           (put_.count({pid, at}) == 0 && places.given_at(at) != at);
+  };
+  if (live == given || !places.put_again(to_timespec(left_ns), live)) {
+    const uint64_t place = places.put(to_timespec(left_ns), given, taken);
+    live = place != 0 ? place : given;
+  }
+  if (live != given) put_.emplace(pid, live);
+  waits_.at(tid).timeout = live;
 }
 
 // The socket's time-out cannot be shortened for one call: past its end the call is over.
@@ -172,8 +223,8 @@ void InterruptedCalls::end_socket_wait(pid_t tid, pid_t pid, user_regs_struct& l
 
 // The running kernel knows how long nanosleep, poll and futex waits still have to go (its restart block); in an image
 // the call itself is made again.
-void InterruptedCalls::go_on_after_restore(pid_t tid, pid_t pid, const user_regs_struct& live,
-                                           user_regs_struct& image) {
+std::optional<uint64_t> InterruptedCalls::go_on_after_restore(pid_t tid, TimeoutPlaces& places,
+                                                              const user_regs_struct& live, user_regs_struct& image) {
   const auto known = restarted_.find(tid);
   if (result_of(live) != -kRestartBlock) {  // about to go on with it
     image.rip += kSyscallBytes;
@@ -185,18 +236,27 @@ void InterruptedCalls::go_on_after_restore(pid_t tid, pid_t pid, const user_regs
     image.orig_rax = known->second.number;
   }
   set_result(image, -kRestartNoHand);
-  // The time it still has: nanosleep has left that in the caller's memory, if it wants to know.
-  if (image.orig_rax == SYS_nanosleep && image.rsi != 0) image.rdi = image.rsi;
-  if (image.orig_rax == SYS_clock_nanosleep && image.r10 != 0) image.rdx = image.r10;
-  const int64_t milliseconds = static_cast<int32_t>(image.rdx);
-  if (image.orig_rax == SYS_poll && milliseconds > 0) {
-    const Wait& wait = wait_of(tid, pid, {SYS_poll, image.rip, live.rsp}, live.rdx, milliseconds * kNsPerMs);
+  const Call call{image.orig_rax, image.rip, live.rsp};
+  // The time they still have: these have left it in the caller's memory, if it wants to know.
+  if (image.orig_rax == SYS_nanosleep && image.rsi != 0) {
+    image.rdi = image.rsi;
+  } else if (image.orig_rax == SYS_clock_nanosleep && image.r10 != 0) {
+    image.rdx = image.r10;
+  } else if (image.orig_rax == SYS_poll) {
+    const int64_t milliseconds = static_cast<int32_t>(image.rdx);
+    if (milliseconds <= 0) return std::nullopt;
+    const Wait& wait = wait_of(tid, places.pid(), call, live.rdx, milliseconds * kNsPerMs);
     image.rdx = static_cast<uint64_t>(std::max<int64_t>((wait.deadline_ns - monotonic_ns()) / kNsPerMs, 0));
+  } else if (unsigned long long* const timeout = timeout_address(image)) {
+    return left_in_memory(tid, places, call, *timeout);
   }
+  return std::nullopt;
 }
 
-void InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live, user_regs_struct& image) {
+std::optional<uint64_t> InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live,
+                                                    user_regs_struct& image) {
   image = live;
+  std::optional<uint64_t> left;
   const bool failed = in_system_call(live) && result_of(live) == -EINTR;
   const bool socket = failed && (is_one_of(kReceiving, live.orig_rax) || is_one_of(kSending, live.orig_rax));
   const bool timed = failed && is_one_of(kNeverRestarted, live.orig_rax);
@@ -210,23 +270,22 @@ void InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& places, user_regs_str
     end_socket_wait(tid, places.pid(), live);
     image = live;
   } else if (timed) {
-    const Call call{live.orig_rax, live.rip, live.rsp};
     if (live.orig_rax == SYS_epoll_wait || live.orig_rax == SYS_epoll_pwait) {
       shorten_milliseconds(tid, places.pid(), live);
       image = live;
-    } else if (live.orig_rax == SYS_semtimedop || live.orig_rax == SYS_epoll_pwait2) {
-      shorten_timespec(tid, places, live.r10, image.r10, call);
-    } else if (live.orig_rax == SYS_rt_sigtimedwait) {
-      shorten_timespec(tid, places, live.rdx, image.rdx, call);
+    } else if (unsigned long long* const timeout = timeout_address(image)) {
+      left = left_in_memory(tid, places, {live.orig_rax, live.rip, live.rsp}, *timeout);
+      if (left) shorten_timespec(tid, places, *left, *timeout, *timeout_address(live));
     }
     set_result(live, -kRestartNoHand);
     set_result(image, -kRestartNoHand);
   }
   if (restarts) {
-    go_on_after_restore(tid, places.pid(), live, image);
+    left = go_on_after_restore(tid, places, live, image);
   } else {
     restarted_.erase(tid);
   }
+  return left;
 }
 
 }  // namespace icp

@@ -10,6 +10,8 @@
 #include <functional>
 #include <map>
 #include <optional>
+#include <set>
+#include <utility>
 
 namespace icp {
 
@@ -28,13 +30,22 @@ class TimeoutPlaces {
   // Writes one that stands for the program's own at `given`, to the first place that `is_used` is not true for. Its
   // address, or 0 when there is no room.
   uint64_t put(const timespec& time, uint64_t given, const std::function<bool(uint64_t)>& is_used);
+  // The same, to `place`, which is one of ours.
+  bool put_again(const timespec& time, uint64_t place);
 
  private:
+  struct Place;
   uint64_t end();  // of the places; 0: there is no vdso
+  bool write(const Place& place, uint64_t at) const;
 
   pid_t pid_;
   std::optional<uint64_t> end_;  // looked for when it is needed
 };
+
+// Lets a restored process's thread, which is about to make its interrupted call again, wait for what was left: `regs`
+// get the address of that instead of the program's own time-out. The numbers are an image's; what makes no sense does
+// nothing. Call it for one thread after the other.
+void put_time_left(pid_t pid, uint64_t left_ns, user_regs_struct& regs);
 
 // System calls found interrupted at the stops of a session, by thread. Two things are put right:
 // - restart_syscall(2) hides which call it goes on with, and only the first stop sees that;
@@ -42,8 +53,9 @@ class TimeoutPlaces {
 //   gets what is left. The first stop counts as the beginning of the call.
 class InterruptedCalls {
  public:
-  // Registers to go on with and to save, from those found at a stop.
-  void normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live, user_regs_struct& image);
+  // Registers to go on with and to save, from those found at a stop. The result, for the image: what is left, in
+  // nanoseconds, of a time-out that the call has in memory (put_time_left).
+  std::optional<uint64_t> normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live, user_regs_struct& image);
 
  private:
   // A call at the same place of the program with the same stack is the same one, unless its time-out says otherwise.
@@ -59,13 +71,15 @@ class InterruptedCalls {
   };
   Wait& wait_of(pid_t tid, pid_t pid, const Call& call, uint64_t timeout, int64_t time_ns);
   void shorten_milliseconds(pid_t tid, pid_t pid, user_regs_struct& live);
-  void shorten_timespec(pid_t tid, TimeoutPlaces& places, unsigned long long& live, unsigned long long& image,
-                        const Call& call);
+  std::optional<uint64_t> left_in_memory(pid_t tid, TimeoutPlaces& places, const Call& call, unsigned long long& image);
+  void shorten_timespec(pid_t tid, TimeoutPlaces& places, uint64_t left_ns, uint64_t given, unsigned long long& live);
   void end_socket_wait(pid_t tid, pid_t pid, user_regs_struct& live);
-  void go_on_after_restore(pid_t tid, pid_t pid, const user_regs_struct& live, user_regs_struct& image);
+  std::optional<uint64_t> go_on_after_restore(pid_t tid, TimeoutPlaces& places, const user_regs_struct& live,
+                                              user_regs_struct& image);
 
   std::map<pid_t, Call> restarted_;
   std::map<pid_t, Wait> waits_;
+  std::set<std::pair<pid_t, uint64_t>> put_;  // places in use or used once by us: others are somebody's we have not met
 };
 
 }  // namespace icp

@@ -104,7 +104,7 @@ void note_starts(StoppedProcess& process, InterruptedCalls& calls) {
     start.live = thread.regs();
     find_rseq(thread, process.ref.pid, start);
     leave_rseq_section(process.ref.pid, start);
-    calls.normalise(thread.tid(), places, start.live, start.image);
+    start.time_left_ns = calls.normalise(thread.tid(), places, start.live, start.image);
   }
   process.starts = std::move(starts);
 }

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -37,6 +38,7 @@ struct ThreadStart {
   user_regs_struct live{};  // registers to go on with
   user_regs_struct
       image{};  // registers to save: the same, but for system calls that only the running kernel can resume
+  std::optional<uint64_t> time_left_ns;  // of such a call's time-out, when that is in memory
   uint64_t signal_mask = 0;
   uint64_t rseq = 0;  // address of its struct rseq, 0 when none is registered
   uint32_t rseq_len = 0, rseq_signature = 0;

@@ -11,6 +11,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/process/interrupted_calls.h"
 #include "engine/process/rseq.h"
 #include "engine/process/scheduling.h"
 #include "engine/process/signals.h"
@@ -52,6 +53,7 @@ void capture_thread(const StoppedProcess& process, size_t index, CallBatch& call
   const Tracee& thread = process.threads[index];
   const ThreadStart& start = process.starts[index];
   state.set_gpr(&start.image, sizeof start.image);
+  if (start.time_left_ns) state.set_time_left_ns(*start.time_left_ns);
   const std::vector<std::byte> xstate = thread.xstate();
   state.set_xstate(xstate.data(), xstate.size());
   state.set_signal_mask(start.signal_mask);
@@ -93,6 +95,7 @@ void restore_registers(Tracee& thread, const pb::Thread& state) {
     throw_error(ErrorKind::kImage, "thread {} has {} bytes of registers instead of {}", state.tid(), state.gpr().size(),
                 sizeof regs);
   std::memcpy(&regs, state.gpr().data(), sizeof regs);
+  if (state.has_time_left_ns()) put_time_left(thread.tid(), state.time_left_ns(), regs);
   std::vector<std::byte> xstate = thread.xstate();  // as large as this processor's
   const std::string& saved = state.xstate();
   if (saved.size() < kXstateMinimum || xstate.size() < kXstateMinimum)

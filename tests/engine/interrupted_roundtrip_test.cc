@@ -14,6 +14,8 @@
 #include <unistd.h>
 
 #include <array>
+#include <cstdio>
+#include <thread>
 
 #include "tests/engine/roundtrip.h"
 
@@ -125,6 +127,59 @@ TEST_F(InterruptedRoundtrip, Semtimedop) {
     ::semctl(id, 0, IPC_RMID);
     return timed_out;
   });
+}
+
+// Each waits 7 s, 6 of which pass before the last version of the first generation: begun anew they would take 13 s, and
+// more for the restart.
+TEST_F(InterruptedRoundtrip, TimeoutsInMemoryKeepTheirRest) {
+  const auto waits = [](int which) {
+    const timespec time{7, 0};
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, SIGUSR1);
+    sembuf take{0, -1, 0};
+    uint32_t word = 1;
+    epoll_event event;
+    switch (which) {
+      case 0:
+        return ::syscall(SYS_futex, &word, FUTEX_WAIT, 1, &time, nullptr, 0) == -1 && errno == ETIMEDOUT;
+      case 1:
+        return ::syscall(SYS_rt_sigtimedwait, &set, nullptr, &time, sizeof(uint64_t)) == -1 && errno == EAGAIN;
+      case 2:
+        return ::semtimedop(::semget(IPC_PRIVATE, 1, 0600), &take, 1, &time) == -1 && errno == EAGAIN;
+      case 3:
+        return ::syscall(SYS_epoll_pwait2, ::epoll_create1(0), &event, 1, &time, nullptr, 0) == 0;
+      case 4:
+        return ::nanosleep(&time, nullptr) == 0;
+      default:
+        return ::clock_nanosleep(CLOCK_MONOTONIC, 0, &time, nullptr) == 0;
+    }
+  };
+  EXPECT_EQ(roundtrip(
+                [&waits](Gate& gate) {
+                  timespec start;
+                  ::clock_gettime(CLOCK_MONOTONIC, &start);
+                  std::array<std::thread, 6> threads;
+                  std::array<double, 6> took{};
+                  std::array<bool, 6> right{};
+                  for (int i = 0; i < 6; ++i) {
+                    threads[i] = std::thread([&, i] {
+                      right[i] = waits(i);
+                      took[i] = seconds_since(start);
+                    });
+                  }
+                  gate.ready();
+                  for (std::thread& thread : threads) thread.join();
+                  gate.go();
+                  for (int i = 0; i < 6; ++i) {
+                    CHECK_OR_DIE(right[i]);
+                    if (took[i] < 6.9 || took[i] > 12.5) fprintf(stderr, "wait %d took %.2f s\n", i, took[i]);
+                    CHECK_OR_DIE(took[i] >= 6.9 && took[i] <= 12.5);
+                  }
+                  return 0;
+                },
+                {.generations = 2, .versions = 3, .pause_ms = 2000}),
+            0);
 }
 
 // A thread that spins inside a restartable sequence: any stop there must end in its abort handler.
