@@ -43,7 +43,7 @@ class Progress {
   Progress& operator=(const Progress&) = delete;
 
   // Asks icpctld. A question that fails is no matter: the request itself will say what is wrong.
-  void look(const JobClient& client, net::Request question) {
+  void look(const JobClient& client, const net::Request& question) {
     if (!shown_) return;
     try {
       show(client.ask(question));

@@ -96,7 +96,7 @@ Operation scontrol_operation(std::string_view word) {
 
 ScontrolLine parse_scontrol_line(const std::vector<std::string>& words) {
   ScontrolLine line;
-  const auto wrong = [&line](std::string text) {
+  const auto wrong = [&line](const std::string& text) {
     line.errors.push_back(printable(text));
     return line;
   };

@@ -8,7 +8,6 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
-#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -18,6 +17,7 @@
 
 #include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
+#include "engine/trace/peek.h"
 #include "engine/trace/return_frame.h"
 
 namespace icp {
@@ -106,9 +106,7 @@ struct TimeoutPlaces::Place {
 };
 
 bool TimeoutPlaces::read(uint64_t at, timespec& time) const {
-  const iovec here{&time, sizeof time}, there{reinterpret_cast<void*>(at), sizeof time};
-  return at != 0 && ::process_vm_readv(pid_, &here, 1, &there, 1, 0) == static_cast<ssize_t>(sizeof time) &&
-         time.tv_sec >= 0 && time.tv_nsec >= 0 && time.tv_nsec < kNsPerSecond;
+  return at != 0 && peek(pid_, at, time) && time.tv_sec >= 0 && time.tv_nsec >= 0 && time.tv_nsec < kNsPerSecond;
 }
 
 uint64_t TimeoutPlaces::end() {
@@ -123,9 +121,7 @@ uint64_t TimeoutPlaces::end() {
 uint64_t TimeoutPlaces::given_at(uint64_t at) {
   if (at / kPageBytes != end() / kPageBytes) return at;
   Place place{};
-  const iovec here{&place, sizeof place}, there{reinterpret_cast<void*>(at - offsetof(Place, time)), sizeof place};
-  const bool whole = ::process_vm_readv(pid_, &here, 1, &there, 1, 0) == static_cast<ssize_t>(sizeof place);
-  return whole && place.mark == kMark ? place.given : at;
+  return peek(pid_, at - offsetof(Place, time), place) && place.mark == kMark ? place.given : at;
 }
 
 uint64_t TimeoutPlaces::put(const timespec& time, uint64_t given, const std::function<bool(uint64_t)>& is_used) {
@@ -135,8 +131,7 @@ uint64_t TimeoutPlaces::put(const timespec& time, uint64_t given, const std::fun
     at -= sizeof(Place);
     if (is_used(at + offsetof(Place, time))) continue;
     Place found{};
-    const iovec here{&found, sizeof found}, there{reinterpret_cast<void*>(at), sizeof found};
-    if (::process_vm_readv(pid_, &here, 1, &there, 1, 0) != static_cast<ssize_t>(sizeof found)) return 0;
+    if (!peek(pid_, at, found)) return 0;
     if (found.mark != kMark && std::memcmp(&found, &zeros, sizeof found) != 0) return 0;
     return write(place, at) ? at + offsetof(Place, time) : 0;
   }

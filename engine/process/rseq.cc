@@ -4,9 +4,9 @@
 #include <linux/rseq.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
-#include <sys/uio.h>
 
 #include "engine/base/error.h"
+#include "engine/trace/peek.h"
 
 namespace icp {
 namespace {
@@ -17,11 +17,6 @@ struct RseqConfiguration {
   uint64_t address;
   uint32_t size, signature, flags, pad;
 };
-
-bool peek(pid_t pid, uint64_t at, void* to, size_t bytes) {
-  const iovec here{to, bytes}, there{reinterpret_cast<void*>(at), bytes};
-  return ::process_vm_readv(pid, &here, 1, &there, 1, 0) == static_cast<ssize_t>(bytes);
-}
 
 }  // namespace
 
@@ -40,8 +35,8 @@ void leave_rseq_section(pid_t pid, ThreadStart& start) {
   if (start.rseq == 0 || in_system_call) return;
   uint64_t section_address = 0;
   rseq_cs section{};
-  if (!peek(pid, start.rseq + offsetof(struct rseq, rseq_cs), &section_address, sizeof section_address) ||
-      section_address == 0 || !peek(pid, section_address, &section, sizeof section))
+  if (!peek(pid, start.rseq + offsetof(struct rseq, rseq_cs), section_address) || section_address == 0 ||
+      !peek(pid, section_address, section))
     return;
   if (start.live.rip - section.start_ip < section.post_commit_offset) start.live.rip = section.abort_ip;
 }
