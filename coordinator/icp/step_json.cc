@@ -40,6 +40,7 @@ json step_json(const net::StepStatus& step) {
   value["disabled"] = step.disabled();
   value["image"] = step.image();
   value["nodes"] = step.nodes();
+  value["hosts"] = step.hosts();
   value["nodes_expected"] = step.nodes_expected();
   value["interval_ms"] = step.interval_ms();
   value["next_unix_ms"] = step.next_unix_ms();

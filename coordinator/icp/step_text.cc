@@ -69,9 +69,19 @@ std::string versions_table(const net::StepStatus& step) {
   return table.text();
 }
 
+// " n1 n2 (on n1)": a restored capsule keeps the name of the node it began on.
+std::string nodes_text(const net::StepStatus& step) {
+  std::string text;
+  for (int i = 0; i < step.nodes_size(); ++i) {
+    text += " " + step.nodes(i);
+    const std::string host = i < step.hosts_size() ? step.hosts(i) : "";
+    if (!host.empty() && host != step.nodes(i)) text += " (on " + host + ")";
+  }
+  return text;
+}
+
 void append_step(std::string& text, const net::StepStatus& step, uint64_t now) {
-  std::string nodes;
-  for (const std::string& node : step.nodes()) nodes += " " + node;
+  const std::string nodes = nodes_text(step);
   line(text, "{}: {}, user {}{}", job_step_text(step.job(), step.step()), state_text(step), user_name(step.uid()),
        step.restarts() > 0 ? ", " + counted(step.restarts(), "restart") : "");
   line(text, "  image     {}", step.image());

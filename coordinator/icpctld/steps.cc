@@ -29,8 +29,8 @@ std::string name_of(const Step& step) { return name_of(step.facts.key); }
 
 bool sensible(const net::AgentHello& hello) {
   return hello.job() != 0 && !hello.node().empty() && hello.node().size() <= kMaxName &&
-         hello.image().size() <= kMaxPath && hello.nodes() != 0 && hello.nodes() <= kMaxNodes &&
-         hello.recent_size() <= 64 && hello.highest_version() <= kMaxVersion &&
+         hello.host().size() <= kMaxName && hello.image().size() <= kMaxPath && hello.nodes() != 0 &&
+         hello.nodes() <= kMaxNodes && hello.recent_size() <= 64 && hello.highest_version() <= kMaxVersion &&
          hello.interval_ms() <= static_cast<uint64_t>(milliseconds(kLongestDuration).count());
 }
 
@@ -62,7 +62,7 @@ Steps::Steps(boost::asio::io_context& io, const Config& config, Catalog& catalog
       random_(std::random_device{}()) {}
 
 std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgent send, std::string& why) {
-  const std::string node = hello.node();
+  const std::string& node = hello.node();
   if (!sensible(hello)) {
     why = "its hello makes no sense";
     return nullptr;

@@ -326,6 +326,7 @@ net::AgentHello StepAgent::hello() const {
   hello.set_restarts(facts_.restarts);
   hello.set_uid(facts_.uid);
   hello.set_node(facts_.capsule);
+  hello.set_host(facts_.node);
   hello.set_nodes(facts_.capsules);
   hello.set_tasks(facts_.local_tasks);
   hello.set_interval_ms(static_cast<uint64_t>(interval_.count()));

@@ -152,7 +152,7 @@ std::string Versions::choose_image(const net::BeginRound& begin, net::PhaseDone&
   if (!begin.image_dir().starts_with('/') || begin.image_dir().find('\0') != std::string::npos) {
     throw_error(ErrorKind::kUsage, "{} is not an absolute path", begin.image_dir());
   }
-  const std::string image = image_path_in(begin.image_dir(), facts_);
+  std::string image = image_path_in(begin.image_dir(), facts_);
   prepare_image_path(image, identity_of(facts_), true);
   const uint32_t highest = highest_versions(image, facts_).first;
   if (highest >= begin.version()) {

@@ -135,7 +135,7 @@ void Connection::send_credential() {
   }
   const uid_t reader = server_side_ ? uid_ : server_;
   in_pool([munge = munge_, payload, reader] { return munge.encode(payload, reader); },
-          [this](std::string credential) {
+          [this](const std::string& credential) {
             auto message = std::make_shared<std::string>(kMagic);
             for (int shift = 24; shift >= 0; shift -= 8)
               message->push_back(static_cast<char>(credential.size() >> shift & 0xff));

@@ -61,6 +61,9 @@ TEST(StepText, Status) {
   EXPECT_THAT(text, HasSubstr("12.batch: running, user root, 2 restarts\n"));
   EXPECT_THAT(text, HasSubstr("  image     /images/12.batch\n"));
   EXPECT_THAT(text, HasSubstr("  nodes     1 of 2 connected: n1\n"));
+  reply.mutable_steps(0)->add_nodes("n2");  // was on n2, has been restored on n1
+  for (const char* host : {"n1", "n1"}) reply.mutable_steps(0)->add_hosts(host);
+  EXPECT_THAT(steps_text(reply, kNow), HasSubstr("  nodes     2 of 2 connected: n1 n2 (on n1)\n"));
   EXPECT_THAT(text, HasSubstr("  interval  10m\n"));
   EXPECT_THAT(text, HasSubstr(", in 3 min 20 s\n"));
   EXPECT_THAT(text, HasSubstr("  versions  9, the last 1 of them:\n"));
