@@ -122,7 +122,7 @@ std::string absolute(const std::string& path) {
   if (path.empty() || path[0] == '/' || path == "none") return path;
   char* const here = ::getcwd(nullptr, 0);
   if (here == nullptr) return path;
-  const std::string result = std::string(here) + "/" + path;
+  std::string result = std::string(here) + "/" + path;
   std::free(here);
   return result;
 }
