@@ -153,7 +153,10 @@ TEST_P(Trackers, NoWriteIsLost) {
 INSTANTIATE_TEST_SUITE_P(All, Trackers,
                          testing::Combine(testing::Range<size_t>(0, std::size(kCases)),
                                           testing::Values(TrackerKind::kKernelModule, TrackerKind::kUserfaultfd,
-                                                          TrackerKind::kSoftDirty, TrackerKind::kEverything)));
+                                                          TrackerKind::kSoftDirty, TrackerKind::kEverything)),
+                         [](const auto& one) {
+                           return fmt::format("{}_{}", std::get<0>(one.param), test_name(std::get<1>(one.param)));
+                         });
 
 TEST(PageTracker, NamesAndChoice) {
   for (const TrackerKind kind : available_trackers()) EXPECT_EQ(parse_tracker(to_string(kind)), kind);
