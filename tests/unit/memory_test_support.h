@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdlib>
 #include <functional>
 #include <map>
@@ -24,9 +25,17 @@
 #include "engine/process/stopped_tree.h"
 #include "engine/sysv/sysv_ipc.h"
 #include "engine/trace/remote_addr.h"
+#include "engine/tracker/page_tracker.h"
 #include "tests/unit/image_test_support.h"
 
 namespace icp::test {
+
+// As part of the name of a test.
+inline std::string test_name(TrackerKind kind) {
+  std::string name(to_string(kind));
+  std::replace(name.begin(), name.end(), '-', '_');
+  return name;
+}
 
 // A child that does what it is told: `act` runs in the child for each number sent.
 class TestChild {

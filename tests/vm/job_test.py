@@ -18,6 +18,7 @@ for my $i (1 .. 30) {
     my $pid = fork // die;
     if (!$pid) { defined shmget(0x3300 + $i, 65536, 0600 | IPC_CREAT) or die; exit }
     waitpid $pid, 0;
+    die if $?;
 }
 print "made\n";
 """
@@ -63,8 +64,11 @@ class Job(JobCase):
             self.assertEqual(self.sh(["srun", "-n1", "perl", "-e", SHORT_LIVED]).stdout, "made\n")
             self.wait_for(lambda: not self.ledger_files(), 120, "the epilog")
             self.assertEqual(self.user_segments(), neighbour)
-            removed = re.findall(r"removed shm key 0x000033(..) ", self.agent_log())
-            self.assertEqual(sorted(removed), [f"{i:02x}" for i in range(1, 31)])
+
+            def removed():  # said after the ledger is gone
+                return sorted(re.findall(r"removed shm key 0x000033(..) ", self.agent_log()))
+            wanted = [f"{i:02x}" for i in range(1, 31)]
+            self.wait_for(lambda: removed() == wanted, 30, f"lines about them; log:\n{self.agent_log()[-3000:]}")
         finally:
             for number in self.user_segments():
                 self.sh(["ipcrm", "-m", number], check=False)

@@ -99,7 +99,11 @@ class Kernel:
             self._find()
         except (subprocess.SubprocessError, StopIteration, OSError) as problem:
             text = getattr(problem, "stdout", None) or str(problem)
-            raise Unavailable(f"kernel {version} could not be fetched: {text.strip()[-300:]}") from problem
+            raise Unavailable(f"{text.strip()[-300:]}\n{self._what_to_do()}") from problem
+
+    def _what_to_do(self):
+        return (f"kernel {self.version} is not in {self.cache} and could not be fetched: with a connection to "
+                f"deb.debian.org, apt-get update && tests/vm/run --kernel {self.version} handshake")
 
     def _find(self):
         suites, pattern = KERNELS[self.version]
@@ -130,7 +134,8 @@ class Kernel:
             apt = Apt(self.cache, suites)
             found = apt.newest(pattern)
         if not found:
-            raise Unavailable(f"no package {pattern} in this machine's apt sources or at deb.debian.org")
+            raise Unavailable(f"no package {pattern} in this machine's apt sources or at deb.debian.org\n"
+                              f"{self._what_to_do()}")
         return apt, *found
 
     def _unpack(self, apt, name, version):

@@ -112,7 +112,7 @@ class Machine:
                                                "ICP_WORDS": " ".join(words), **(environment or {})}))
         share = "security_model=passthrough,multidevs=remap"
         command = [
-            QEMU, "-accel", "tcg,thread=multi", "-smp", str(self.cpus), "-cpu", "max", "-m", str(self.memory_mib),
+            QEMU, "-accel", "tcg,thread=multi", "-smp", str(self.cpus), "-cpu", "max,erms=off", "-m", str(self.memory_mib),
             "-kernel", self.kernel.image, "-initrd", image, "-append", f"{COMMAND_LINE} {kernel_options}",
             "-nodefaults", "-display", "none", "-no-reboot",
             "-serial", f"file:{self.results}/console", "-serial", "stdio",

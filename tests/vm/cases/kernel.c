@@ -258,6 +258,40 @@ static void userfaultfd_copy(void)
 	settle(&mirror, 5 + SLACK);
 }
 
+/* Its write protection shares the write bit with ours: pages that were written before it, and after it is taken away. */
+static void userfaultfd_protect(void)
+{
+	struct uffdio_api api = { .api = UFFD_API, .features = UFFD_FEATURE_PAGEFAULT_FLAG_WP };
+	struct uffdio_register area = { .mode = UFFDIO_REGISTER_MODE_WP };
+	struct uffdio_writeprotect change = { .range.len = 40 * PAGE };
+	char *at;
+	struct mirror mirror = settled(&at, MAP_PRIVATE);
+	int uffd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+	if (uffd < 0 || ioctl(uffd, UFFDIO_API, &api) != 0) skip("no userfaultfd with write protection: %m");
+	area.range.start = (uintptr_t)at;
+	area.range.len = PAGES * PAGE;
+	CHECK(ioctl(uffd, UFFDIO_REGISTER, &area) == 0);
+	for (size_t i = 0; i < 10; i++) {
+		char *part = at + i * 40 * PAGE;
+
+		part[5 * PAGE] = (char)i;
+		change.range.start = (uintptr_t)part;
+		change.mode = UFFDIO_WRITEPROTECT_MODE_WP;
+		CHECK(ioctl(uffd, UFFDIO_WRITEPROTECT, &change) == 0);
+		if (i % 2) settle(&mirror, 1 + SLACK);
+		change.mode = 0;
+		CHECK(ioctl(uffd, UFFDIO_WRITEPROTECT, &change) == 0);
+		part[20 * PAGE] = (char)i;
+		settle(&mirror, 2 + SLACK);
+	}
+	change.mode = UFFDIO_WRITEPROTECT_MODE_WP;
+	CHECK(ioctl(uffd, UFFDIO_WRITEPROTECT, &change) == 0);
+	close(uffd);
+	at[370 * PAGE] = 1;
+	settle(&mirror, 1 + SLACK);
+}
+
 const struct test_case kernel_cases[] = {
 	{ "swap_private", swap_private, 0 },
 	{ "swap_shared", swap_shared, 0 },
@@ -267,5 +301,6 @@ const struct test_case kernel_cases[] = {
 	{ "direct_read_under_way", direct_read_under_way, 0 },
 	{ "hugetlb", hugetlb, 0 },
 	{ "userfaultfd", userfaultfd_copy, 0 },
+	{ "userfaultfd_protect", userfaultfd_protect, 0 },
 	{ 0 },
 };
