@@ -15,7 +15,7 @@ import subprocess
 import time
 import unittest
 
-from icp_harness import Case, ROOT, icp, main, program, wait_for
+from icp_harness import Case, ROOT, build, icp, main, program, wait_for
 
 # Writes the same over 8 MiB, and something new over 1 MiB, again and again.
 REWRITER = r"""
@@ -75,7 +75,7 @@ time.sleep(float(sys.argv[1]))
 
 
 def programs():
-    return pathlib.Path(program()).parent.parent / "tests" / "programs"
+    return build() / "tests" / "programs"
 
 
 def work(rounds, round_ms=50, mib=16, percent=3):

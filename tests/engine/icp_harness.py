@@ -14,6 +14,8 @@ import unittest
 
 # Path of the program: set by main().
 ICP = ""
+# Directory of the build: set by main().
+BUILD = pathlib.Path()
 ROOT = os.geteuid() == 0
 # Factor to all time-outs, for machines that are slow (an emulated one).
 SLOWNESS = float(os.environ.get("ICP_TEST_SLOWNESS", "1"))
@@ -40,6 +42,10 @@ def counter(lines, code=0):
 def program():
     """Path of the program under test."""
     return ICP
+
+
+def build():
+    return BUILD
 
 
 def icp(*arguments, timeout=60, **options):
@@ -129,10 +135,11 @@ def anybody_may_reach(path):
 def main(doc):
     """Takes the path of icp off the command line and runs the tests of the calling module. Users run icp, too: where they
     may not enter the directory of the build (root's home), with a copy of it."""
-    global ICP
+    global ICP, BUILD
     if len(sys.argv) < 2:
         sys.exit(doc)
     ICP = os.path.realpath(sys.argv.pop(1))
+    BUILD = pathlib.Path(ICP).parent.parent
     with tempfile.TemporaryDirectory(prefix="icp-test-", dir="/var/tmp") as copies:
         if not anybody_may_reach(ICP):
             os.chmod(copies, 0o755)
