@@ -63,13 +63,6 @@ Findings check_now(const std::vector<ProcessRef>& processes, const std::vector<O
   return findings;
 }
 
-UniqueFd open_ipc_namespace(pid_t pid) {
-  UniqueFd fd(::open(fmt::format("/proc/{}/ns/ipc", pid).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd && errno == ENOENT) throw_error(ErrorKind::kGone, "process {} has ended", pid);
-  if (!fd) throw_errno("cannot open the IPC namespace of process {}", pid);
-  return fd;
-}
-
 }  // namespace
 
 Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_roots)

@@ -284,10 +284,9 @@ void Requests::status(const Pointer& asked) {
     const auto live = steps_.all().find(record.key);
     if (live == steps_.all().end()) continue;
     const Step& step = *live->second;
-    for (const auto& [node, send] : step.agents) {
+    for (const auto& [node, hello] : step.hellos) {
       status.add_nodes(node);
-      const auto hello = step.hellos.find(node);
-      status.add_hosts(hello == step.hellos.end() ? node : hello->second.host());
+      status.add_hosts(hello.host());
     }
     status.set_disabled(steps_.is_disabled(step));
     if (record.interval_ms > 0) status.set_next_unix_ms(unix_ms(step.next_due));

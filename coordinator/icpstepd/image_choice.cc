@@ -142,7 +142,8 @@ StartPlan plan_from_directory(const protocol::StepFacts& facts, const std::strin
   std::vector<std::string> same_step, others;
   for (const std::string& name : names) {
     if (!split_name(name, job, step)) continue;
-    if (step == own_step && job == std::to_string(facts.job)) return restart_from(fmt::format("{}/{}", directory, name), identity);
+    if (step == own_step && job == std::to_string(facts.job))
+      return restart_from(fmt::format("{}/{}", directory, name), identity);
     (step == own_step ? same_step : others).push_back(name);
   }
   if (same_step.size() == 1) return restart_from(directory + "/" + same_step[0], identity);

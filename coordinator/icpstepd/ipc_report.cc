@@ -57,8 +57,7 @@ std::map<int, std::set<pid_t>> attached_by(const std::vector<pid_t>& processes) 
 }  // namespace
 
 net::IpcObjects ipc_objects_of(pid_t process) {
-  const UniqueFd ns(open(fmt::format("/proc/{}/ns/ipc", process).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!ns) throw_errno("cannot open the IPC namespace of process {}", process);
+  const UniqueFd ns = open_ipc_namespace(process);
   std::vector<IpcObject> objects;
   {
     const IpcNamespaceScope inside(ns.get());

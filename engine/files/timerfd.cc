@@ -9,6 +9,7 @@
 #include <ctime>
 
 #include "engine/base/error.h"
+#include "engine/base/timespec.h"
 
 namespace icp {
 namespace {
@@ -19,8 +20,6 @@ constexpr unsigned long kSetTicks = _IOW('T', 0, uint64_t);  // TFD_IOC_SET_TICK
 uint64_t nanoseconds(const timespec& time) {
   return static_cast<uint64_t>(time.tv_sec) * kSecond + static_cast<uint64_t>(time.tv_nsec);
 }
-
-timespec to_timespec(uint64_t ns) { return {static_cast<time_t>(ns / kSecond), static_cast<long>(ns % kSecond)}; }
 
 // A wall-clock time means the same after a restart; a time on a clock that starts at boot does not, so what
 // counts there is the time left.

@@ -95,7 +95,7 @@ struct Background {
  private:
   static std::vector<Run> ordered_runs(const PageIndex& index, const Range& slice) {
     std::vector<Run> runs;
-    index.for_each_run(slice.start, slice.end, [&](uint64_t address, uint64_t pages, PageLocation location) {
+    const auto add = [&runs](uint64_t address, uint64_t pages, PageLocation location) {
       while (pages > 0) {
         const uint64_t count = std::min(pages, kChunkPages);
         runs.push_back({address, count, location});
@@ -103,10 +103,8 @@ struct Background {
         location.record += count;
         pages -= count;
       }
-    });
-    std::sort(runs.begin(), runs.end(), [](const Run& a, const Run& b) {
-      return std::pair(a.location.version, a.location.record) < std::pair(b.location.version, b.location.record);
-    });
+    };
+    index.for_each_run_in_file_order(slice.start, slice.end, add);
     return runs;
   }
 };

@@ -16,6 +16,7 @@
 #include <string>
 
 #include "engine/base/procfs.h"
+#include "engine/base/timespec.h"
 #include "engine/base/unique_fd.h"
 #include "engine/trace/peek.h"
 #include "engine/trace/return_frame.h"
@@ -91,10 +92,6 @@ unsigned long long* timeout_address(user_regs_struct& regs) {
     default:
       return nullptr;
   }
-}
-
-timespec to_timespec(uint64_t ns) {
-  return {.tv_sec = static_cast<time_t>(ns / kNsPerSecond), .tv_nsec = static_cast<long>(ns % kNsPerSecond)};
 }
 
 }  // namespace

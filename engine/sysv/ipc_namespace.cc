@@ -33,6 +33,13 @@ void write_limit(const char* name, const std::string& text) {
 
 }  // namespace
 
+UniqueFd open_ipc_namespace(pid_t pid) {
+  UniqueFd fd(::open(fmt::format("/proc/{}/ns/ipc", pid).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd && errno == ENOENT) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  if (!fd) throw_errno("cannot open the IPC namespace of process {}", pid);
+  return fd;
+}
+
 UniqueFd current_ipc_namespace() {
   UniqueFd fd(::open("/proc/thread-self/ns/ipc", O_RDONLY | O_CLOEXEC));
   if (!fd) throw_errno("cannot open the agent's IPC namespace /proc/thread-self/ns/ipc");

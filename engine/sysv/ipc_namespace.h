@@ -23,6 +23,8 @@ class IpcNamespaceScope {
   UniqueFd old_;
 };
 
+// The namespace of a process. kGone when that has ended.
+UniqueFd open_ipc_namespace(pid_t pid);
 // The calling thread's namespace. (/proc/self is the process's first thread, which may be in another one.)
 UniqueFd current_ipc_namespace();
 // The inode number that tells namespaces apart, for a descriptor of one.
