@@ -132,9 +132,7 @@ Tracee::~Tracee() {
     }
     detach();
   } catch (const Error&) {
-    // It has ended: nothing is left to let go.
-    int status = 0;
-    if (tid_ != 0) ::waitpid(tid_, &status, __WALL | WNOHANG);
+    forget_ended();  // killed: nothing is left to let go
   }
 }
 
