@@ -70,7 +70,7 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
       roots(std::move(session_roots)),
       memory({.tracker = config.tracker,
               .staging_limit = config.staging_limit,
-              .precopy_rounds = 3,
+              .precopy_rounds = config.precopy ? 3u : 0u,
               .dedup = config.dedup,
               .keep = config.keep_tracking,
               .root = {}}) {

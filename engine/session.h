@@ -28,6 +28,7 @@ struct SessionConfig {
   pb::JobFacts job;
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;           // bytes
+  bool precopy = true;                           // copy written pages while the processes run, ahead of the stop
   Compression compression = Compression::kNone;  // of page files; done while the processes run
   // Trackings outlive the session, where the kernel can do that (kernel-module): a later session of the same processes
   // and image then begins with an incremental version.

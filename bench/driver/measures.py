@@ -25,6 +25,7 @@ def median(values):
 class Bench:
     def __init__(self, build, work, quick):
         self.work, self.quick = work, quick
+        self.build, self.soak = build, pathlib.Path(__file__).resolve().parents[2] / "tests" / "soak"
         self.icp = build / "coordinator" / "icp"
         self.programs, self.tools = build / "tests" / "programs", build / "bench"
 
@@ -90,6 +91,21 @@ def mgs(bench):
             taken.append(job.take())
             time.sleep(1)
         return {"rows": rows, "columns": columns, "segment_bytes": 8 * columns * (rows + columns), "versions": taken}
+
+
+def floor(bench):
+    """The stop without pre-copy, 1% written before it, against interrupt + PAGEMAP_SCAN + process_vm_readv of as much."""
+    mib, rounds = (1024, 5) if bench.quick else (4096, 9)
+    bench.warm_memory(mib)
+    done = subprocess.run([bench.tools / "floor", str(mib), "1", str(rounds)], stdout=subprocess.PIPE, check=True)
+    least = json.loads(done.stdout)
+    with bench.malloc_and_write(mib, round_ms=mib, options=["--no-precopy"]) as job:
+        job.take()
+        taken = []
+        for _ in range(rounds):
+            job.next_round()
+            taken.append(job.take()["stop_s"])
+        return {"mib": mib, "floor_s": least["stop_s"], "stop_s": median(taken)}
 
 
 def fixed(bench):
@@ -190,6 +206,18 @@ def lazy_answer(job):
         icp.wait()
 
 
+def agents(bench):
+    """icpctld with simulated agents: a two-phase round of one step over all of them."""
+    number = 200 if bench.quick else 1000
+    done = subprocess.run([bench.soak / "agents.py", "--agents", str(number), "--rounds", "9"], stdout=subprocess.PIPE, text=True,
+                          check=False, env=os.environ | {"ICP_BUILD_DIR": str(bench.build)})
+    rows = [dict(word.split("=", 1) for word in line.split()) for line in done.stdout.splitlines() if line.startswith("agents=")]
+    if not rows:
+        raise RuntimeError(done.stdout)
+    return [{"kind": row["kind"], "agents": int(row["agents"]), "round_s": float(row["round_ms_median"]) / 1000,
+             "versions_per_s": float(row["commits_per_s"]), "bytes_per_agent": float(row["kib_per_agent"]) * 1024} for row in rows]
+
+
 def index(bench):
     """Google Benchmark's results of bench/page_index, by name."""
     only = ["--benchmark_filter=/(10000|100000|1000000)$|on_disk"] if bench.quick else []
@@ -203,5 +231,5 @@ def index(bench):
     return found
 
 
-PARTS = {"limits": limits, "sizes": sizes, "mgs": mgs, "fixed": fixed, "versions": versions, "slowdown": slowdown, "lazy": lazy,
-         "index": index, "peers": peers}
+PARTS = {"limits": limits, "sizes": sizes, "mgs": mgs, "floor": floor, "fixed": fixed, "versions": versions, "slowdown": slowdown,
+         "lazy": lazy, "index": index, "agents": agents, "peers": peers}

@@ -18,12 +18,12 @@ struct VersionOptions {
   std::string node;  // empty: this host's name
   std::string tracker = "auto", compression = "none";
   std::string external_tcp = "refuse";
-  bool dedup = false;
+  bool dedup = false, no_precopy = false;
   uint32_t keep = 0;  // newest versions that stay, 0: all
 
   CLI::Option* add_dir(CLI::App& app, const char* help);  // --dir
   void add_to(CLI::App& app);                             // --node, --tracker, --external-tcp
-  void add_chain(CLI::App& app);                          // --keep, --dedup, --compression
+  void add_chain(CLI::App& app);                          // --keep, --dedup, --compression, --no-precopy
 };
 
 // This host's name, up to the first dot.

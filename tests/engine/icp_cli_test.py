@@ -17,7 +17,7 @@ import subprocess
 import time
 import unittest
 
-from icp_harness import Case, ROOT, counter, icp, main, program, wait_for
+from icp_harness import Case, ROOT, build, counter, icp, main, program, wait_for
 
 
 class CommandLine(Case):
@@ -258,6 +258,27 @@ class Tree(Case):
         self.assert_ends(icp("checkpoint", "--kill", "--dir", self.image, "--pid", process.pid), 0)
         self.assertEqual(process.wait(10), -signal.SIGKILL)
         self.assertEqual(self.versions(), [1])
+
+    def test_precopy_or_none(self):
+        mib, rounds = 32, 12
+        command = [str(build() / "tests" / "programs" / "malloc_and_write"), "--mib", str(mib), "--rounds", str(rounds), "--seed", "5",
+                   "--round-ms"]
+        plain = subprocess.run([*command, "0"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        process = self.start(*command, "500")
+        output = self.out
+        wait_for(lambda: "round 1" in output.read_text(), what="the program's first round")
+
+        def copied_at_the_stop(*options):
+            result = icp("-vv", "checkpoint", "--dir", self.image, "--pid", process.pid, *options)
+            self.assert_ends(result, 0)
+            return int(re.search(r"mappings, (\d+) bytes copied at the stop", result.stderr)[1])
+
+        self.assertLess(copied_at_the_stop(), 8 << 20)
+        self.assertGreaterEqual(copied_at_the_stop("--no-precopy", "--kill"), mib << 20)
+        self.assertEqual(process.wait(10), -signal.SIGKILL)
+        restarted = self.start(program(), "restart", "--dir", self.image)
+        self.assertEqual(restarted.wait(60), 0)
+        self.assertEqual(output.read_text().splitlines()[-1], plain.splitlines()[-1])
 
     def test_failed_checkpoint_does_not_kill(self):
         process = self.start_counter(1000)
