@@ -61,6 +61,9 @@ def peers(bench):
         if shutil.which(program) is None:
             continue
         for mib in (64, 1024) if bench.quick else (64, 1024, 4096):
-            runs = [measure(bench, mib) for _ in range(1 if bench.quick else 3)]
+            runs = []
+            for _ in range(1 if bench.quick else 3):
+                bench.warm_memory(mib)
+                runs.append(measure(bench, mib))
             found.setdefault(name, {})[str(mib)] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
     return found or None

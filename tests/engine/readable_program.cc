@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The tests' processes run as nobody, and their program is opened with nobody's rights at a restore. Where the build
-// lies in a directory that nobody may not enter (root's home is one), the test runs from a copy elsewhere.
+// lies in a directory that nobody may not enter (root's home is one), the test runs from a copy elsewhere; and in the
+// root directory, because a restored process must be able to enter its own.
 #include <signal.h>
 #include <sys/prctl.h>
 #include <sys/stat.h>
@@ -51,6 +52,7 @@ bool anybody_may_reach(const fs::path& program) {
   if (pid > 0) wait_for_copy(pid, directory);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);
   ::setenv(kCopied, "1", 1);
+  if (::chdir("/") != 0) ::_exit(127);
   ::execv(copy.c_str(), argv);
   std::perror(copy.c_str());
   ::_exit(127);
