@@ -134,7 +134,7 @@ def anybody_may_reach(path):
 
 def main(doc):
     """Takes the path of icp off the command line and runs the tests of the calling module. Users run icp, too: where they
-    may not enter the directory of the build (root's home), with a copy of it."""
+    may not enter the directory of the build (root's home), with a copy of it, and elsewhere."""
     global ICP, BUILD
     if len(sys.argv) < 2:
         sys.exit(doc)
@@ -146,4 +146,5 @@ def main(doc):
             for name in ("icp", "icp-init"):
                 shutil.copy(os.path.join(os.path.dirname(ICP), name), copies)
             ICP = os.path.join(copies, "icp")
+            os.chdir("/")  # restored processes must be able to enter it
         unittest.main(verbosity=2)
