@@ -174,8 +174,9 @@ void settle_thread(StoppedProcess& process, size_t index) {
   Tracee& thread = process.threads[index];
   if (thread.settled()) return;
   if (thread.in_call()) thread.restop();
-  thread.set_regs(process.starts[index].live);
+  // In this order: should the agent die in between, the way back of the call sets the mask once more.
   thread.set_signal_mask(process.starts[index].signal_mask);
+  thread.set_regs(process.starts[index].live);
   thread.set_settled();
 }
 

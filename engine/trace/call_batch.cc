@@ -79,8 +79,8 @@ bool CallBatch::start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack&
   regs.rbx = table_.value;
   regs.rbp = entries.size();
   regs.orig_rax = ~0ull;  // not in a system call
+  thread.set_regs(regs);  // before the mask, which nothing else would put back should the agent die in between
   thread.set_signal_mask(~(1ull << (signal - 1)));
-  thread.set_regs(regs);
   thread.run_on();
   return true;
 }

@@ -104,8 +104,8 @@ int64_t RemoteProcess::syscall(long number, std::initializer_list<uint64_t> argu
   regs.r10 = value[3];
   regs.r8 = value[4];
   regs.r9 = value[5];
+  thread_->set_regs(regs);  // before the mask, which nothing else would put back should the agent die in between
   thread_->block_signals();
-  thread_->set_regs(regs);
   last_child_ = 0;
   for (int syscall_stops = 0; syscall_stops < 2;) {
     const int status = thread_->resume_and_wait(PTRACE_SYSCALL);

@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/trace/return_frame.h"
 
+#include <cpuid.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cstring>
 
 namespace icp {
@@ -11,7 +13,10 @@ namespace {
 // arch/x86/include/uapi/asm/sigcontext.h and ucontext.h.
 constexpr uint32_t kXstateMagic1 = 0x46505853, kXstateMagic2 = 0x46505845;
 constexpr size_t kSoftwareBytes = 464;  // offset of struct _fpx_sw_bytes in the extended state
-constexpr size_t kXstateHeader = 512;
+constexpr size_t kXstateHeader = 512, kXstateMinimum = kXstateHeader + 64;
+constexpr uint32_t kXstateLeaf = 0xd;      // CPUID
+constexpr unsigned kFirstExtended = 2;     // features before that lie in the legacy area
+constexpr uint64_t kDynamic = 1ull << 18;  // AMX's tiles: a thread has room for them from its first use on
 constexpr unsigned long kUcFpXstate = 1, kUcSigcontextSs = 2, kUcStrictRestoreSs = 4;
 constexpr int64_t kRestartSys = 512, kRestartNoHand = 514;
 constexpr uint64_t kSyscallBytes = 2;
@@ -40,6 +45,48 @@ user_regs_struct restarted(user_regs_struct regs) {
     regs.rip -= kSyscallBytes;
   }
   return regs;
+}
+
+// Bytes of the extended state of a thread that has used no dynamic feature, the header and all.
+size_t default_xstate_size(uint64_t features) {
+  size_t size = kXstateMinimum;
+  for (unsigned feature = kFirstExtended; feature < 63; ++feature) {
+    unsigned bytes = 0, offset = 0, flags = 0, unused = 0;
+    if ((features & ~kDynamic & 1ull << feature) == 0 ||
+        __get_cpuid_count(kXstateLeaf, feature, &bytes, &offset, &flags, &unused) == 0) {
+      continue;
+    }
+    size = std::max<size_t>(size, offset + bytes);
+  }
+  return size;
+}
+
+uint64_t word_at(std::span<const std::byte> bytes, size_t offset) {
+  uint64_t value = 0;
+  std::memcpy(&value, bytes.data() + offset, sizeof value);
+  return value;
+}
+
+// Makes of a ptrace view of the extended state one that rt_sigreturn(2) takes whole; behind its `size` bytes is room
+// for the second magic number. If that is not where the kernel expects it, SSE's state alone is restored. It expects it
+// at the end of what the thread has room for (since Linux 6.8), or at the size the frame says, which must not be more
+// than that (before). A thread whose tiles are not in use may have room for them or not: both ends are marked then, the
+// first one where the tiles would be.
+void describe_xstate(std::byte* state, size_t size) {
+  const std::span<const std::byte> view(state, size);
+  SoftwareBytes software{kXstateMagic1, static_cast<uint32_t>(size + sizeof kXstateMagic2), 0,
+                         static_cast<uint32_t>(size)};
+  if (size > kXstateMinimum) {
+    // The features that ptrace offers stand where the signal frame's own description goes; those in use, in the header.
+    software.xfeatures = word_at(view, kSoftwareBytes);
+    const size_t without_tiles = default_xstate_size(software.xfeatures);
+    if ((word_at(view, kXstateHeader) & kDynamic) == 0 && without_tiles < size) {
+      software.xstate_size = static_cast<uint32_t>(without_tiles);
+      std::memcpy(state + without_tiles, &kXstateMagic2, sizeof kXstateMagic2);
+    }
+  }
+  std::memcpy(state + kSoftwareBytes, &software, sizeof software);
+  std::memcpy(state + size, &kXstateMagic2, sizeof kXstateMagic2);
 }
 
 void set_registers(const user_regs_struct& regs, greg_t (&to)[NGREG]) {
@@ -84,13 +131,7 @@ std::vector<std::byte> make_return_frame(RemoteAddr at, const user_regs_struct& 
 
   std::byte* state = bytes.data() + kXstateOffset;
   std::memcpy(state, xstate.data(), xstate.size());
-  // The features that ptrace offers stand where the signal frame's own description goes.
-  SoftwareBytes software{kXstateMagic1, static_cast<uint32_t>(xstate.size() + sizeof kXstateMagic2), 0,
-                         static_cast<uint32_t>(xstate.size())};
-  if (xstate.size() > kXstateHeader)
-    std::memcpy(&software.xfeatures, state + kSoftwareBytes, sizeof software.xfeatures);
-  std::memcpy(state + kSoftwareBytes, &software, sizeof software);
-  std::memcpy(state + xstate.size(), &kXstateMagic2, sizeof kXstateMagic2);
+  describe_xstate(state, xstate.size());
   return bytes;
 }
 

@@ -5,11 +5,14 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
+#include <sys/ptrace.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cmath>
+#include <cstdlib>
+#include <functional>
 #include <random>
 #include <thread>
 #include <vector>
@@ -29,9 +32,51 @@ struct Shared {
   std::atomic<bool> stop;
 };
 
+constexpr long kTurns = 200'000;  // half a millisecond
+
+// Whether registers of every width keep what they hold for a while. Mask registers and those that AVX-512 added have
+// pieces of the extended state of their own.
+__attribute__((target("avx512f,avx512bw"))) bool keeps_avx512(uint64_t value) {
+  uint32_t differ = 0;
+  long turns = kTurns;
+  asm volatile(
+      "vpbroadcastq %[value], %%zmm5\n vpbroadcastq %[value], %%zmm30\n kmovq %[value], %%k5\n"
+      "1: dec %[turns]\n jnz 1b\n"
+      "vpbroadcastq %[value], %%zmm1\n kmovq %[value], %%k3\n"
+      "vpcmpneqq %%zmm1, %%zmm5, %%k1\n vpcmpneqq %%zmm1, %%zmm30, %%k2\n"
+      "kxorq %%k3, %%k5, %%k3\n korq %%k1, %%k2, %%k1\n korq %%k1, %%k3, %%k1\n"
+      "kortestq %%k1, %%k1\n setnz %b[differ]\n vzeroupper\n"
+      : [turns] "+r"(turns), [differ] "+q"(differ)
+      : [value] "r"(value)
+      : "xmm1", "xmm5", "xmm30", "k1", "k2", "k3", "k5", "cc");
+  return differ == 0;
+}
+
+__attribute__((target("avx2"))) bool keeps_avx(uint64_t value) {
+  uint32_t differ = 0;
+  long turns = kTurns;
+  asm volatile(
+      "vmovq %[value], %%xmm5\n vpbroadcastq %%xmm5, %%ymm5\n"
+      "1: dec %[turns]\n jnz 1b\n"
+      "vmovq %[value], %%xmm1\n vpbroadcastq %%xmm1, %%ymm1\n vpxor %%ymm1, %%ymm5, %%ymm1\n"
+      "vptest %%ymm1, %%ymm1\n setnz %b[differ]\n vzeroupper\n"
+      : [turns] "+r"(turns), [differ] "+q"(differ)
+      : [value] "r"(value)
+      : "xmm1", "xmm5", "cc");
+  return differ == 0;
+}
+
+bool nothing_is_blocked() {
+  sigset_t mask;
+  return ::pthread_sigmask(SIG_BLOCK, nullptr, &mask) == 0 && sigisemptyset(&mask);
+}
+
 // Calculates in vector registers, with signals arriving, and notices any register that is not what it was.
 void calculate(Shared& shared) {
+  const bool avx512 = __builtin_cpu_supports("avx512bw"), avx2 = __builtin_cpu_supports("avx2");
   while (!shared.stop) {
+    constexpr uint64_t kValue = 0x0123456789abcdef;
+    if ((avx512 && !keeps_avx512(kValue)) || (avx2 && !keeps_avx(kValue)) || !nothing_is_blocked()) ++shared.wrong;
     double sum = 0;
     for (int i = 1; i <= 20'000; ++i) sum += std::sqrt(static_cast<double>(i)) * 1.25;
     static const double expected = sum;
@@ -58,6 +103,15 @@ void calculate(Shared& shared) {
   ::_exit(shared.wrong == 0 ? 0 : 1);
 }
 
+void take_version(const SessionConfig& config, pid_t job) {
+  try {
+    Session(config, {{job, 0}}).checkpoint();
+  } catch (const Error& error) {
+    dprintf(2, "agent: %s\n", error.what());
+    ::_exit(1);
+  }
+}
+
 [[noreturn]] void run_agent(const SessionConfig& config, pid_t job, Shared& shared) {
   try {
     Session session(config, {{job, 0}});
@@ -68,20 +122,50 @@ void calculate(Shared& shared) {
   }
 }
 
-TEST(AgentDeath, TheJobGoesOnAndTheLastVersionIsWhole) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
-  const TempDir directory;
-  ASSERT_EQ(::chown(directory.path().c_str(), kNobody, kNobody), 0);
-  auto& shared =
+// A job under way, and how its versions are taken.
+class AgentDeath : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    ASSERT_EQ(::chown(directory_.path().c_str(), kNobody, kNobody), 0);
+    job = ::fork();
+    if (job == 0) run_job(shared);
+    while (shared.computed == 0 || shared.slept == 0) ::usleep(1'000);
+    config.image_path = directory_.path() + "/image";
+    config.identity = {kNobody, kNobody, {}};
+    config.node = "here";
+    config.outer = outer_streams_of(job, 0, true);
+  }
+
+  // Every thread gets somewhere, and none has found anything changed.
+  void expect_progress() {
+    const uint64_t computed = shared.computed, slept = shared.slept;
+    for (int i = 0; i < 5000 && (shared.computed < computed + 4 || shared.slept == slept); ++i) ::usleep(1'000);
+    ASSERT_GT(shared.computed, computed + 3);
+    ASSERT_GT(shared.slept, slept);
+    ASSERT_EQ(shared.wrong, 0u);
+  }
+
+  void expect_good_end() {
+    shared.stop = true;
+    int status = 0;
+    ASSERT_EQ(::waitpid(job, &status, 0), job);
+    EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
+    const ImageDir image = ImageDir::open(config.image_path, config.identity, "here");
+    ASSERT_TRUE(image.latest().has_value());
+    EXPECT_THAT(image.verify(*image.latest()), ::testing::IsEmpty());
+  }
+
+  Shared& shared =
       *new (::mmap(nullptr, sizeof(Shared), PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0)) Shared{};
-  const pid_t job = ::fork();
-  if (job == 0) run_job(shared);
-  while (shared.computed == 0 || shared.slept == 0) ::usleep(1'000);
+  pid_t job = 0;
   SessionConfig config;
-  config.image_path = directory.path() + "/image";
-  config.identity = {kNobody, kNobody, {}};
-  config.node = "here";
-  config.outer = outer_streams_of(job, 0, true);
+
+ private:
+  TempDir directory_;
+};
+
+TEST_F(AgentDeath, TheJobGoesOnAndTheLastVersionIsWhole) {
   std::minstd_rand random(20261122);
   for (int round = 0; round < kRounds; ++round) {
     const pid_t agent = ::fork();
@@ -93,19 +177,48 @@ TEST(AgentDeath, TheJobGoesOnAndTheLastVersionIsWhole) {
     int status = 0;
     ASSERT_EQ(::waitpid(agent, &status, 0), agent);
     ASSERT_TRUE(WIFSIGNALED(status)) << "the agent gave up by itself in round " << round;
-    const uint64_t computed = shared.computed, slept = shared.slept;
-    for (int i = 0; i < 500 && (shared.computed == computed || shared.slept == slept); ++i) ::usleep(10'000);
-    ASSERT_GT(shared.computed, computed) << "round " << round;
-    ASSERT_GT(shared.slept, slept) << "round " << round;
-    ASSERT_EQ(shared.wrong, 0u) << "round " << round;
+    ASSERT_NO_FATAL_FAILURE(expect_progress()) << "round " << round;
   }
-  shared.stop = true;
+  expect_good_end();
+}
+
+// Runs `work` in a child that is killed right before its `call`-th system call. True when it came to its end before.
+bool killed_at(int call, const std::function<void()>& work) {
+  const pid_t child = ::fork();
+  if (child == 0) {
+    ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
+    ::raise(SIGSTOP);
+    work();
+    ::_exit(0);
+  }
   int status = 0;
-  ASSERT_EQ(::waitpid(job, &status, 0), job);
+  ::waitpid(child, &status, 0);
+  ::ptrace(PTRACE_SETOPTIONS, child, nullptr, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
+  for (int stops = 0;;) {
+    ::ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);
+    ::waitpid(child, &status, 0);
+    if (!WIFSTOPPED(status)) break;
+    if (WSTOPSIG(status) != (SIGTRAP | 0x80)) continue;
+    if (stops++ % 2 == 0 && stops / 2 + 1 == call) {  // at the entry
+      ::kill(child, SIGKILL);
+      ::waitpid(child, &status, 0);
+      return false;
+    }
+  }
   EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  const ImageDir image = ImageDir::open(config.image_path, config.identity, "here");
-  ASSERT_TRUE(image.latest().has_value());
-  EXPECT_THAT(image.verify(*image.latest()), ::testing::IsEmpty());
+  return true;
+}
+
+// Whatever it was about to do: no register, no signal mask, no descriptor of the threads is left changed. Every call in
+// turn with ICP_EVERY_CALL=1 in the environment (some minutes).
+TEST_F(AgentDeath, AtAnySystemCallChangesNothing) {
+  const int step = std::getenv("ICP_EVERY_CALL") != nullptr ? 1 : 7;
+  for (int call = 1;; call += step) {
+    const bool done = killed_at(call, [&] { take_version(config, job); });
+    ASSERT_NO_FATAL_FAILURE(expect_progress()) << "before call " << call;
+    if (done) break;
+  }
+  expect_good_end();
 }
 
 }  // namespace

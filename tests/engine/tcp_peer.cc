@@ -41,6 +41,19 @@ void write_all(int fd, const std::string& data) {
   }
 }
 
+// False at the end of the stream, where that may be. Anything else ends the process, which says what came.
+bool expect_message(int fd, uint64_t number, bool may_end = false) {
+  const std::string expected = message(number), got = read_exactly(fd, expected.size());
+  if (got == expected) return true;
+  if (may_end && got.empty()) return false;
+  const auto differ = std::mismatch(got.begin(), got.end(), expected.begin());
+  uint64_t came = 0;
+  std::memcpy(&came, got.data(), std::min(got.size(), sizeof came));
+  dprintf(2, "message %lu of %zu bytes: %zu bytes came, the first %td as expected; they begin like message %lu\n",
+          number, expected.size(), got.size(), differ.first - got.begin(), came);
+  ::_exit(99);
+}
+
 }  // namespace
 
 sockaddr_storage loopback(int family, uint16_t port) {
@@ -169,8 +182,7 @@ uint64_t exchange_numbers(int fd, const std::function<bool()>& enough) {
       write_all(fd, message(sent++));
       continue;
     }
-    const std::string expected = message(received++);
-    CHECK_OR_DIE(read_exactly(fd, expected.size()) == expected);
+    expect_message(fd, received++);
   }
   CHECK_OR_DIE(::shutdown(fd, SHUT_WR) == 0 && at_end(fd));
   return sent;
@@ -178,10 +190,8 @@ uint64_t exchange_numbers(int fd, const std::function<bool()>& enough) {
 
 void echo_numbers(int fd) {
   for (uint64_t number = 0;; ++number) {
-    const std::string expected = message(number), got = read_exactly(fd, expected.size());
-    if (got.empty()) ::_exit(0);
-    CHECK_OR_DIE(got == expected);
-    write_all(fd, got);
+    if (!expect_message(fd, number, true)) ::_exit(0);
+    write_all(fd, message(number));
   }
 }
 
