@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <signal.h>
+#include <sys/file.h>
 #include <sys/stat.h>
 #include <sys/vfs.h>
 #include <unistd.h>
@@ -195,6 +196,45 @@ size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }
   return all.size();
+}
+
+namespace {
+
+// slurmstepd makes and removes groups with a lock on the top of the hierarchy, where its own directory lies. Empty
+// after a second in vain.
+UniqueFd lock_hierarchy(const fs::path& job_directory) {
+  const fs::path below = job_directory.lexically_relative(kRoot);
+  const fs::path top = below.begin()->string() == "system.slice" ? fs::path(kRoot) : fs::path(kRoot) / *below.begin();
+  UniqueFd file(::open(top.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  for (int tries = 0; file && ::flock(file.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
+    if (tries == 100) return {};
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
+  return file;
+}
+
+// Deepest first; false when something is in one of them. The kernel refuses to remove a group that is in use.
+bool remove_tree(const fs::path& directory) {
+  std::error_code ignored;
+  bool empty = true;
+  for (const auto& entry : fs::directory_iterator(directory, ignored)) {
+    if (entry.is_directory(ignored)) empty = remove_tree(entry.path()) && empty;
+  }
+  return empty && (::rmdir(directory.c_str()) == 0 || errno == ENOENT);
+}
+
+}  // namespace
+
+void remove_job_cgroups(const std::string& node, uid_t uid, uint32_t job) {
+  for (int tries = 0; tries < 100; ++tries) {  // a process on its way out stays in its groups for a moment
+    bool gone = true;
+    for (const fs::path& directory : job_directories(node, uid, job)) {
+      const UniqueFd lock = lock_hierarchy(directory);
+      gone = lock && remove_tree(directory) && gone;
+    }
+    if (gone) return;
+    std::this_thread::sleep_for(std::chrono::milliseconds(10));
+  }
 }
 
 namespace {

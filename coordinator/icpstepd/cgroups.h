@@ -51,6 +51,10 @@ void add_step_cgroups(pid_t task, StepCgroups& cgroups);
 // Kills what is left in the job's groups on the node, except slurmstepd. Returns how many processes there were.
 size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job);
 
+// Removes the job's groups on the node if nothing is in them any more. The last of its slurmstepds does that, but gives
+// up when another one has not quite ended at that moment.
+void remove_job_cgroups(const std::string& node, uid_t uid, uint32_t job);
+
 // True when a slurmstepd of the job runs for this node. Several nodes, of several clusters, may share a machine, and
 // slurmstepd names only the job: it is known by the job's IPC namespace pinned on `pin` (where there is one), else by
 // its cgroup, else by its title alone.

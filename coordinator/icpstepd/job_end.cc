@@ -68,6 +68,7 @@ void end_job(const Config& config, const std::string& node, uint32_t job, uid_t 
     if (const size_t killed = kill_job_processes(node, uid, job); killed > 0) {
       report(fmt::format("job {}: killed {} process{} left behind", job, killed, killed == 1 ? "" : "es"));
     }
+    remove_job_cgroups(node, uid, job);
     runs.below = restarts + 1;
     for (const char* name : {"run", "steps"}) {
       ::unlink(fmt::format("{}/{}/job_{}.{}", config.run_dir, node, job, name).c_str());

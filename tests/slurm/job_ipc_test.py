@@ -4,6 +4,7 @@ import os
 import signal
 
 import harness
+import leftovers
 from jobcase import JobCase, leak
 
 
@@ -74,6 +75,23 @@ class LinuxProc(Private):
 
     def test_slurmstepd_killed(self):
         self.skipTest("proctrack/linuxproc: without a cgroup nobody knows the tasks of a killed slurmstepd")
+
+
+class Crowd(JobCase):
+    """Jobs that end at the same moment."""
+    options = {"cpus": 40}
+
+    def job_groups(self):
+        return [str(path) for top in leftovers.node_cgroups(self.cluster.node_names) for path in top.rglob("job_*")]
+
+    def test_no_cgroup_is_left(self):
+        # Their slurmstepds leave one behind when several of a job end at once, as with a namespace of their own they do.
+        jobs = [self.submit("srun sleep 600", "--mem=10") for _ in range(12)]
+        self.wait_for(lambda: self.sh(["squeue", "-h", "-s", "-o", "%i"]).stdout.count(".0") == 12, 60, "12 steps")
+        self.sh(["scancel", *[str(job) for job in jobs]])
+        self.wait_for(lambda: not self._queue(), 60, "the jobs to end")
+        self.wait_clean()
+        self.wait_for(lambda: not self.job_groups(), 10, f"no cgroup to be left: {self.job_groups()}")
 
 
 class Host(JobCase):
