@@ -8,6 +8,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/process/amx_tiles.h"
 #include "engine/process/attributes.h"
 #include "engine/process/credentials.h"
 #include "engine/process/limits.h"
@@ -53,6 +54,7 @@ class ThreadCapture {
     capture_limits(calls_, state);
     capture_signals(process, calls_, state);
     capture_timers(process, calls_, state);
+    capture_tile_permission(calls_, state);
     calls_.call("brk", SYS_brk, {0},
                 [&state](int64_t end) { state.mutable_memory()->set_brk(static_cast<uint64_t>(end)); });
   }

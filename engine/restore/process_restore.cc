@@ -6,6 +6,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/process/amx_tiles.h"
 #include "engine/process/attributes.h"
 #include "engine/process/credentials.h"
 #include "engine/process/limits.h"
@@ -48,10 +49,12 @@ void ProcessRestore::build() {
   install_descriptors();
   restore_signal_actions(remote(), state_);
   restore_attributes(remote(), state_);
+  restore_tile_permission(remote(), state_);
   make_threads();
   for (int i = 0; i < state_.threads_size(); ++i) {
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[static_cast<size_t>(i)]);
     restore_thread(in_thread, state_.threads(i));
+    make_room_for_tiles(in_thread, state_.threads(i));
     restore_scheduling(stopped_.threads[static_cast<size_t>(i)].tid(), state_.threads(i));
   }
   restore_sem_undo(remote(), state_, shared_.sysv);

@@ -83,6 +83,12 @@ RemoteProcess RemoteProcess::on_thread(Tracee& other) const {
   return copy;
 }
 
+RemoteProcess RemoteProcess::at_instruction(RemoteAddr code) const {
+  RemoteProcess copy = *this;
+  copy.instruction_ = code;
+  return copy;
+}
+
 RemoteProcess RemoteProcess::on_process(Tracee& leader, pid_t pid) const {
   RemoteProcess copy = on_thread(leader);
   copy.pid_ = pid;

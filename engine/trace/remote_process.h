@@ -40,6 +40,8 @@ class RemoteProcess {
   RemoteAddr batch_stub() const { return batch_stub_; }  // of CallBatch; 0: none
   // The same process and scratch, but calls run in another of its (stopped) threads.
   RemoteProcess on_thread(Tracee& other) const;
+  // The same thread and scratch, but calls begin with another instruction, in front of a syscall of its own.
+  RemoteProcess at_instruction(RemoteAddr code) const;
   // A copy made by fork: the same instruction and scratch, another process.
   RemoteProcess on_process(Tracee& leader, pid_t pid) const;
 

@@ -19,6 +19,7 @@
 
 #include "engine/base/error.h"
 #include "engine/session.h"
+#include "tests/engine/amx_tile.h"
 #include "tests/engine/roundtrip.h"
 
 namespace icp::test {
@@ -66,17 +67,25 @@ __attribute__((target("avx2"))) bool keeps_avx(uint64_t value) {
   return differ == 0;
 }
 
+bool keeps_tile(uint8_t seed) {
+  load_tile(patterned(seed));
+  long turns = kTurns;
+  asm volatile("1: dec %0\n jnz 1b" : "+r"(turns) : : "cc");
+  return stored_tile() == patterned(seed);
+}
+
 bool nothing_is_blocked() {
   sigset_t mask;
   return ::pthread_sigmask(SIG_BLOCK, nullptr, &mask) == 0 && sigisemptyset(&mask);
 }
 
 // Calculates in vector registers, with signals arriving, and notices any register that is not what it was.
-void calculate(Shared& shared) {
+void calculate(Shared& shared, bool tiles) {
   const bool avx512 = __builtin_cpu_supports("avx512bw"), avx2 = __builtin_cpu_supports("avx2");
   while (!shared.stop) {
     constexpr uint64_t kValue = 0x0123456789abcdef;
     if ((avx512 && !keeps_avx512(kValue)) || (avx2 && !keeps_avx(kValue)) || !nothing_is_blocked()) ++shared.wrong;
+    if (tiles && !keeps_tile(static_cast<uint8_t>(shared.computed))) ++shared.wrong;
     double sum = 0;
     for (int i = 1; i <= 20'000; ++i) sum += std::sqrt(static_cast<double>(i)) * 1.25;
     static const double expected = sum;
@@ -90,8 +99,9 @@ void calculate(Shared& shared) {
   ::setgid(kNobody);
   ::setuid(kNobody);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // forgotten at the change of user
+  const bool has_tiles = ask_for_tiles();
   std::vector<std::thread> threads;
-  for (int i = 0; i < 2; ++i) threads.emplace_back([&] { calculate(shared); });
+  for (const bool tiles : {false, true}) threads.emplace_back([&, tiles] { calculate(shared, tiles && has_tiles); });
   threads.emplace_back([&] {
     while (!shared.stop) {
       const timespec time{0, 2'000'000};

@@ -26,6 +26,7 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "tests/engine/amx_tile.h"
 #include "tests/engine/roundtrip.h"
 
 namespace icp::test {
@@ -128,6 +129,35 @@ TEST_F(ProcessRoundtrip, FloatingPointAndVectorRegisters) {
               CHECK_OR_DIE(spinning == before);
               return 0;
             }),
+            0);
+}
+
+// A thread has room for tiles from its first use of them; a process may use them once it has asked.
+TEST_F(ProcessRoundtrip, AmxTiles) {
+  if (!processor_has_tiles()) GTEST_SKIP() << "this processor or kernel has no AMX";
+  RoundtripOptions options;
+  options.generations = 2;
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  CHECK_OR_DIE(ask_for_tiles());
+                  std::atomic<bool> loaded = false, on = false;
+                  std::thread other([&] {
+                    load_tile(patterned(2));
+                    loaded = true;
+                    while (!on) ::usleep(1'000);
+                    CHECK_OR_DIE(stored_tile() == patterned(2));
+                    load_tile(patterned(3));
+                    CHECK_OR_DIE(stored_tile() == patterned(3));
+                  });
+                  while (!loaded) ::usleep(1'000);
+                  gate.ready_and_go();
+                  load_tile(patterned(1));  // for the first time in this thread
+                  CHECK_OR_DIE(stored_tile() == patterned(1));
+                  on = true;
+                  other.join();
+                  return 0;
+                },
+                options),
             0);
 }
 
