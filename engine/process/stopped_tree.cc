@@ -115,6 +115,12 @@ void prepare_calls(StoppedProcess& process) {
   process.maps = MapsEntry::read(pid);
   const CallStubs stubs = install_call_stubs(pid, process.maps);
   process.calls_protected = stubs.single.value != 0;
+  // Nothing of that is in the vdso of a restored process.
+  for (const ThreadStart& start : process.starts) {
+    if (stubs.contain({start.live.rip}))
+      throw_error(ErrorKind::kBusy, "process {} ({}) has not gone on yet since a version that was broken off", pid,
+                  process.ref.comm);
+  }
   const RemoteAddr instruction = process.calls_protected ? stubs.single : find_syscall_instruction(pid);
   process.remote = std::make_unique<RemoteProcess>(process.threads[0], pid, instruction, stubs.batch);
   if (process.calls_protected) process.remote->protect_calls(process.starts[0].image, process.starts[0].signal_mask);

@@ -296,6 +296,11 @@ bool put_stub(pid_t pid, uint64_t end, std::span<const uint8_t> tail, const std:
 
 }  // namespace
 
+bool CallStubs::contain(RemoteAddr address) const {
+  const RemoteAddr begin = batch.value != 0 ? batch : single;
+  return begin.value != 0 && begin <= address && address < single + kReturnStub.size();
+}
+
 CallStubs install_call_stubs(pid_t pid, const std::vector<MapsEntry>& maps) {
   const auto vdso =
       std::find_if(maps.begin(), maps.end(), [](const MapsEntry& entry) { return entry.path == "[vdso]"; });

@@ -123,6 +123,9 @@ RemoteAddr find_syscall_instruction(pid_t pid);
 struct CallStubs {
   RemoteAddr single;  // kReturnStub of return_frame.h
   RemoteAddr batch;   // kBatchStub
+
+  // Whether an instruction at `address` is one of theirs.
+  bool contain(RemoteAddr address) const;
 };
 
 // Puts the stubs into the unused end of the process's vdso, a private copy of one page, unless they are there already:

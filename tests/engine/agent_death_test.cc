@@ -6,9 +6,11 @@
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/ptrace.h>
+#include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cmath>
 #include <cstdlib>
@@ -18,7 +20,9 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
 #include "engine/session.h"
+#include "engine/trace/return_frame.h"
 #include "tests/engine/amx_tile.h"
 #include "tests/engine/roundtrip.h"
 
@@ -193,7 +197,8 @@ TEST_F(AgentDeath, TheJobGoesOnAndTheLastVersionIsWhole) {
 }
 
 // Runs `work` in a child that is killed right before its `call`-th system call. True when it came to its end before.
-bool killed_at(int call, const std::function<void()>& work) {
+bool killed_at(
+    int call, const std::function<void()>& work, const std::function<void()>& before = [] {}) {
   const pid_t child = ::fork();
   if (child == 0) {
     ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
@@ -210,6 +215,7 @@ bool killed_at(int call, const std::function<void()>& work) {
     if (!WIFSTOPPED(status)) break;
     if (WSTOPSIG(status) != (SIGTRAP | 0x80)) continue;
     if (stops++ % 2 == 0 && stops / 2 + 1 == call) {  // at the entry
+      before();
       ::kill(child, SIGKILL);
       ::waitpid(child, &status, 0);
       return false;
@@ -228,6 +234,43 @@ TEST_F(AgentDeath, AtAnySystemCallChangesNothing) {
     ASSERT_NO_FATAL_FAILURE(expect_progress()) << "before call " << call;
     if (done) break;
   }
+  expect_good_end();
+}
+
+// A job that is stopped just when its agent dies keeps threads in the middle of the agent's calls. A version of that
+// could not be restored: the code of those calls is not part of it.
+TEST_F(AgentDeath, AThreadOnItsWayBackIsNotSaved) {
+  const std::vector<MapsEntry> maps = MapsEntry::read(job);
+  const auto vdso =
+      std::find_if(maps.begin(), maps.end(), [](const MapsEntry& entry) { return entry.path == "[vdso]"; });
+  ASSERT_NE(vdso, maps.end());
+  int refused = 0;
+  for (int call = 100; !HasFatalFailure(); call += 17) {
+    const bool done = killed_at(
+        call, [&] { take_version(config, job); }, [&] { ::kill(job, SIGSTOP); });
+    const pid_t next = ::fork();
+    if (next == 0) {
+      take_version(config, job);
+      ::_exit(0);
+    }
+    int status = 0;
+    ASSERT_EQ(::waitpid(next, &status, 0), next);
+    if (status == 0) {
+      const ImageDir image = ImageDir::open(config.image_path, config.identity, "here");
+      const pb::Capsule capsule = image.open_version(*image.latest()).read_state();
+      for (const pb::Thread& thread : capsule.processes(0).threads()) {
+        user_regs_struct regs{};
+        ASSERT_EQ(thread.gpr().copy(reinterpret_cast<char*>(&regs), sizeof regs), sizeof regs);
+        EXPECT_FALSE(vdso->end - kCallStubBytes <= regs.rip && regs.rip < vdso->end) << "before call " << call;
+      }
+    } else {
+      ++refused;
+    }
+    ::kill(job, SIGCONT);
+    ASSERT_NO_FATAL_FAILURE(expect_progress()) << "before call " << call;
+    if (done) break;
+  }
+  EXPECT_GT(refused, 0);
   expect_good_end();
 }
 
