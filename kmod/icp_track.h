@@ -73,6 +73,7 @@ struct icp_log {
 	struct xarray regions;
 	unsigned int region_count, value_count;
 	bool lost;     /* all that is tracked counts as new */
+	bool closed;   /* nothing is added any more */
 	bool look_all; /* look at all entries */
 	unsigned int big_count;
 	struct icp_span big[ICP_BIG_RANGES]; /* large discarded or unmapped ranges: count as new */
@@ -113,7 +114,7 @@ struct icp_view *icp_view_track(struct icp_track *track); /* ERR_PTR; a referenc
 void icp_view_release(struct icp_view *view);             /* the descriptor is closed */
 void icp_view_untrack(struct icp_view *view);             /* ends it, kept or not */
 void icp_view_set_cookie(struct icp_view *view, const u64 cookie[2]);
-void icp_view_ended(struct icp_view *view);               /* from the notifier: the address space ends */
+void icp_view_ended(struct icp_view *view, bool unused);  /* from the notifier; unused: no process has it any more */
 void icp_view_stats(struct icp_view *view, struct icp_stats *stats);
 /* Calls for each view of the address space; under RCU. */
 void icp_views_for_each(struct mm_struct *mm, void (*call)(struct icp_view *, void *), void *arg);
@@ -138,6 +139,7 @@ bool icp_log_read(struct icp_view *view, unsigned long index, struct icp_region 
 /* First logged region in [index, last]; ULONG_MAX when there is none. */
 unsigned long icp_log_next(struct icp_view *view, unsigned long index, unsigned long last);
 void icp_log_forget(struct icp_view *view, unsigned long first, unsigned long last); /* drops whole regions */
+/* Frees all of it, for good. The fault hook must not run any more. */
 void icp_log_purge(struct icp_view *view);
 u64 icp_log_bytes(struct icp_view *view);
 

@@ -115,7 +115,7 @@ static void log_part(struct icp_log *log, unsigned long index, unsigned int firs
 	void *entry = xa_load(&log->regions, index);
 	struct icp_region *region;
 
-	if (first >= end)
+	if (first >= end || log->closed)
 		return;
 	if (xa_is_value(entry) && (xa_to_value(entry) & what) == what)
 		return;
@@ -310,6 +310,11 @@ void icp_log_forget(struct icp_view *view, unsigned long first, unsigned long la
 
 void icp_log_purge(struct icp_view *view)
 {
+	unsigned long flags;
+
+	spin_lock_irqsave(&view->lock, flags);
+	view->log.closed = true; /* what came in between would be lost with the xarray's nodes */
+	spin_unlock_irqrestore(&view->lock, flags);
 	icp_log_forget(view, 0, ULONG_MAX);
 	xa_destroy(&view->log.regions);
 }

@@ -49,9 +49,10 @@ static void range_end(struct mmu_notifier *notifier, const struct mmu_notifier_r
 	log_event(view, range);
 }
 
+/* At the end of the address space, and when the notifier is unregistered: processes may run on in it then. */
 static void mm_release(struct mmu_notifier *notifier, struct mm_struct *mm)
 {
-	icp_view_ended(container_of(notifier, struct icp_view, notifier));
+	icp_view_ended(container_of(notifier, struct icp_view, notifier), !atomic_read(&mm->mm_users));
 }
 
 const struct mmu_notifier_ops icp_notifier_ops = {

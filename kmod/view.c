@@ -83,10 +83,12 @@ static void drop_keep(struct icp_view *view)
 		kref_put(&view->ref, last_reference);
 }
 
-void icp_view_ended(struct icp_view *view)
+void icp_view_ended(struct icp_view *view, bool unused)
 {
 	WRITE_ONCE(view->gone, true);
-	icp_log_purge(view);
+	/* Else faults may be on their way through the hook, which looks at the log without a lock: free_view() waits. */
+	if (unused)
+		icp_log_purge(view);
 	drop_keep(view);
 }
 
