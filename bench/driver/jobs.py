@@ -100,10 +100,11 @@ class Job:
                 "pages": stats["pages_written"]}
 
     def restart(self, version=None, options=()):
-        """Seconds until the processes run again. They are killed then."""
+        """Seconds until the processes run again. They are killed then. What the job has written since stays: a later version
+        could not be restarted after an earlier one had cut it off."""
         chosen = ["--version", str(version)] if version else []
         begin = time.monotonic()
-        done = subprocess.run([self.bench.icp, "restart", "--dir", self.image, "--detach", *chosen, *options],
+        done = subprocess.run([self.bench.icp, "restart", "--dir", self.image, "--detach", "--grown", "accept", *chosen, *options],
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
         taken = time.monotonic() - begin
         if done.returncode != 0:

@@ -218,16 +218,16 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
       if (error.kind() != ErrorKind::kGone) throw;
     }
   }
-  uint64_t before = ~0ull;
+  uint64_t before = ~0ull, written = 0;
   for (unsigned round = 0; round < impl_->options.precopy_rounds && !running.empty(); ++round) {
-    const uint64_t written = impl_->precopy_round(running);
+    written = impl_->precopy_round(running);
     impl_->precopied = true;
-    // What this round found is about what the next would find.
-    impl_->arena.prepare(std::min(written, impl_->options.staging_limit));
     // Each round passes every thread through a stop: one is enough where the next would find next to nothing.
     if (written <= kSmallRest || (round > 0 && written > before - before / 4)) break;
     before = written;
   }
+  // What the last round found is about what the stop will find. (The first one of a first version finds everything.)
+  impl_->arena.prepare(std::min(written, impl_->options.staging_limit));
   impl_->objects.start_pass();
 }
 

@@ -28,7 +28,7 @@ namespace {
 
 constexpr uint64_t kChunkPages = 64;   // 256 KiB: stays in the cache between reading and writing
 constexpr uint64_t kPartPages = 4096;  // 16 MiB
-constexpr uint64_t kGapPages = 8;      // read along rather than read around
+constexpr uint64_t kGapPages = 2;      // read along rather than read around
 constexpr size_t kMostRuns = 512;      // of one call; IOV_MAX is 1024
 constexpr size_t kMostThreads = 8;
 constexpr uint64_t kWorthThread = 4096;  // pages
