@@ -150,7 +150,7 @@ def slowdown(bench):
     """Work done with versions at an interval against work done without, in turn in one process; and with the pages tracked but no
     version taken. The program writes 1% of 256 MiB at random all the time."""
     window = 3 if bench.quick else 20
-    pairs = 3 if bench.quick else 7
+    pairs = 3
     found = {}
     with bench.malloc_and_write(256, percent=10, round_ms=0) as job:
         before = rate(job, window)
