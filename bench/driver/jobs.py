@@ -113,6 +113,6 @@ class Job:
         return taken
 
     def end(self):
-        kill(self.pid)
+        kill(self.pid)  # unless it is gone
         self.icp.wait(timeout=60)
         self.log.close()
