@@ -200,16 +200,13 @@ size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
 
 namespace {
 
-// slurmstepd makes and removes groups with a lock on the top of the hierarchy, where its own directory lies. Empty
-// after a second in vain.
+// slurmstepd makes and removes groups with a lock on the top of the hierarchy, where its own directory lies. Empty when
+// somebody else has it.
 UniqueFd lock_hierarchy(const fs::path& job_directory) {
   const fs::path below = job_directory.lexically_relative(kRoot);
   const fs::path top = below.begin()->string() == "system.slice" ? fs::path(kRoot) : fs::path(kRoot) / *below.begin();
   UniqueFd file(::open(top.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  for (int tries = 0; file && ::flock(file.get(), LOCK_EX | LOCK_NB) != 0; ++tries) {
-    if (tries == 100) return {};
-    std::this_thread::sleep_for(std::chrono::milliseconds(10));
-  }
+  if (file && ::flock(file.get(), LOCK_EX | LOCK_NB) != 0) return {};
   return file;
 }
 
@@ -226,7 +223,8 @@ bool remove_tree(const fs::path& directory) {
 }  // namespace
 
 void remove_job_cgroups(const std::string& node, uid_t uid, uint32_t job) {
-  for (int tries = 0; tries < 100; ++tries) {  // a process on its way out stays in its groups for a moment
+  // The lock may be taken, and a process on its way out stays in its groups for a moment.
+  for (int tries = 0; tries < 100; ++tries) {
     bool gone = true;
     for (const fs::path& directory : job_directories(node, uid, job)) {
       const UniqueFd lock = lock_hierarchy(directory);
