@@ -69,6 +69,11 @@ def node_cgroups(nodes):
     return found
 
 
+def below(top):
+    """A cgroup and all within it. Slurm may take them away meanwhile (Path.rglob fails then)."""
+    return [pathlib.Path(path) for path, _, _ in os.walk(top)]
+
+
 def _unified():
     return (CGROUP_ROOT / "cgroup.controllers").exists()
 
@@ -88,8 +93,8 @@ def processes(nodes):
         if marks & set(read(f"/proc/{entry}/environ").split(b"\0")):
             found.add(int(entry))
     for top in node_cgroups(nodes):
-        for file in top.rglob("cgroup.procs"):
-            found |= {int(pid) for pid in read(file).split() if int(pid) > 0}
+        for cgroup in below(top):
+            found |= {int(pid) for pid in read(cgroup / "cgroup.procs").split() if int(pid) > 0}
     grew = True
     while grew:
         children = {pid for pid, parent in parents.items() if parent in found}
@@ -120,9 +125,9 @@ def kill_all(find, patience=15):
 def thaw(nodes):
     """Let frozen processes run, or they could not die."""
     for top in node_cgroups(nodes):
-        for file in [*top.rglob("freezer.state")]:
+        for cgroup in below(top):
             try:
-                file.write_text("THAWED")
+                (cgroup / "freezer.state").write_text("THAWED")
             except OSError:
                 pass
 
