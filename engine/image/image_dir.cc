@@ -11,6 +11,7 @@
 #include "engine/base/error.h"
 #include "engine/image/image_files.h"
 #include "engine/image/image_layout.h"
+#include "engine/image/image_lock.h"
 #include "engine/image/image_root.h"
 
 namespace icp {
@@ -94,15 +95,26 @@ void check_node_name(const std::string& node) {
   if (!is_safe_name(node)) throw_error(ErrorKind::kUsage, "\"{}\" cannot be the name of a node", node);
 }
 
-std::set<std::string> all_nodes(const ImageRoot& root) {
+// The locks are those of a node. Without them the last version may go, and a later one come, while they are listed.
+constexpr int kLooks = 5;
+
+std::set<std::string> all_nodes(const ImageRoot& root, int looks = kLooks) {
   std::set<std::string> nodes;
+  bool gone = false;
   for (const uint32_t version : root.version_numbers(false)) {
-    const UniqueFd dir = root.open_version_dir(version);
+    UniqueFd dir;
+    try {
+      dir = root.open_version_dir(version);
+    } catch (const Error&) {
+      if (root.has_dir(version)) throw;
+      gone = true;  // pruned meanwhile
+      continue;
+    }
     for (const std::string& name : list_dir(dir.get(), root.version_path(version))) {
       if (is_safe_name(name)) nodes.insert(name);
     }
   }
-  return nodes;
+  return nodes.empty() && gone && looks > 1 ? all_nodes(root, looks - 1) : nodes;
 }
 
 // The only node that the versions hold.
@@ -131,6 +143,11 @@ UniqueFd ImageRoot::open_version_dir(uint32_t version) const {
 UniqueFd ImageRoot::open_node_dir(uint32_t version) const {
   const UniqueFd parent = open_version_dir(version);
   return open_private_dir(parent.get(), node, node_path(version), identity);
+}
+
+bool ImageRoot::has_dir(uint32_t version) const {
+  struct stat info {};
+  return ::fstatat(fd.get(), version_dir_name(version).c_str(), &info, AT_SYMLINK_NOFOLLOW) == 0;
 }
 
 bool ImageRoot::has_node(uint32_t version, const std::string& other) const {
@@ -196,8 +213,10 @@ const std::string& ImageDir::node() const { return root_->node; }
 
 std::vector<VersionInfo> ImageDir::versions() const {
   std::vector<uint32_t> numbers;
+  UniqueFd lock;  // nothing goes while it is looked at
   {
     const FsIdentity guard(root_->identity);
+    lock = lock_for_reading(*root_);
     numbers = root_->version_numbers(true);
   }
   std::vector<VersionInfo> result;
@@ -207,6 +226,7 @@ std::vector<VersionInfo> ImageDir::versions() const {
     try {
       info.manifest = open_version(number).manifest();
     } catch (const Error& error) {
+      if (!has_version(number)) continue;  // an image of somebody else cannot be locked
       info.error = error.what();
     }
     result.push_back(std::move(info));
@@ -221,6 +241,7 @@ bool ImageDir::has_version(uint32_t version) const {
 
 std::optional<uint32_t> ImageDir::latest() const {
   const FsIdentity guard(root_->identity);
+  const UniqueFd lock = lock_for_reading(*root_);  // or the last might go before the next one is seen
   const std::vector<uint32_t> numbers = root_->version_numbers(true);
   if (numbers.empty()) return std::nullopt;
   return numbers.back();

@@ -128,7 +128,8 @@ class ImageDir {
 
   const std::string& path() const;
   const std::string& node() const;
-  // Committed versions of the node, ascending. Leftovers of interrupted versions are not shown.
+  // Committed versions of the node, ascending. Leftovers of interrupted versions are not shown, nor what is pruned
+  // meanwhile.
   std::vector<VersionInfo> versions() const;
   // The highest committed version of the node, be it damaged: open_version() says so then, rather than that an older
   // one is taken without a word.

@@ -26,6 +26,8 @@ struct ImageRoot {
   UniqueFd open_node_dir(uint32_t version) const;
   // Numbers of all version directories, ascending; with_node: only those that hold this node, pruned ones left out.
   std::vector<uint32_t> version_numbers(bool with_node) const;
+  // Whether files of any node are there.
+  bool has_dir(uint32_t version) const;
   // Whether files of this node are there, be it of a pruned version.
   bool has_node(uint32_t version) const { return has_node(version, node); }
   bool has_node(uint32_t version, const std::string& other) const;

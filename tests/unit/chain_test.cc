@@ -230,6 +230,39 @@ TEST(Chain, JobGoesOnWhileItIsCompacted) {
   EXPECT_THAT(job.image().verify(job.image().latest().value()), testing::IsEmpty());
 }
 
+// Whoever looks while a job prunes (`icp list` of one with --keep) finds versions that are whole, or does not find
+// them.
+TEST(Chain, VersionsAreListedWhileOthersArePruned) {
+  test::TempDir temp;
+  std::mt19937_64 random(8);
+  Job job(temp / "1.0");
+  job.take(random, 40, 4);
+  std::atomic<bool> done = false;
+  std::atomic<int> pruned = 0;
+  std::thread other([&] {
+    while (!done) {
+      job.take(random, 40, 4);
+      try {
+        pruned += static_cast<int>(job.image().prune(1).removed.size());
+      } catch (const Error&) {
+        continue;  // somebody reads
+      }
+    }
+  });
+  try {
+    for (int looks = 0; looks < 200 || pruned < 50; ++looks) {
+      if (looks == 30'000) throw std::runtime_error("nothing is ever pruned");
+      EXPECT_THAT(ImageDir::nodes_of(temp / "1.0", test::own_identity()), testing::ElementsAre("n0"));
+      EXPECT_FALSE(numbers(job.image()).empty());
+      std::this_thread::sleep_for(std::chrono::milliseconds(4));
+    }
+  } catch (const std::exception& error) {
+    ADD_FAILURE() << error.what();
+  }
+  done = true;
+  other.join();
+}
+
 // Runs `work` in a child that is killed right before its `call`-th system call. True when it came to its end before.
 bool killed_at(int call, const std::function<void()>& work) {
   const pid_t child = ::fork();
