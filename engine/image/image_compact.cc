@@ -140,7 +140,9 @@ void ImageCompaction::copy_batch(Store& store, PageStoreReader& reader, std::vec
   }
   hashes_.resize(count);
   for (uint64_t i = 0; i < count; ++i) hashes_[i] = hash_page(buffer_.data() + i * kPageBytes);
-  uint64_t record = store.file->append(buffer_.data(), hashes_.data(), count);
+  PageFileWriter::Pending pending;
+  uint64_t record = store.file->append(buffer_.data(), hashes_.data(), count, pending);
+  store.file->write(pending);
   for (const Run& run : runs) {
     for (uint64_t i = 0; i < run.pages; ++i) store.folded.set(run.address + i * kPageBytes, {1, record++});
   }

@@ -85,58 +85,107 @@ void PageFileWriter::write_header() {
   write_at(fd_.get(), page.data(), page.size(), 0, path_);
 }
 
-uint64_t PageFileWriter::append(const std::byte* pages, const PageHash* hashes, uint64_t count) {
+uint64_t PageFileWriter::append(const std::byte* pages, const PageHash* hashes, uint64_t count, Pending& pending) {
   const uint64_t first = records();
   if (count > kMaxRecord - first) throw_error(ErrorKind::kRefused, "{} would have too many pages", path_);
   hashes_.insert(hashes_.end(), hashes, hashes + count);
   if (count >= kDirectPages && compression_ == Compression::kNone) {
-    flush_tail(false);
-    write_out(first, pages, count);
+    take_tail(false, pending);
+    pending.pieces_.push_back({first, pages, count});
     tail_first_ = records();
     return first;
   }
-  if (tail_.capacity() == 0) tail_.reserve(kTailBytes + kDirectPages * kPageBytes);
+  if (tail_.capacity() < kTailBytes) tail_.reserve(kTailBytes + kDirectPages * kPageBytes);
   tail_.insert(tail_.end(), pages, pages + count * kPageBytes);
-  if (tail_.size() >= kTailBytes) flush_tail(true);
+  if (tail_.size() >= kTailBytes) take_tail(true, pending);
   return first;
 }
 
-void PageFileWriter::overwrite(uint64_t record, const std::byte* pages, const PageHash* hashes, uint64_t count) {
+void PageFileWriter::overwrite(uint64_t record, const std::byte* pages, const PageHash* hashes, uint64_t count,
+                               Pending& pending) {
   std::copy_n(hashes, count, hashes_.begin() + static_cast<ptrdiff_t>(record));
   const uint64_t written = record < tail_first_ ? std::min(count, tail_first_ - record) : 0;
-  if (written > 0) write_out(record, pages, written);
+  if (written > 0) pending.pieces_.push_back({record, pages, written});
   if (written < count) {
     std::memcpy(tail_.data() + (record + written - tail_first_) * kPageBytes, pages + written * kPageBytes,
                 (count - written) * kPageBytes);
   }
 }
 
-void PageFileWriter::write_out(uint64_t record, const std::byte* pages, uint64_t count) {
+void PageFileWriter::take_tail(bool whole_blocks, Pending& pending) {
+  uint64_t count = tail_.size() / kPageBytes;
+  const bool packed = compression_ != Compression::kNone;
+  if (packed && whole_blocks) count -= count % kBlockRecords;
+  if (count == 0) return;
+  Pending::Batch batch{packed ? batches_++ : 0, tail_first_, compressing_, {}};
+  const auto end = tail_.begin() + static_cast<ptrdiff_t>(count * kPageBytes);
+  std::vector<std::byte> rest(end, tail_.end());
+  if (rest.empty()) {
+    batch.bytes = std::move(tail_);
+  } else {
+    batch.bytes.assign(tail_.begin(), end);
+  }
+  tail_ = std::move(rest);
+  tail_first_ += count;
+  pending.batches_.push_back(std::move(batch));
+}
+
+void PageFileWriter::write_out(uint64_t record, const std::byte* pages, uint64_t count) const {
   write_at(fd_.get(), pages, count * kPageBytes, offset_of(record), path_);
 }
 
 // A block that does not get smaller is stored as it is: its length tells.
-void PageFileWriter::write_block(const std::byte* pages, uint64_t count) {
-  std::span<const std::byte> bytes(pages, count * kPageBytes);
-  if (compressing_ && compress_block(compression_, bytes, compressed_)) bytes = compressed_;
-  write_at(fd_.get(), bytes.data(), bytes.size(), next_block_at_, path_);
-  next_block_at_ += bytes.size();
-  blocks_.push_back(static_cast<uint32_t>(bytes.size()));
+void PageFileWriter::write_compressed(const Pending::Batch& batch) {
+  try {
+    std::vector<std::byte> packed, block;
+    std::vector<uint32_t> lengths;
+    packed.reserve(batch.bytes.size());
+    for (size_t at = 0; at < batch.bytes.size(); at += kBlockRecords * kPageBytes) {
+      const size_t rest = batch.bytes.size() - at;
+      std::span<const std::byte> bytes(batch.bytes.data() + at, std::min(kBlockRecords * kPageBytes, rest));
+      if (batch.compressing && compress_block(compression_, bytes, block)) bytes = block;
+      packed.insert(packed.end(), bytes.begin(), bytes.end());
+      lengths.push_back(static_cast<uint32_t>(bytes.size()));
+    }
+    uint64_t at = 0;
+    {
+      std::unique_lock lock(turn_mutex_);
+      turn_comes_.wait(lock, [&] { return turn_ == batch.number || failure_; });
+      if (failure_) std::rethrow_exception(failure_);
+      at = next_block_at_;
+      next_block_at_ += packed.size();
+      blocks_.insert(blocks_.end(), lengths.begin(), lengths.end());
+      ++turn_;
+    }
+    turn_comes_.notify_all();
+    write_at(fd_.get(), packed.data(), packed.size(), at, path_);
+  } catch (...) {
+    give_up();
+    throw;
+  }
+}
+
+void PageFileWriter::give_up() {
+  const std::lock_guard lock(turn_mutex_);
+  if (!failure_) failure_ = std::current_exception();
+  turn_comes_.notify_all();
+}
+
+void PageFileWriter::write(const Pending& pending) {
+  for (const Pending::Batch& batch : pending.batches_) {
+    if (compression_ == Compression::kNone) {
+      write_out(batch.record, batch.bytes.data(), batch.bytes.size() / kPageBytes);
+    } else {
+      write_compressed(batch);
+    }
+  }
+  for (const Pending::Piece& piece : pending.pieces_) write_out(piece.record, piece.pages, piece.count);
 }
 
 void PageFileWriter::flush_tail(bool whole_blocks) {
-  uint64_t count = tail_.size() / kPageBytes;
-  if (count == 0) return;
-  if (compression_ == Compression::kNone) {
-    write_out(tail_first_, tail_.data(), count);
-  } else {
-    if (whole_blocks) count -= count % kBlockRecords;
-    for (uint64_t at = 0; at < count; at += kBlockRecords) {
-      write_block(tail_.data() + at * kPageBytes, std::min(kBlockRecords, count - at));
-    }
-  }
-  tail_first_ += count;
-  tail_.erase(tail_.begin(), tail_.begin() + static_cast<ptrdiff_t>(count * kPageBytes));
+  Pending pending;
+  take_tail(whole_blocks, pending);
+  write(pending);
 }
 
 void PageFileWriter::flush_records() {
@@ -146,6 +195,7 @@ void PageFileWriter::flush_records() {
 
 void PageFileWriter::finish(VersionWriter& version) {
   flush_tail(false);
+  if (failure_) std::rethrow_exception(failure_);
   if (version_ != version.version()) {
     version_ = version.version();
     const std::string name = page_file_name(store_, version_);

@@ -8,8 +8,11 @@
 // kPieceRecords hashes, so that whoever wants a few records of a large file need not read them all.
 #pragma once
 
+#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
+#include <exception>
+#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
@@ -21,18 +24,45 @@
 
 namespace icp {
 
-// Appends and overwrites records of a file being made. Small pieces are collected to large writes. One thread.
+// Appends and overwrites records of a file being made. Small pieces are collected to large writes.
+//
+// append() and overwrite() only say what goes where; write() compresses and writes it. One thread at a time, but for
+// write(), which any number of threads may call side by side.
 class PageFileWriter {
  public:
+  // What is still to be written.
+  class Pending {
+    friend PageFileWriter;
+    struct Piece {
+      uint64_t record;
+      const std::byte* pages;
+      uint64_t count;
+    };
+    struct Batch {
+      uint64_t number;  // of the batches of a compressed file, which follow one another
+      uint64_t record;
+      bool compressing;
+      std::vector<std::byte> bytes;
+    };
+    std::vector<Piece> pieces_;
+    std::vector<Batch> batches_;
+  };
+
   PageFileWriter(VersionWriter& version, const std::string& store);
 
   uint64_t records() const { return hashes_.size(); }
-  // Returns the number of the first record. `hashes` are those of the pages.
-  uint64_t append(const std::byte* pages, const PageHash* hashes, uint64_t count);
+  // Returns the number of the first record. `hashes` are those of the pages. The pages must stay until `pending` is
+  // written, which finish() and the writes of other threads wait for (or are told by give_up()).
+  uint64_t append(const std::byte* pages, const PageHash* hashes, uint64_t count, Pending& pending);
   // Whether the record can still be given another content: always, but for one whose block is compressed already.
   bool can_overwrite(uint64_t record) const { return compression_ == Compression::kNone || record >= tail_first_; }
-  void overwrite(uint64_t record, const std::byte* pages, const PageHash* hashes, uint64_t count);
-  // Blocks finished from now on are (not) compressed, in a file that has compression at all.
+  // Not while what the record held before is still to be written.
+  void overwrite(uint64_t record, const std::byte* pages, const PageHash* hashes, uint64_t count, Pending& pending);
+  void write(const Pending& pending);
+  // In a handler: because of its exception something pending will not be written. No write waits for it; writes that
+  // would have, and finish(), throw the same.
+  void give_up();
+  // Blocks begun from now on are (not) compressed, in a file that has compression at all.
   void set_compressing(bool on) { compressing_ = on; }
   // Starts writing to disk what is there, and waits for it.
   void flush_records();
@@ -42,9 +72,10 @@ class PageFileWriter {
 
  private:
   void write_header();
-  void write_out(uint64_t record, const std::byte* pages, uint64_t count);
-  void write_block(const std::byte* pages, uint64_t count);
-  // Writes out all of the tail, or with `whole_blocks` only what makes whole blocks.
+  void write_out(uint64_t record, const std::byte* pages, uint64_t count) const;
+  void write_compressed(const Pending::Batch& batch);
+  // All of the tail, or with `whole_blocks` only what makes whole blocks, is to be written.
+  void take_tail(bool whole_blocks, Pending& pending);
   void flush_tail(bool whole_blocks);
 
   std::string store_, name_, path_;
@@ -56,10 +87,16 @@ class PageFileWriter {
   // The last records, not written yet: [tail_first_, tail_first_ + tail_.size() / 4096) up to records().
   std::vector<std::byte> tail_;
   uint64_t tail_first_ = 0;
-  // Compressed files: lengths of the blocks written, and where the next goes.
+  uint64_t batches_ = 0;  // of compressed blocks, handed out by take_tail()
+
+  // Compressed files: lengths of the blocks written, and where the next goes. Batches are compressed side by side, and
+  // get their places in turn.
+  std::mutex turn_mutex_;
+  std::condition_variable turn_comes_;
+  uint64_t turn_ = 0;
+  std::exception_ptr failure_;  // one will never take its turn
   std::vector<uint32_t> blocks_;
   uint64_t next_block_at_ = 0;
-  std::vector<std::byte> compressed_;
 };
 
 // Reads records of a page file of a committed version. The hashes are read and checked as they are needed, 64 KiB at a

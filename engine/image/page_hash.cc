@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/image/page_hash.h"
 
-#include <xxhash.h>
+#include <xxh_x86dispatch.h>
 
 #include "engine/image/image_layout.h"
 
 namespace icp {
 
 PageHash hash_page(const std::byte* page) {
-  const XXH128_hash_t hash = XXH3_128bits(page, kPageBytes);
+  const XXH128_hash_t hash = XXH3_128bits_dispatch(page, kPageBytes);  // by the widest vectors there are
   return {hash.low64, hash.high64};
 }
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cstring>
 #include <list>
+#include <mutex>
 #include <optional>
 #include <unordered_map>
 
@@ -47,9 +48,9 @@ struct PageStoreWriter::Impl {
   PageIndex& index;
   uint32_t number;
   PageHashes* known;
+  std::mutex mutex;                    // held while pages are given their places, not while they are hashed or written
   std::optional<PageFileWriter> file;  // made with the first record
   bool finished = false, compressing = true;
-  std::vector<PageHash> hashes;  // of the pages being put
 
   // Whether the page has a record in this version already.
   bool is_written(uint64_t address) const { return index.find(address).version == number; }
@@ -57,61 +58,96 @@ struct PageStoreWriter::Impl {
   bool is_same(uint64_t address, const PageHash& hash) const {
     return known != nullptr && index.find(address).version != 0 && known->find(address) == hash;
   }
-  void append(uint64_t address, const std::byte* pages, const PageHash* hash, uint64_t count);
-  uint64_t overwrite(uint64_t address, const std::byte* pages, const PageHash* hash, uint64_t limit);
-  void put(uint64_t address, const std::byte* pages, uint64_t count);
+  void check(const Piece& piece) const;
 };
 
-void PageStoreWriter::Impl::append(uint64_t address, const std::byte* pages, const PageHash* hash, uint64_t count) {
-  if (!file) {
-    file.emplace(version, name);
-    file->set_compressing(compressing);
+// Gives pages their places, one call of put() long.
+class PageStoreWriter::Placement {
+ public:
+  explicit Placement(Impl& store) : store_(store) {}
+
+  // None is to be left out.
+  void place(uint64_t address, const std::byte* pages, const PageHash* hashes, uint64_t count);
+  // After the last place().
+  void append_run();
+  const PageFileWriter::Pending& pending() const { return pending_; }
+
+ private:
+  void append(uint64_t address, const std::byte* pages, const PageHash* hash, uint64_t count);
+  uint64_t overwrite(uint64_t address, const std::byte* pages, const PageHash* hash, uint64_t limit);
+
+  Impl& store_;
+  PageFileWriter::Pending pending_;
+  // New records that follow one another in memory and in the file: [file->records(), ... + run_count_).
+  const std::byte* run_pages_ = nullptr;
+  const PageHash* run_hashes_ = nullptr;
+  uint64_t run_count_ = 0;
+};
+
+void PageStoreWriter::Placement::append_run() {
+  if (run_count_ > 0) store_.file->append(run_pages_, run_hashes_, run_count_, pending_);
+  run_count_ = 0;
+}
+
+void PageStoreWriter::Placement::append(uint64_t address, const std::byte* pages, const PageHash* hash,
+                                        uint64_t count) {
+  if (!store_.file) {
+    store_.file.emplace(store_.version, store_.name);
+    store_.file->set_compressing(store_.compressing);
   }
-  const uint64_t record = file->append(pages, hash, count);
-  for (uint64_t i = 0; i < count; ++i) index.set(address + i * kPageBytes, {number, record + i});
+  if (run_count_ == 0 || run_pages_ + run_count_ * kPageBytes != pages || run_hashes_ + run_count_ != hash) {
+    append_run();
+    run_pages_ = pages;
+    run_hashes_ = hash;
+  }
+  const uint64_t record = store_.file->records() + run_count_;
+  for (uint64_t i = 0; i < count; ++i) store_.index.set(address + i * kPageBytes, {store_.number, record + i});
+  run_count_ += count;
 }
 
 // Overwrites as many pages as lie in consecutive records, at most `limit`; returns their number.
-uint64_t PageStoreWriter::Impl::overwrite(uint64_t address, const std::byte* pages, const PageHash* hash,
-                                          uint64_t limit) {
-  const uint64_t record = index.find(address).record;
-  if (!file->can_overwrite(record)) {
+uint64_t PageStoreWriter::Placement::overwrite(uint64_t address, const std::byte* pages, const PageHash* hash,
+                                               uint64_t limit) {
+  append_run();
+  const uint64_t record = store_.index.find(address).record;
+  if (!store_.file->can_overwrite(record)) {
     append(address, pages, hash, 1);
     return 1;
   }
   uint64_t count = 1;
-  while (count < limit && index.find(address + count * kPageBytes) == PageLocation{number, record + count}) ++count;
-  file->overwrite(record, pages, hash, count);
+  const auto follows = [&] {
+    return store_.index.find(address + count * kPageBytes) == PageLocation{store_.number, record + count};
+  };
+  while (count < limit && follows()) ++count;
+  store_.file->overwrite(record, pages, hash, count, pending_);
   return count;
 }
 
-// Pages none of which is to be left out.
-void PageStoreWriter::Impl::put(uint64_t address, const std::byte* pages, uint64_t count) {
-  hashes.resize(count);
-  for (uint64_t i = 0; i < count; ++i) hashes[i] = hash_page(pages + i * kPageBytes);
+void PageStoreWriter::Placement::place(uint64_t address, const std::byte* pages, const PageHash* hashes,
+                                       uint64_t count) {
   for (uint64_t at = 0; at < count;) {
     const uint64_t first = address + at * kPageBytes;
     uint64_t length = 0;
-    if (is_written(first)) {
-      length = overwrite(first, pages + at * kPageBytes, &hashes[at], count - at);
-    } else if (is_same(first, hashes[at])) {
+    if (store_.is_written(first)) {
+      length = overwrite(first, pages + at * kPageBytes, hashes + at, count - at);
+    } else if (store_.is_same(first, hashes[at])) {
       length = 1;
     } else {
       const auto is_new = [&](uint64_t i) {
-        return !is_written(address + i * kPageBytes) && !is_same(address + i * kPageBytes, hashes[i]);
+        return !store_.is_written(address + i * kPageBytes) && !store_.is_same(address + i * kPageBytes, hashes[i]);
       };
       do ++length;
       while (at + length < count && is_new(at + length));
-      append(first, pages + at * kPageBytes, &hashes[at], length);
+      append(first, pages + at * kPageBytes, hashes + at, length);
     }
     at += length;
   }
-  if (known == nullptr) return;
-  for (uint64_t i = 0; i < count; ++i) known->set(address + i * kPageBytes, hashes[i]);
+  if (store_.known == nullptr) return;
+  for (uint64_t i = 0; i < count; ++i) store_.known->set(address + i * kPageBytes, hashes[i]);
 }
 
 PageStoreWriter::PageStoreWriter(VersionWriter& version, std::string name, PageIndex& index, PageHashes* hashes)
-    : impl_(new Impl{version, std::move(name), index, version.version(), hashes, {}, false, true, {}}) {
+    : impl_(new Impl{version, std::move(name), index, version.version(), hashes, {}, {}, false, true}) {
   check_store_name(impl_->name, ErrorKind::kUsage);
   // Its pages would be taken for records of the file that is about to be made.
   if (PageIndexFile::refers_to_or_after(index, impl_->number)) {
@@ -121,27 +157,63 @@ PageStoreWriter::PageStoreWriter(VersionWriter& version, std::string name, PageI
 
 PageStoreWriter::~PageStoreWriter() = default;
 
-void PageStoreWriter::put(uint64_t address, std::span<const std::byte> bytes, bool zeros_are_absent) {
-  const uint64_t count = bytes.size() / kPageBytes;
-  if (impl_->finished || bytes.size() % kPageBytes != 0 || address % kPageBytes != 0 || address > (1ull << 48) ||
-      bytes.size() > (1ull << 48) - address) {
-    throw_error(ErrorKind::kUsage, "cannot put {} bytes at {:#x} into {}", bytes.size(), address, impl_->name);
+void PageStoreWriter::Impl::check(const Piece& piece) const {
+  const size_t bytes = piece.bytes.size();
+  if (finished || bytes % kPageBytes != 0 || piece.address % kPageBytes != 0 || piece.address > (1ull << 48) ||
+      bytes > (1ull << 48) - piece.address) {
+    throw_error(ErrorKind::kUsage, "cannot put {} bytes at {:#x} into {}", bytes, piece.address, name);
   }
-  if (!zeros_are_absent) {
-    impl_->put(address, bytes.data(), count);
-    return;
-  }
-  for (uint64_t at = 0; at < count;) {
-    const bool zero = is_zero_page(bytes.data() + at * kPageBytes);
-    uint64_t end = at + 1;
-    while (end < count && is_zero_page(bytes.data() + end * kPageBytes) == zero) ++end;
-    if (zero) {
-      impl_->index.erase(address + at * kPageBytes, address + end * kPageBytes);
-    } else {
-      impl_->put(address + at * kPageBytes, bytes.data() + at * kPageBytes, end - at);
+}
+
+void PageStoreWriter::put(std::span<const Piece> pieces, bool zeros_are_absent) {
+  // Runs of pages that are alike: all zeros (without hashes), or not.
+  struct Run {
+    uint64_t address;
+    const std::byte* pages;
+    uint64_t count;
+    bool zero;
+  };
+  std::vector<Run> runs;
+  std::vector<PageHash> hashes;
+  for (const Piece& piece : pieces) {
+    impl_->check(piece);
+    const uint64_t count = piece.bytes.size() / kPageBytes;
+    for (uint64_t at = 0; at < count; ++at) {
+      const std::byte* page = piece.bytes.data() + at * kPageBytes;
+      const bool zero = zeros_are_absent && is_zero_page(page);
+      if (!zero) hashes.push_back(hash_page(page));
+      if (at > 0 && runs.back().zero == zero) {
+        ++runs.back().count;
+      } else {
+        runs.push_back({piece.address + at * kPageBytes, page, 1, zero});
+      }
     }
-    at = end;
   }
+  Placement placement(*impl_);
+  PageFileWriter* file = nullptr;
+  try {
+    const std::lock_guard lock(impl_->mutex);
+    const PageHash* hash = hashes.data();
+    for (const Run& run : runs) {
+      if (run.zero) {
+        impl_->index.erase(run.address, run.address + run.count * kPageBytes);
+      } else {
+        placement.place(run.address, run.pages, hash, run.count);
+        hash += run.count;
+      }
+    }
+    placement.append_run();
+    if (impl_->file) file = &*impl_->file;
+  } catch (...) {
+    if (impl_->file) impl_->file->give_up();
+    throw;
+  }
+  if (file != nullptr) file->write(placement.pending());
+}
+
+void PageStoreWriter::put(uint64_t address, std::span<const std::byte> bytes, bool zeros_are_absent) {
+  const Piece piece{address, bytes};
+  put(std::span(&piece, 1), zeros_are_absent);
 }
 
 void PageStoreWriter::set_compressing(bool on) {

@@ -28,6 +28,12 @@ struct PageLocation {
   friend bool operator==(PageLocation, PageLocation) = default;
 };
 
+// Consecutive pages, and a copy of what they hold (whole pages).
+struct Piece {
+  uint64_t address = 0;
+  std::span<const std::byte> bytes;
+};
+
 // Page-table-shaped radix tree: 4 levels of 512 entries for 48-bit addresses; an entry is reached in
 // O(1); tables exist only where pages do. Not thread-safe; const members are safe side by side.
 class PageIndex {
@@ -78,16 +84,19 @@ class PageIndex {
 // an older version is not stored again.
 //
 // `version` and `index` must outlive the writer and stay where they are. When the version is not committed, the index
-// describes files that do not exist: throw it away, the next version of the store is a full one. One thread.
+// describes files that do not exist: throw it away, the next version of the store is a full one. One thread, but for
+// put().
 class PageStoreWriter {
  public:
   // kUsage for a bad name, or an index that already refers to this version or a later one.
   PageStoreWriter(VersionWriter& version, std::string name, PageIndex& index, PageHashes* hashes = nullptr);
   ~PageStoreWriter();
 
-  // Stores whole pages from `address` on; `bytes` is a multiple of 4096. Pages of zeros are erased from the
-  // index instead of stored when `zeros_are_absent` (anonymous memory; over a file's content they count). The bytes
-  // must not change during the call: checksum and data would differ.
+  // Stores pages. Those of zeros are erased from the index instead when `zeros_are_absent` (anonymous memory; over a
+  // file's content they count). The bytes must not change during the call: checksum and data would differ. Any number
+  // of threads side by side, as long as no page is given twice before all have returned. Pieces that follow one another
+  // in memory cost one write.
+  void put(std::span<const Piece> pieces, bool zeros_are_absent);
   void put(uint64_t address, std::span<const std::byte> bytes, bool zeros_are_absent);
   // Pages [start, end) hold nothing of their own any more.
   void erase(uint64_t start, uint64_t end);
@@ -100,6 +109,7 @@ class PageStoreWriter {
 
  private:
   struct Impl;
+  class Placement;
   std::unique_ptr<Impl> impl_;
 };
 

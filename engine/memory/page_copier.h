@@ -10,15 +10,10 @@
 #include <vector>
 
 #include "engine/base/unique_fd.h"
+#include "engine/image/page_store.h"
 #include "engine/memory/page_ranges.h"
 
 namespace icp {
-
-// Consecutive pages and their copy in the agent.
-struct Piece {
-  uint64_t address = 0;
-  std::span<const std::byte> bytes;
-};
 
 // Reads with process_vm_readv, many scattered ranges a call; what that may not read (PROT_NONE) through
 // /proc/PID/mem. Works on running and stopped processes. One thread.

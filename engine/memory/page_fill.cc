@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <linux/userfaultfd.h>
-#include <sched.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/uio.h>
@@ -11,14 +10,12 @@
 
 #include <algorithm>
 #include <array>
-#include <atomic>
-#include <exception>
-#include <mutex>
+#include <memory>
 #include <optional>
-#include <thread>
 #include <tuple>
 
 #include "engine/base/error.h"
+#include "engine/base/parallel.h"
 #include "engine/base/unique_fd.h"
 #include "engine/memory/mapping_check.h"
 #include "engine/trace/remote_addr.h"
@@ -26,17 +23,11 @@
 namespace icp {
 namespace {
 
-constexpr uint64_t kChunkPages = 64;   // 256 KiB: stays in the cache between reading and writing
-constexpr uint64_t kPartPages = 4096;  // 16 MiB
-constexpr uint64_t kGapPages = 2;      // read along rather than read around
-constexpr size_t kMostRuns = 512;      // of one call; IOV_MAX is 1024
-constexpr size_t kMostThreads = 8;
+constexpr uint64_t kChunkPages = 64;     // 256 KiB: stays in the cache between reading and writing
+constexpr uint64_t kPartPages = 4096;    // 16 MiB
+constexpr uint64_t kGapPages = 2;        // read along rather than read around
+constexpr size_t kMostRuns = 512;        // of one call; IOV_MAX is 1024
 constexpr uint64_t kWorthThread = 4096;  // pages
-
-size_t processors() {
-  cpu_set_t allowed;
-  return ::sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? static_cast<size_t>(CPU_COUNT(&allowed)) : 1;
-}
 
 }  // namespace
 
@@ -198,31 +189,22 @@ void PageFill::Worker::write_forced(std::span<const Run> runs) {
 }
 
 void PageFill::run() {
-  std::atomic<size_t> next = 0;
-  std::mutex mutex;
-  std::exception_ptr failure;
-  const auto work = [&] {
-    try {
-      Worker worker;
-      for (size_t i = 0; (i = next++) < parts_.size();) worker.fill(parts_[i]);
-    } catch (...) {
-      const std::lock_guard lock(mutex);
-      if (!failure) failure = std::current_exception();
-      next = parts_.size();
-    }
-  };
   uint64_t pages = 0;
   for (const Process& process : processes_)
     for (const Run& run : process.runs) pages += run.pages;
-  const size_t most =
-      std::min({processors(), kMostThreads, parts_.size(), static_cast<size_t>(pages / kWorthThread + 1)});
-  std::vector<std::thread> threads;
-  for (size_t i = 1; i < most; ++i) threads.emplace_back(work);
-  work();
-  for (std::thread& thread : threads) thread.join();
-  parts_.clear();
-  processes_.clear();
-  if (failure) std::rethrow_exception(failure);
+  const auto clear = [this] {
+    parts_.clear();
+    processes_.clear();
+  };
+  try {
+    share_out(parts_.size(), pages / kWorthThread + 1, [this] {
+      return [this, worker = std::make_shared<Worker>()](size_t part) { worker->fill(parts_[part]); };
+    });
+  } catch (...) {
+    clear();
+    throw;
+  }
+  clear();
 }
 
 }  // namespace icp

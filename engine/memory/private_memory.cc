@@ -1,12 +1,17 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/memory/private_memory.h"
 
+#include <memory>
+#include <mutex>
+
 #include "engine/base/error.h"
+#include "engine/base/parallel.h"
 
 namespace icp {
 namespace {
 
 constexpr uint64_t kAddressEnd = 1ull << 47;  // of user space, 4-level page tables
+constexpr uint64_t kShareBytes = 2 << 20;     // what one table of a page index describes
 
 bool zeros_are_absent(MappingClass kind) { return kind == MappingClass::kAnonymous; }
 
@@ -96,20 +101,48 @@ uint64_t PrivateMemory::precopy_collect() {
 }
 
 void PrivateMemory::precopy_copy() {
-  std::vector<std::byte> buffer(PageCopier::kChunk);
-  std::vector<Range> missing, done;
-  for (size_t i = 0; i < to_copy_.size();) {
-    const bool zeros = to_copy_[i].zeros_are_absent;
+  // What one thread takes at a time: at least a chunk, cut where the tables of an index begin, so that the records of
+  // each table's pages are in the order of their addresses.
+  struct Share {
+    bool zeros_are_absent;
     std::vector<Range> ranges;
-    for (; i < to_copy_.size() && to_copy_[i].zeros_are_absent == zeros; ++i) ranges.push_back(to_copy_[i].range);
-    copier_.copy(
-        ranges, [&](size_t) { return buffer.data(); },
-        [&](std::span<const Piece> pieces) {
-          for (const Piece& piece : pieces) writer_->put(piece.address, piece.bytes, zeros);
-        },
-        missing);
-    done.insert(done.end(), ranges.begin(), ranges.end());
+  };
+  std::vector<Share> shares;
+  uint64_t bytes = 0;
+  for (const ToCopy& one : to_copy_) {
+    for (Range range = one.range; range.start < range.end;) {
+      const bool cut =
+          bytes >= PageCopier::kChunk && range.start / kShareBytes != shares.back().ranges.back().start / kShareBytes;
+      if (shares.empty() || cut || shares.back().zeros_are_absent != one.zeros_are_absent) {
+        shares.push_back({one.zeros_are_absent, {}});
+        bytes = 0;
+      }
+      const uint64_t end = std::min(range.end, (range.start / kShareBytes + 1) * kShareBytes);
+      append_range(shares.back().ranges, {range.start, end});
+      bytes += end - range.start;
+      range.start = end;
+    }
   }
+  std::vector<Range> missing;
+  std::mutex mutex;
+  share_out(shares.size(), shares.size(), [&]() -> ItemWork {
+    struct Worker {
+      PageCopier copier;
+      std::vector<std::byte> buffer = std::vector<std::byte>(PageCopier::kChunk);
+    };
+    return [&, worker = std::make_shared<Worker>(Worker{PageCopier(process_.pid)})](size_t number) {
+      const Share& share = shares[number];
+      std::vector<Range> not_there;
+      worker->copier.copy(
+          share.ranges, [&](size_t) { return worker->buffer.data(); },
+          [&](std::span<const Piece> pieces) { writer_->put(pieces, share.zeros_are_absent); }, not_there);
+      if (not_there.empty()) return;
+      const std::lock_guard lock(mutex);
+      missing.insert(missing.end(), not_there.begin(), not_there.end());
+    };
+  });
+  std::vector<Range> done;
+  for (const ToCopy& one : to_copy_) done.push_back(one.range);
   normalise(done);
   normalise(missing);
   precopied_.insert(precopied_.end(), done.begin(), done.end());
@@ -176,12 +209,10 @@ void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, Stag
         return at_once ? bounce.data() : room;
       },
       [&](std::span<const Piece> pieces) {
-        for (const Piece& piece : pieces) {
-          if (at_once) {
-            writer_->put(piece.address, piece.bytes, zeros_absent);
-          } else {
-            staged_.push_back({piece, zeros_absent});
-          }
+        if (at_once) {
+          writer_->put(pieces, zeros_absent);
+        } else {
+          staged_.push_back({{pieces.begin(), pieces.end()}, zeros_absent});
         }
       },
       missing);
@@ -195,7 +226,9 @@ void PrivateMemory::write() {
     at = range.end;
   }
   writer_->erase(at, kAddressEnd);
-  for (const Staged& staged : staged_) writer_->put(staged.piece.address, staged.piece.bytes, staged.zeros_are_absent);
+  share_out(staged_.size(), staged_.size(), [this]() -> ItemWork {
+    return [this](size_t i) { writer_->put(staged_[i].pieces, staged_[i].zeros_are_absent); };
+  });
   staged_.clear();
   data_.clear();
   writer_->finish();

@@ -82,8 +82,9 @@ class PrivateMemory {
     Range range;
     MappingClass kind;
   };
+  // Copied at once, hence together in memory.
   struct Staged {
-    Piece piece;
+    std::vector<Piece> pieces;
     bool zeros_are_absent;
   };
   void collect_mapping(const MemoryMapping& mapping, std::vector<Armed>& armed, std::vector<PageRange>& pages);

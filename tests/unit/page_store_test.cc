@@ -7,8 +7,11 @@
 #include <sys/mount.h>
 #include <sys/resource.h>
 
+#include <algorithm>
+#include <atomic>
 #include <csignal>
 #include <random>
+#include <thread>
 
 #include "engine/image/page_hash.h"
 #include "tests/unit/image_test_support.h"
@@ -263,6 +266,105 @@ TEST_F(PageStoreTest, ReadsWithFewerDescriptorsThanFiles) {
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &few), 0);
   EXPECT_TRUE(store_equals(image_.open_version(40), kStore, reference));
   ASSERT_EQ(::setrlimit(RLIMIT_NOFILE, &old), 0);
+}
+
+// One thread's share of many pieces: mostly small ones that follow one another in memory, some large, some zeros.
+class Share {
+ public:
+  Share(uint64_t address, uint64_t pages, std::mt19937_64& random) : bytes_(pages * kPage) {
+    for (uint64_t i = 0; i < pages;) {
+      const uint64_t length = std::min(pages - i, random() % 20 == 0 ? 100 + random() % 200 : 1 + random() % 4);
+      const uint64_t seed = random() % 5 == 0 ? 0 : random() | 1;
+      for (uint64_t k = i; k < i + length; ++k) {
+        const auto page = page_of(seed == 0 ? 0 : seed + k);
+        std::copy(page.begin(), page.end(), bytes_.begin() + static_cast<ptrdiff_t>(k * kPage));
+        if (seed != 0) reference_[address + k * kPage] = seed + k;
+      }
+      pieces_.push_back({address + i * kPage, std::span(bytes_).subspan(i * kPage, length * kPage)});
+      if (random() % 3 == 0) address += kPage;  // a page that is not written
+      i += length;
+    }
+  }
+  void put(PageStoreWriter& writer) const {
+    for (size_t at = 0; at < pieces_.size(); at += 40)
+      writer.put(std::span(pieces_).subspan(at, std::min<size_t>(40, pieces_.size() - at)), true);
+  }
+  // Brings what the store holds up to date.
+  void note(Reference& reference) const {
+    for (const Piece& piece : pieces_)
+      reference.erase(reference.lower_bound(piece.address), reference.lower_bound(piece.address + piece.bytes.size()));
+    reference.insert(reference_.begin(), reference_.end());
+  }
+
+ private:
+  std::vector<std::byte> bytes_;
+  std::vector<Piece> pieces_;
+  Reference reference_;
+};
+
+TEST_F(PageStoreTest, ManyThreadsPutSideBySide) {
+  constexpr uint64_t kThreads = 4, kPages = 2000;
+  for (const bool dedup : {false, true}) {
+    for (const Compression compression : {Compression::kNone, Compression::kZstd}) {
+      PageIndex index;
+      PageHashes hashes;
+      Reference reference;
+      for (int taken = 0; taken < 3; ++taken) {
+        VersionWriter version = image_.begin_version();
+        version.set_compression(compression);
+        PageStoreWriter writer(version, kStore, index, dedup ? &hashes : nullptr);
+        if (taken == 0) writer.erase(0, 1ull << 47);
+        for (int round = 0; round < 3; ++round) {  // later ones overwrite records of this version
+          std::vector<Share> shares;
+          for (uint64_t i = 0; i < kThreads; ++i)
+            shares.emplace_back(kBase + i * 2 * kPages * kPage + random_() % 100 * kPage, kPages, random_);
+          std::vector<std::thread> threads;
+          for (const Share& share : shares) threads.emplace_back([&] { share.put(writer); });
+          for (std::thread& thread : threads) thread.join();
+          for (const Share& share : shares) share.note(reference);
+        }
+        writer.finish();
+        version.write_sealed("state.icp", "");
+        version.commit({});
+        ASSERT_TRUE(store_equals(image_.open_version(version.version()), kStore, reference))
+            << to_string(compression) << ", version " << version.version();
+        ASSERT_THAT(image_.verify(version.version()), testing::IsEmpty());
+      }
+    }
+  }
+}
+
+// Compressed blocks get their places in turn: nobody waits for the turn of one that failed, and all say why it did.
+TEST_F(PageStoreTest, NobodyWaitsForAWriteThatFailed) {
+  rlimit old{};
+  ASSERT_EQ(::getrlimit(RLIMIT_FSIZE, &old), 0);
+  const auto handler = std::signal(SIGXFSZ, SIG_IGN);
+  const rlimit small{5 << 20, old.rlim_max};
+  std::atomic<int> failed = 0;
+  {
+    PageIndex index;
+    VersionWriter version = image_.begin_version();
+    version.set_compression(Compression::kZstd);
+    PageStoreWriter writer(version, kStore, index);
+    std::vector<Share> shares;
+    for (uint64_t i = 0; i < 4; ++i) shares.emplace_back(kBase + (i << 30), 4000, random_);
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &small), 0);
+    std::vector<std::thread> threads;
+    for (const Share& share : shares) {
+      threads.emplace_back([&] {
+        try {
+          share.put(writer);
+        } catch (const Error& error) {
+          failed += error.error_number() == EFBIG;
+        }
+      });
+    }
+    for (std::thread& thread : threads) thread.join();
+    EXPECT_THROW(writer.finish(), Error);
+    ASSERT_EQ(::setrlimit(RLIMIT_FSIZE, &old), 0);
+  }
+  std::signal(SIGXFSZ, handler);
+  EXPECT_EQ(failed, 4);
 }
 
 // There is a checksum for each 4096 hashes: damage to some concerns only the pages they are of.
