@@ -7,6 +7,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <cstring>
 
 #include "engine/base/error.h"
@@ -403,6 +404,26 @@ void PageFileReader::read(uint64_t record, uint64_t count, std::byte* to) {
       std::memcpy(to + done * kPageBytes, from.data(), part * kPageBytes);
       done += part;
     }
+  }
+}
+
+void PageFileReader::read_scattered(uint64_t record, std::span<const iovec> to) {
+  uint64_t count = 0;
+  for (const iovec& part : to) count += part.iov_len / kPageBytes;
+  check_records(record, count);
+  size_t first = 0;
+  if (compression_ == Compression::kNone) {
+    // What a read cut short leaves is read part by part.
+    ssize_t got = ::preadv(fd_.get(), to.data(), static_cast<int>(to.size()), static_cast<off_t>(offset_of(record)));
+    if (got < 0 && errno != EINTR) throw_errno("cannot read {} at offset {}", path_, offset_of(record));
+    for (; first < to.size() && got >= static_cast<ssize_t>(to[first].iov_len); ++first) {
+      got -= static_cast<ssize_t>(to[first].iov_len);
+      record += to[first].iov_len / kPageBytes;
+    }
+  }
+  for (const iovec& part : to.subspan(first)) {
+    read(record, part.iov_len / kPageBytes, static_cast<std::byte*>(part.iov_base));
+    record += part.iov_len / kPageBytes;
   }
 }
 

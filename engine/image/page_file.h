@@ -8,6 +8,8 @@
 // kPieceRecords hashes, so that whoever wants a few records of a large file need not read them all.
 #pragma once
 
+#include <sys/uio.h>
+
 #include <condition_variable>
 #include <cstddef>
 #include <cstdint>
@@ -108,6 +110,8 @@ class PageFileReader {
 
   // Reads records without looking at what is in them: check_pages() does that.
   void read(uint64_t record, uint64_t count, std::byte* to);
+  // Consecutive records from `record` on to several places (at most IOV_MAX) of whole pages each.
+  void read_scattered(uint64_t record, std::span<const iovec> to);
   void check_pages(uint64_t record, uint64_t count, const std::byte* pages);
   uint64_t records() const { return records_; }
   // Of a record below records(), while the file is open.

@@ -307,6 +307,11 @@ void PageStoreReader::read_unverified(PageLocation location, uint64_t pages, std
   impl_->file(location.version).read(location.record, pages, to.data());
 }
 
+void PageStoreReader::read_unverified(PageLocation location, std::span<const iovec> to) {
+  if (location.version == 0) throw_error(ErrorKind::kUsage, "a page without location cannot be read");
+  impl_->file(location.version).read_scattered(location.record, to);
+}
+
 void PageStoreReader::load_hashes(PageHashes& hashes) {
   impl_->index.for_each_run_in_file_order(0, 1ull << 48, [&](uint64_t address, uint64_t pages, PageLocation location) {
     PageFileReader& file = impl_->file(location.version);

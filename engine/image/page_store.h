@@ -7,6 +7,8 @@
 //                          hashes, one per record; no such file when the version wrote no page of the store
 #pragma once
 
+#include <sys/uio.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <functional>
@@ -132,6 +134,8 @@ class PageStoreReader {
   void read(PageLocation location, uint64_t pages, std::span<std::byte> to);
   // The two halves of it, for who reads past records that are not wanted: reads without verifying, and verifies.
   void read_unverified(PageLocation location, uint64_t pages, std::span<std::byte> to);
+  // Consecutive records from `location` on to several places (at most IOV_MAX) of whole pages each.
+  void read_unverified(PageLocation location, std::span<const iovec> to);
   void verify(PageLocation location, std::span<const std::byte> pages);
   // The hashes of all pages, as the page files have them: no page is read.
   void load_hashes(PageHashes& hashes);

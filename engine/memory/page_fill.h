@@ -15,11 +15,11 @@
 
 namespace icp {
 
-// add() every process, then run() once. Pages are read in the order of their files, each file once and front to back
-// but for its share among the threads; those that lie near each other in it come with one read. What they are is
-// checked before they go into the process: new anonymous memory by UFFDIO_COPY, which fills fresh pages that the kernel
-// has not zeroed before; the rest by process_vm_writev. The agent's ptrace is not needed, so that any of its threads
-// may do it.
+// add() every process, then run() once. Threads take windows of up to 64 MiB of memory, and read in each what they need
+// of one file after the other, front to back; records near each other come with one read. They are checked before they
+// go into the process: new anonymous memory by UFFDIO_COPY, which fills fresh pages that the kernel has not zeroed
+// before; the rest by process_vm_writev. Where neighbours in memory lie in many files the window is put together first,
+// or each page would cost a call. The agent's ptrace is not needed, so that any of its threads may do it.
 class PageFill {
  public:
   // Where pages may be put by UFFDIO_COPY: mappings that are registered with this userfaultfd (missing pages) and hold
@@ -42,23 +42,24 @@ class PageFill {
     uint64_t address;
     uint32_t pages;
     Way way;
+    bool new_mapping;  // the first of its mapping: UFFDIO_COPY fills one at a time
     PageLocation location;
   };
   struct Process {
     pid_t pid;
     const PageStoreReader* reader;
     UniqueFd uffd;
-    std::vector<Run> runs;  // in the order of the files
+    std::vector<Run> runs;  // ascending
   };
   // Runs [first, last) of a process: what a thread takes at a time.
-  struct Part {
+  struct Window {
     const Process* process;
     size_t first, last;
   };
   class Worker;
+  std::vector<Window> windows_of(uint64_t pages) const;
 
   std::list<Process> processes_;
-  std::vector<Part> parts_;
 };
 
 }  // namespace icp

@@ -7,8 +7,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/engine/roundtrip.h"
@@ -56,6 +58,36 @@ TEST_F(MemoryRoundtrip, AnonymousWithHolesAndProtections) {
                   return 0;
                 },
                 {.generations = 2, .versions = 2}),
+            0);
+}
+
+// Pages whose neighbours lie in the files of other versions, over the borders of mappings that touch.
+TEST_F(MemoryRoundtrip, ScatteredOverVersionsAndMappings) {
+  constexpr size_t kPage = 4096, kPages = 12 * 2 * kMiB / kPage;
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  char* data = map(kPages * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+                  for (size_t at = 0; at < kPages * kPage; at += 4 * kMiB)  // every other one has other flags
+                    CHECK_OR_DIE(::madvise(data + at, 2 * kMiB, MADV_DONTDUMP) == 0);
+                  std::vector<uint64_t> written(kPages);
+                  std::atomic<bool> stop = false;
+                  std::thread writer([&] {
+                    for (uint64_t n = 1; !stop; ++n) {
+                      const size_t page = n <= kPages ? n - 1 : n * 2654435761u % kPages;
+                      fill(data + page * kPage, kPage, static_cast<unsigned>(n));
+                      written[page] = n;
+                      if (n == kPages) gate.ready();
+                      if (n > kPages && n % 16 == 0) ::usleep(100);
+                    }
+                  });
+                  gate.go();
+                  stop = true;
+                  writer.join();
+                  for (size_t i = 0; i < kPages; ++i)
+                    expect_filled(data + i * kPage, kPage, static_cast<unsigned>(written[i]));
+                  return 0;
+                },
+                {.generations = 3, .versions = 12}),
             0);
 }
 
