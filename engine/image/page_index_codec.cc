@@ -5,6 +5,8 @@
 
 #include <algorithm>
 
+#include "engine/image/compression.h"
+
 namespace icp {
 namespace {
 
@@ -186,6 +188,98 @@ void encode_bytes(const IndexLeaf& leaf, VersionSlots slots, std::vector<uint8_t
   }
 }
 
+// Two bytes a page, compressed: better than either in the index of a job that writes all the time, where pages of many
+// versions are mixed and most of what each of them wrote is gone. First which version, then how its record differs from
+// an expected one: these numbers are few and small, so that each takes some bits.
+//
+// The records of a version are in the order of its addresses several times over, once for each pre-copy round that
+// found something. What comes next is expected in each of these orders, the last used one first.
+class Orders {
+ public:
+  static constexpr unsigned kMost = 4;
+  static constexpr int64_t kLeast = -8, kValues = 63;  // differences [kLeast, kLeast + kValues) have codes
+  static constexpr uint8_t kFarAway = 255;             // another difference, from the last used order: a new one begins
+
+  explicit Orders(const Slot& slot) : count_(1) { orders_[0] = slot; }
+
+  uint8_t code_of(unsigned at, uint64_t record) const {
+    uint8_t best = kFarAway;
+    int64_t least = kValues;
+    for (unsigned i = 0; i < count_; ++i) {
+      const auto difference = static_cast<int64_t>(record - orders_[i].expected(at));
+      if (difference < kLeast || difference >= kLeast + kValues || std::abs(difference) >= least) continue;
+      least = std::abs(difference);
+      best = static_cast<uint8_t>(i * kValues + difference - kLeast);
+    }
+    return best;
+  }
+  // The order that a code means, moved to the front, and the difference.
+  std::pair<Slot&, int64_t> find(uint8_t code) {
+    const auto number = static_cast<unsigned>(code / kValues);
+    if (number >= count_) throw DecodeError{"impossible record"};
+    std::rotate(orders_.begin(), orders_.begin() + number, orders_.begin() + number + 1);
+    return {orders_[0], code % kValues + kLeast};
+  }
+  const Slot& last() const { return orders_[0]; }
+  // A new order, which goes on from the last used one as if it were that one.
+  Slot& begin() {
+    count_ = std::min(count_ + 1, kMost);
+    std::rotate(orders_.begin(), orders_.begin() + count_ - 1, orders_.begin() + count_);
+    orders_[0] = orders_[1];
+    return orders_[0];
+  }
+
+ private:
+  std::array<Slot, kMost> orders_;
+  unsigned count_;
+};
+
+void append_compressed(std::span<const uint8_t> bytes, ByteWriter& writer) {
+  std::vector<std::byte> packed;
+  const bool smaller = !bytes.empty() && compress_block(Compression::kZstd, std::as_bytes(bytes), packed);
+  const std::span<const uint8_t> stored =
+      smaller ? std::span(reinterpret_cast<const uint8_t*>(packed.data()), packed.size()) : bytes;
+  writer.varint(stored.size());
+  writer.raw(stored.data(), stored.size());
+}
+
+std::vector<uint8_t> read_compressed(ByteReader& reader, size_t bytes) {
+  const auto stored = reader.raw(reader.varint());
+  std::vector<uint8_t> found(stored.begin(), stored.end());
+  if (found.size() == bytes) return found;
+  found.resize(bytes);
+  if (stored.size() > bytes ||
+      !decompress_block(Compression::kZstd, std::as_bytes(stored), std::as_writable_bytes(std::span(found))))
+    throw DecodeError{"pages of a table cannot be decompressed"};
+  return found;
+}
+
+void encode_planes(const IndexLeaf& leaf, VersionSlots slots, std::vector<uint8_t>& out) {
+  std::vector<Orders> orders;
+  for (size_t i = 0; i < slots.size(); ++i) orders.emplace_back(slots[i]);
+  std::vector<uint8_t> which(kTableEntries), codes;
+  std::vector<int64_t> far_away;
+  for (unsigned at = 0; at < kTableEntries; ++at) {
+    const uint64_t entry = leaf.entries[at];
+    if (entry == 0) continue;
+    const size_t slot = slots.slot_of_version(packed_version(entry));
+    const uint64_t record = unpack(entry).record;
+    which[at] = static_cast<uint8_t>(slot + 1);
+    const uint8_t code = orders[slot].code_of(at, record);
+    codes.push_back(code);
+    if (code == Orders::kFarAway) {
+      far_away.push_back(static_cast<int64_t>(record - orders[slot].last().expected(at)));
+      orders[slot].begin().pass(at, record, 1);
+    } else {
+      orders[slot].find(code).first.pass(at, record, 1);
+    }
+  }
+  ByteWriter writer(out);
+  append_compressed(which, writer);
+  append_compressed(codes, writer);
+  for (const int64_t difference : far_away) writer.zigzag(difference);
+}
+
 void add_checksum(std::vector<uint8_t>& out, size_t start) {
   ByteWriter(out).u32(static_cast<uint32_t>(XXH3_64bits(out.data() + start, out.size() - start)));
 }
@@ -305,6 +399,27 @@ void decode_bytes(ByteReader& reader, std::vector<Slot>& slots, IndexLeaf& leaf)
   if (jumps > 0 || reader.left() > 0) throw DecodeError{"bytes left over in a table"};
 }
 
+void decode_planes(ByteReader& reader, const std::vector<Slot>& slots, IndexLeaf& leaf) {
+  std::vector<Orders> orders(slots.begin(), slots.end());
+  const std::vector<uint8_t> which = read_compressed(reader, kTableEntries);
+  const auto present = static_cast<size_t>(std::count_if(which.begin(), which.end(), [](uint8_t n) { return n != 0; }));
+  const std::vector<uint8_t> codes = read_compressed(reader, present);
+  size_t next = 0;
+  for (uint64_t at = 0; at < kTableEntries; ++at) {
+    if (which[at] == 0) continue;
+    if (which[at] > slots.size()) throw DecodeError{"impossible version in a table"};
+    Orders& found = orders[which[at] - 1u];
+    const uint8_t code = codes[next++];
+    if (code == Orders::kFarAway) {
+      fill(leaf, at, 1, found.begin(), reader.zigzag());
+    } else {
+      const auto [order, difference] = found.find(code);
+      fill(leaf, at, 1, order, difference);
+    }
+  }
+  if (reader.left() > 0) throw DecodeError{"bytes left over in a table"};
+}
+
 }  // namespace
 
 void encode_leaf(const IndexLeaf& leaf, uint32_t own, std::vector<uint8_t>& out) {
@@ -315,14 +430,17 @@ void encode_leaf(const IndexLeaf& leaf, uint32_t own, std::vector<uint8_t>& out)
   slots.encode(own, writer);
   const size_t body = out.size();
   encode_runs(leaf, slots, writer);
-  if (slots.size() < 256 && out.size() - body > kTableEntries) {
+  const auto try_other = [&](uint8_t tag, const auto& encode) {
     std::vector<uint8_t> other;
-    encode_bytes(leaf, slots, other);
-    if (other.size() < out.size() - body) {
-      out.resize(body);
-      out.insert(out.end(), other.begin(), other.end());
-      out[start] = kTagLeafBytes;
-    }
+    encode(leaf, slots, other);
+    if (other.size() >= out.size() - body) return;
+    out.resize(body);
+    out.insert(out.end(), other.begin(), other.end());
+    out[start] = tag;
+  };
+  if (slots.size() < 256 && out.size() - body > kTableEntries) {
+    try_other(kTagLeafBytes, encode_bytes);
+    if (out.size() - body > kTableEntries + kTableEntries / 8) try_other(kTagLeafPlanes, encode_planes);
   }
   add_checksum(out, start);
 }
@@ -352,10 +470,13 @@ void encode_table(const IndexTable& table, int level, uint32_t own, std::vector<
 void decode_leaf(std::span<const uint8_t> block, uint32_t own, IndexLeaf& leaf) {
   ByteReader reader(check_block(block));
   const uint8_t tag = reader.u8();
-  if (tag != kTagLeafRuns && tag != kTagLeafBytes) throw DecodeError{"table is not of the level it should be"};
+  if (tag != kTagLeafRuns && tag != kTagLeafBytes && tag != kTagLeafPlanes)
+    throw DecodeError{"table is not of the level it should be"};
   std::vector<Slot> slots = decode_slots(reader, own);
   if (tag == kTagLeafRuns) {
     decode_runs(reader, slots, leaf);
+  } else if (tag == kTagLeafPlanes) {
+    decode_planes(reader, slots, leaf);
   } else {
     decode_bytes(reader, slots, leaf);
   }

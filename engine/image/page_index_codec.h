@@ -18,7 +18,8 @@ namespace icp {
 inline constexpr uint32_t kMaxBlockBytes = 16384;
 // First byte of a block.
 inline constexpr uint8_t kTagLeafRuns = 0x10;
-inline constexpr uint8_t kTagLeafBytes = 0x20;  // interior tables: 1, 2 or 3, their level
+inline constexpr uint8_t kTagLeafBytes = 0x20;
+inline constexpr uint8_t kTagLeafPlanes = 0x30;  // interior tables: 1, 2 or 3, their level
 
 struct ChildReference {
   unsigned slot = 0;

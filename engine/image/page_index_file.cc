@@ -9,6 +9,7 @@
 #include <unordered_map>
 
 #include "engine/base/error.h"
+#include "engine/base/parallel.h"
 #include "engine/image/image_files.h"
 #include "engine/image/page_index_codec.h"
 #include "engine/image/page_index_impl.h"
@@ -40,6 +41,7 @@ static_assert(sizeof(IndexTrailer) == 48);
 constexpr char kHeaderMagic[8] = {'I', 'C', 'P', 'I', 'N', 'D', 'E', 'X'};
 constexpr char kTrailerMagic[8] = {'I', 'C', 'P', 'I', 'X', 'E', 'N', 'D'};
 constexpr size_t kFlushBytes = 1 << 20;
+constexpr size_t kLeavesOfShare = 64;  // which one thread encodes at a time: some milliseconds
 // How much of an index file is read at once; blocks of one file are asked for by ascending offset.
 constexpr size_t kWindowBytes = 64 << 10;
 
@@ -75,25 +77,43 @@ class IndexWriter {
       : index_(index), sink_(sink), version_(version) {}
 
   // Children first: a parent holds the places of its children. An unchanged table has no changed ones below it.
-  void write(IndexNode* node, int level) {
-    if (node->stored.version != 0) return;
-    if (level > 0) {
-      for (IndexNode* child : static_cast<IndexTable*>(node)->children) {
-        if (child != nullptr) write(child, level - 1);
+  void write(IndexTable* table, int level) {
+    if (table->stored.version != 0) return;
+    if (level == 1) {
+      write_leaves(*table);
+    } else {
+      for (IndexNode* child : table->children) {
+        if (child != nullptr) write(static_cast<IndexTable*>(child), level - 1);
       }
     }
-    if (sink_.buffer().size() >= kFlushBytes) sink_.flush();
-    const uint64_t offset = sink_.offset();
-    if (level == 0) {
-      encode_leaf(*static_cast<const IndexLeaf*>(node), version_, sink_.buffer());
-    } else {
-      encode_table(*static_cast<const IndexTable*>(node), level, version_, sink_.buffer());
-    }
-    node->stored = {version_, static_cast<uint32_t>(sink_.offset() - offset), offset};
-    index_.count_table(version_, +1);
+    std::vector<uint8_t> block;
+    encode_table(*table, level, version_, block);
+    append(*table, block);
   }
 
  private:
+  void write_leaves(const IndexTable& table) {
+    std::vector<IndexLeaf*> changed;
+    for (IndexNode* child : table.children) {
+      if (child != nullptr && child->stored.version == 0) changed.push_back(static_cast<IndexLeaf*>(child));
+    }
+    std::vector<std::vector<uint8_t>> blocks(changed.size());
+    const size_t shares = (changed.size() + kLeavesOfShare - 1) / kLeavesOfShare;
+    share_out(shares, shares, [&]() -> ItemWork {
+      return [&](size_t share) {
+        const size_t last = std::min(changed.size(), (share + 1) * kLeavesOfShare);
+        for (size_t i = share * kLeavesOfShare; i < last; ++i) encode_leaf(*changed[i], version_, blocks[i]);
+      };
+    });
+    for (size_t i = 0; i < changed.size(); ++i) append(*changed[i], blocks[i]);
+  }
+  void append(IndexNode& node, const std::vector<uint8_t>& block) {
+    if (sink_.buffer().size() >= kFlushBytes) sink_.flush();
+    node.stored = {version_, static_cast<uint32_t>(block.size()), sink_.offset()};
+    sink_.buffer().insert(sink_.buffer().end(), block.begin(), block.end());
+    index_.count_table(version_, +1);
+  }
+
   PageIndex::Impl& index_;
   IndexSink& sink_;
   uint32_t version_;
