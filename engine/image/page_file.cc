@@ -106,7 +106,10 @@ void PageFileWriter::overwrite(uint64_t record, const std::byte* pages, const Pa
                                Pending& pending) {
   std::copy_n(hashes, count, hashes_.begin() + static_cast<ptrdiff_t>(record));
   const uint64_t written = record < tail_first_ ? std::min(count, tail_first_ - record) : 0;
-  if (written > 0) pending.pieces_.push_back({record, pages, written});
+  if (written > 0) {
+    wait_for_others(record, written, pending);
+    pending.pieces_.push_back({record, pages, written});
+  }
   if (written < count) {
     std::memcpy(tail_.data() + (record + written - tail_first_) * kPageBytes, pages + written * kPageBytes,
                 (count - written) * kPageBytes);
@@ -128,7 +131,31 @@ void PageFileWriter::take_tail(bool whole_blocks, Pending& pending) {
   }
   tail_ = std::move(rest);
   tail_first_ += count;
+  if (!packed) {
+    const std::lock_guard lock(writing_mutex_);
+    to_write_[batch.record] = count;
+  }
   pending.batches_.push_back(std::move(batch));
+}
+
+// What is pending here is written in order, so that the later content stays. What another thread has taken from the
+// tail may be written at any moment.
+void PageFileWriter::wait_for_others(uint64_t record, uint64_t count, const Pending& own) {
+  const auto is_own = [&](uint64_t first) {
+    return std::any_of(own.batches_.begin(), own.batches_.end(),
+                       [first](const Pending::Batch& batch) { return batch.record == first; });
+  };
+  const auto is_free = [&] {
+    auto batch = to_write_.upper_bound(record);
+    if (batch != to_write_.begin()) --batch;
+    for (; batch != to_write_.end() && batch->first < record + count; ++batch) {
+      if (batch->first + batch->second > record && !is_own(batch->first)) return false;
+    }
+    return true;
+  };
+  std::unique_lock lock(writing_mutex_);
+  written_.wait(lock, [&] { return failure_ || is_free(); });
+  if (failure_) std::rethrow_exception(failure_);
 }
 
 void PageFileWriter::write_out(uint64_t record, const std::byte* pages, uint64_t count) const {
@@ -137,29 +164,45 @@ void PageFileWriter::write_out(uint64_t record, const std::byte* pages, uint64_t
 
 // A block that does not get smaller is stored as it is: its length tells.
 void PageFileWriter::write_compressed(const Pending::Batch& batch) {
+  std::vector<std::byte> packed, block;
+  std::vector<uint32_t> lengths;
+  packed.reserve(batch.bytes.size());
+  for (size_t at = 0; at < batch.bytes.size(); at += kBlockRecords * kPageBytes) {
+    const size_t rest = batch.bytes.size() - at;
+    std::span<const std::byte> bytes(batch.bytes.data() + at, std::min(kBlockRecords * kPageBytes, rest));
+    if (batch.compressing && compress_block(compression_, bytes, block)) bytes = block;
+    packed.insert(packed.end(), bytes.begin(), bytes.end());
+    lengths.push_back(static_cast<uint32_t>(bytes.size()));
+  }
+  uint64_t at = 0;
+  {
+    std::unique_lock lock(writing_mutex_);
+    written_.wait(lock, [&] { return turn_ == batch.number || failure_; });
+    if (failure_) std::rethrow_exception(failure_);
+    at = next_block_at_;
+    next_block_at_ += packed.size();
+    blocks_.insert(blocks_.end(), lengths.begin(), lengths.end());
+    ++turn_;
+  }
+  written_.notify_all();
+  write_at(fd_.get(), packed.data(), packed.size(), at, path_);
+}
+
+void PageFileWriter::write(const Pending& pending) {
   try {
-    std::vector<std::byte> packed, block;
-    std::vector<uint32_t> lengths;
-    packed.reserve(batch.bytes.size());
-    for (size_t at = 0; at < batch.bytes.size(); at += kBlockRecords * kPageBytes) {
-      const size_t rest = batch.bytes.size() - at;
-      std::span<const std::byte> bytes(batch.bytes.data() + at, std::min(kBlockRecords * kPageBytes, rest));
-      if (batch.compressing && compress_block(compression_, bytes, block)) bytes = block;
-      packed.insert(packed.end(), bytes.begin(), bytes.end());
-      lengths.push_back(static_cast<uint32_t>(bytes.size()));
+    for (const Pending::Batch& batch : pending.batches_) {
+      if (compression_ != Compression::kNone) {
+        write_compressed(batch);
+        continue;
+      }
+      write_out(batch.record, batch.bytes.data(), batch.bytes.size() / kPageBytes);
+      {
+        const std::lock_guard lock(writing_mutex_);
+        to_write_.erase(batch.record);
+      }
+      written_.notify_all();
     }
-    uint64_t at = 0;
-    {
-      std::unique_lock lock(turn_mutex_);
-      turn_comes_.wait(lock, [&] { return turn_ == batch.number || failure_; });
-      if (failure_) std::rethrow_exception(failure_);
-      at = next_block_at_;
-      next_block_at_ += packed.size();
-      blocks_.insert(blocks_.end(), lengths.begin(), lengths.end());
-      ++turn_;
-    }
-    turn_comes_.notify_all();
-    write_at(fd_.get(), packed.data(), packed.size(), at, path_);
+    for (const Pending::Piece& piece : pending.pieces_) write_out(piece.record, piece.pages, piece.count);
   } catch (...) {
     give_up();
     throw;
@@ -167,20 +210,9 @@ void PageFileWriter::write_compressed(const Pending::Batch& batch) {
 }
 
 void PageFileWriter::give_up() {
-  const std::lock_guard lock(turn_mutex_);
+  const std::lock_guard lock(writing_mutex_);
   if (!failure_) failure_ = std::current_exception();
-  turn_comes_.notify_all();
-}
-
-void PageFileWriter::write(const Pending& pending) {
-  for (const Pending::Batch& batch : pending.batches_) {
-    if (compression_ == Compression::kNone) {
-      write_out(batch.record, batch.bytes.data(), batch.bytes.size() / kPageBytes);
-    } else {
-      write_compressed(batch);
-    }
-  }
-  for (const Pending::Piece& piece : pending.pieces_) write_out(piece.record, piece.pages, piece.count);
+  written_.notify_all();
 }
 
 void PageFileWriter::flush_tail(bool whole_blocks) {

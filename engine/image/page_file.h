@@ -14,6 +14,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <span>
 #include <string>
@@ -58,7 +59,7 @@ class PageFileWriter {
   uint64_t append(const std::byte* pages, const PageHash* hashes, uint64_t count, Pending& pending);
   // Whether the record can still be given another content: always, but for one whose block is compressed already.
   bool can_overwrite(uint64_t record) const { return compression_ == Compression::kNone || record >= tail_first_; }
-  // Not while what the record held before is still to be written.
+  // Waits for another thread that is about to write what the record held before.
   void overwrite(uint64_t record, const std::byte* pages, const PageHash* hashes, uint64_t count, Pending& pending);
   void write(const Pending& pending);
   // In a handler: because of its exception something pending will not be written. No write waits for it; writes that
@@ -79,6 +80,7 @@ class PageFileWriter {
   // All of the tail, or with `whole_blocks` only what makes whole blocks, is to be written.
   void take_tail(bool whole_blocks, Pending& pending);
   void flush_tail(bool whole_blocks);
+  void wait_for_others(uint64_t record, uint64_t count, const Pending& own);
 
   std::string store_, name_, path_;
   uint32_t version_;
@@ -91,12 +93,14 @@ class PageFileWriter {
   uint64_t tail_first_ = 0;
   uint64_t batches_ = 0;  // of compressed blocks, handed out by take_tail()
 
+  std::mutex writing_mutex_;  // of what follows
+  std::condition_variable written_;
+  std::exception_ptr failure_;  // something will never be written
+  // Plain files: first records of batches that are still to be written, and how many each has.
+  std::map<uint64_t, uint64_t> to_write_;
   // Compressed files: lengths of the blocks written, and where the next goes. Batches are compressed side by side, and
   // get their places in turn.
-  std::mutex turn_mutex_;
-  std::condition_variable turn_comes_;
   uint64_t turn_ = 0;
-  std::exception_ptr failure_;  // one will never take its turn
   std::vector<uint32_t> blocks_;
   uint64_t next_block_at_ = 0;
 };

@@ -217,6 +217,7 @@ void PageStoreWriter::put(uint64_t address, std::span<const std::byte> bytes, bo
 }
 
 void PageStoreWriter::set_compressing(bool on) {
+  const std::lock_guard lock(impl_->mutex);
   impl_->compressing = on;
   if (impl_->file) impl_->file->set_compressing(on);
 }

@@ -87,7 +87,7 @@ class PageIndex {
 //
 // `version` and `index` must outlive the writer and stay where they are. When the version is not committed, the index
 // describes files that do not exist: throw it away, the next version of the store is a full one. One thread, but for
-// put().
+// put() and set_compressing().
 class PageStoreWriter {
  public:
   // kUsage for a bad name, or an index that already refers to this version or a later one.
