@@ -5,11 +5,13 @@
 #include <spdlog/spdlog.h>
 #include <xxhash.h>
 
+#include <atomic>
 #include <map>
 #include <optional>
 #include <set>
 
 #include "engine/base/error.h"
+#include "engine/base/parallel.h"
 #include "engine/base/procfs.h"
 #include "engine/memory/mm_layout.h"
 #include "engine/memory/object_table.h"
@@ -175,22 +177,27 @@ void MemoryCapture::begin(VersionWriter& version) {
 
 // One round over all running processes: arm everything, then copy. Returns the bytes found written.
 uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running) {
-  uint64_t written = 0;
+  std::atomic<uint64_t> written = 0;
   objects.start_pass();
-  const auto each = [&](auto&& work) {
-    std::erase_if(running, [&](PrivateMemory* space) {
-      try {
-        work(*space);
-        return false;
-      } catch (const Error& error) {
-        if (error.kind() == ErrorKind::kGone || !space->tracker().alive()) return true;  // ended, or another program
-        throw;
-      }
+  // Those that have ended meanwhile, or run another program, are out.
+  const auto each = [&](size_t threads, const std::function<void(PrivateMemory&)>& work) {
+    std::vector<uint8_t> gone(running.size());
+    share_out(running.size(), threads, [&]() -> ItemWork {
+      return [&](size_t i) {
+        try {
+          work(*running[i]);
+        } catch (const Error& error) {
+          if (error.kind() != ErrorKind::kGone && running[i]->tracker().alive()) throw;
+          gone[i] = 1;
+        }
+      };
     });
+    size_t i = 0;
+    std::erase_if(running, [&](PrivateMemory*) { return gone[i++] != 0; });
   };
-  each([&](PrivateMemory& space) {
-    begin(space);
-    written += space.precopy_collect();
+  each(1, [this](PrivateMemory& space) { begin(space); });
+  each(running.size(), [&](PrivateMemory& space) { written += space.precopy_collect(); });
+  each(1, [this](PrivateMemory& space) {
     for (const MemoryMapping& mapping : space.running_mappings()) {
       if (!mapping.object) continue;
       try {
@@ -202,7 +209,7 @@ uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running
   });
   written += objects.precopy_collect();
   if (options.quiesce) options.quiesce();
-  each([](PrivateMemory& space) { space.precopy_copy(); });
+  each(1, [](PrivateMemory& space) { space.precopy_copy(); });  // each with several threads
   objects.precopy_copy();
   return written;
 }

@@ -7,14 +7,17 @@
 
 #include <cerrno>
 #include <cstring>
+#include <mutex>
 
 #include "engine/base/error.h"
+#include "engine/base/parallel.h"
 #include "engine/trace/remote_addr.h"
 
 namespace icp {
 namespace {
 
 constexpr uint64_t kMaxObject = 1ull << 47;  // bytes; more cannot be mapped, nor described by an index
+constexpr size_t kChunksWorthThread = 4;
 
 bool all_zero(const std::byte* page) {
   uint64_t first = 0;
@@ -86,86 +89,126 @@ void SharedObject::read_chunk(uint64_t chunk, std::span<std::byte> to) const {
   std::fill(to.begin() + static_cast<ptrdiff_t>(done), to.end(), std::byte{0});
 }
 
-void SharedObject::erase(Range range) {
-  if (no_writing_) return;
-  erased_.push_back(range);
-}
+// Compares chunks, and takes what differs to where it belongs. Several threads, each with one of its own.
+class SharedObject::Look {
+ public:
+  // With `ranges`, only the pages in them.
+  Look(SharedObject& object, const std::vector<Range>* ranges, StagingArena* arena, std::mutex& mutex)
+      : object_(object), ranges_(ranges), arena_(arena), mutex_(mutex) {}
 
-void SharedObject::emit(uint64_t offset, std::span<const std::byte> bytes, StagingArena* arena) {
-  if (no_writing_) return;
-  std::byte* room = arena == nullptr ? nullptr : arena->allocate(bytes.size());
-  if (room == nullptr) {
-    if (arena != nullptr) writer_->set_compressing(false);  // the processes wait
-    writer_->put(offset, bytes, true);
-    return;
+  void at_chunk(uint64_t chunk, ChunkHashes& hashes);
+
+ private:
+  void at_part(Range part, Hash* hashes);
+  void erase(Range range) {
+    if (object_.no_writing_) return;
+    const std::lock_guard lock(mutex_);
+    object_.erased_.push_back(range);
   }
-  std::memcpy(room, bytes.data(), bytes.size());
-  staged_.push_back({offset, {room, bytes.size()}});
+  void emit(uint64_t offset, std::span<const std::byte> bytes);
+
+  SharedObject& object_;
+  const std::vector<Range>* ranges_;
+  StagingArena* arena_;
+  std::mutex& mutex_;  // of the arena, and of the object's lists
+  std::vector<std::byte> buffer_ = std::vector<std::byte>(kChunk);
+};
+
+void SharedObject::Look::emit(uint64_t offset, std::span<const std::byte> bytes) {
+  if (object_.no_writing_) return;
+  if (arena_ != nullptr) {
+    std::byte* room = nullptr;
+    {
+      const std::lock_guard lock(mutex_);
+      room = arena_->allocate(bytes.size());
+      if (room != nullptr) object_.staged_.push_back({offset, {room, bytes.size()}});
+    }
+    if (room != nullptr) {
+      std::memcpy(room, bytes.data(), bytes.size());
+      return;
+    }
+    object_.writer_->set_compressing(false);  // the processes wait
+  }
+  object_.writer_->put(offset, bytes, true);
 }
 
-// Compares one chunk; with `ranges`, only the pages in them.
-void SharedObject::update_chunk(uint64_t chunk, const std::vector<Range>* ranges, StagingArena* arena) {
-  const uint64_t size = page_up(static_cast<uint64_t>(status_.st_size));
+void SharedObject::Look::at_part(Range part, Hash* hashes) {
+  object_.read_chunk(part.start, {buffer_.data(), part.bytes()});
+  uint64_t run = part.start;  // start of the run of changed pages that ends here
+  const auto flush = [&](uint64_t end) {
+    if (run < end) emit(run, {buffer_.data() + (run - part.start), end - run});
+    run = end + kPageSize;
+  };
+  for (uint64_t at = part.start; at < part.end; at += kPageSize, ++hashes) {
+    const Hash now = hash_page(buffer_.data() + (at - part.start));
+    const bool same = object_.known_ && now == *hashes;
+    *hashes = now;
+    if (same || now == Hash{}) {
+      if (!same) erase({at, at + kPageSize});
+      flush(at);
+    }
+  }
+  flush(part.end);
+}
+
+void SharedObject::Look::at_chunk(uint64_t chunk, ChunkHashes& hashes) {
+  const uint64_t size = page_up(static_cast<uint64_t>(object_.status_.st_size));
   const Range whole{chunk, std::min(chunk + kChunk, size)};
   if (whole.start >= whole.end) return;
-  buffer_.resize(kChunk);
-  auto& hashes = hashes_[chunk];
-  if (!hashes) hashes = std::make_unique<ChunkHashes>();
-  const auto look = [&](Range part) {
-    read_chunk(part.start, {buffer_.data(), part.bytes()});
-    uint64_t run = part.start;  // start of the run of changed pages that ends here
-    const auto flush = [&](uint64_t end) {
-      if (run < end) emit(run, {buffer_.data() + (run - part.start), end - run}, arena);
-      run = end + kPageSize;
-    };
-    for (uint64_t at = part.start; at < part.end; at += kPageSize) {
-      const Hash now = hash_page(buffer_.data() + (at - part.start));
-      Hash& old = (*hashes)[(at - chunk) / kPageSize];
-      const bool same = known_ && now == old;
-      old = now;
-      if (same || now == Hash{}) {
-        if (!same) erase({at, at + kPageSize});
-        flush(at);
-      }
-    }
-    flush(part.end);
-  };
-  if (ranges == nullptr) {
-    look(whole);
-    for (uint64_t at = whole.end; at < chunk + kChunk; at += kPageSize) {  // cut off since
-      Hash& old = (*hashes)[(at - chunk) / kPageSize];
-      if (old != Hash{}) erase({at, at + kPageSize});
-      old = {};
-    }
+  const auto hash_at = [&](uint64_t at) { return &hashes[(at - chunk) / kPageSize]; };
+  if (ranges_ != nullptr) {
+    split_by(whole, *ranges_, [&](Range part, bool inside) {
+      if (inside) at_part(part, hash_at(part.start));
+    });
     return;
   }
-  split_by(whole, *ranges, [&](Range part, bool inside) {
-    if (inside) look(part);
+  at_part(whole, hash_at(whole.start));
+  for (uint64_t at = whole.end; at < chunk + kChunk; at += kPageSize) {  // cut off since
+    if (*hash_at(at) != Hash{}) erase({at, at + kPageSize});
+    *hash_at(at) = {};
+  }
+}
+
+void SharedObject::look_at(const std::vector<uint64_t>& chunks, const std::vector<Range>* ranges, StagingArena* arena) {
+  std::vector<ChunkHashes*> hashes;
+  for (const uint64_t chunk : chunks) {
+    auto& found = hashes_[chunk];
+    if (!found) found = std::make_unique<ChunkHashes>();
+    hashes.push_back(found.get());
+  }
+  std::mutex mutex;
+  share_out(chunks.size(), chunks.size() / kChunksWorthThread + 1, [&]() -> ItemWork {
+    return [&, look = std::make_shared<Look>(*this, ranges, arena, mutex)](size_t i) {
+      look->at_chunk(chunks[i], *hashes[i]);
+    };
   });
 }
 
 void SharedObject::update(const std::vector<Range>& ranges, StagingArena* arena) {
-  uint64_t done = 0;
+  std::vector<uint64_t> chunks;
   for (const Range& range : ranges) {
-    for (uint64_t chunk = range.start / kChunk * kChunk; chunk < range.end; chunk += kChunk) {
-      if (chunk < done) continue;
-      update_chunk(chunk, &ranges, arena);
-      done = chunk + kChunk;
-    }
+    uint64_t chunk = range.start / kChunk * kChunk;
+    if (!chunks.empty()) chunk = std::max(chunk, chunks.back() + kChunk);
+    for (; chunk < range.end; chunk += kChunk) chunks.push_back(chunk);
   }
+  look_at(chunks, &ranges, arena);
 }
 
 void SharedObject::update_all(StagingArena* arena) {
   const auto size = static_cast<uint64_t>(status_.st_size);
   const bool windowed = key_.kind == pb::MemoryObject::MAPPED_FILE;
   if (windowed) normalise(windows_);
-  uint64_t visited = 0;  // all chunks below have been looked at or hold no data
+  const auto erase = [&](Range range) {
+    if (!no_writing_) erased_.push_back(range);
+  };
+  uint64_t visited = 0;  // all chunks below are in `chunks` or hold no data
   const auto skip_to = [&](uint64_t chunk) {
     const auto from = hashes_.lower_bound(visited), to = hashes_.lower_bound(chunk);
     for (auto it = from; it != to; ++it) erase({it->first, it->first + kChunk});
     hashes_.erase(from, to);
   };
   if (!known_) erase({0, kMaxObject});
+  std::vector<uint64_t> chunks;
   for (uint64_t at = 0; at < size;) {
     const off_t data = ::lseek(source_.get(), static_cast<off_t>(at), SEEK_DATA);
     if (data < 0 && errno == ENXIO) break;
@@ -181,10 +224,11 @@ void SharedObject::update_all(StagingArena* arena) {
       }
     }
     skip_to(chunk);
-    update_chunk(chunk, windowed ? &windows_ : nullptr, arena);
+    chunks.push_back(chunk);
     at = visited = chunk + kChunk;
   }
   skip_to(kMaxObject);
+  look_at(chunks, windowed ? &windows_ : nullptr, arena);
   known_ = true;
 }
 
@@ -206,7 +250,9 @@ void SharedObject::write() {
     }
   }
   erased_.clear();
-  for (const Staged& staged : staged_) writer_->put(staged.offset, staged.bytes, true);
+  share_out(staged_.size(), staged_.size() / kChunksWorthThread + 1, [this]() -> ItemWork {
+    return [this](size_t i) { writer_->put(staged_[i].offset, staged_[i].bytes, true); };
+  });
   staged_.clear();
   writer_->finish();
   written_ = writer_->records();

@@ -90,9 +90,9 @@ class SharedObject {
     std::span<const std::byte> bytes;
   };
 
-  void update_chunk(uint64_t chunk, const std::vector<Range>* ranges, StagingArena* arena);
-  void emit(uint64_t offset, std::span<const std::byte> bytes, StagingArena* arena);
-  void erase(Range range);
+  class Look;
+  // Compares chunks (their offsets, ascending); with `ranges`, only the pages in them.
+  void look_at(const std::vector<uint64_t>& chunks, const std::vector<Range>* ranges, StagingArena* arena);
   void read_chunk(uint64_t chunk, std::span<std::byte> to) const;
   static Hash to_hash(const PageHash& hash);  // of a page that is not all zeros
   static Hash hash_page(const std::byte* page);
@@ -110,7 +110,6 @@ class SharedObject {
   std::map<uint64_t, std::unique_ptr<ChunkHashes>> hashes_;  // by offset of the chunk; absent: all zeros
   std::vector<Staged> staged_;
   std::vector<Range> erased_;
-  std::vector<std::byte> buffer_;
 };
 
 }  // namespace icp
