@@ -51,8 +51,10 @@ class Bench:
         return json.loads(done.stdout)
 
     def warm_memory(self, mib):
-        """A virtual machine gives freed memory back to its host: getting it again would be what is measured."""
+        """A virtual machine gives freed memory back to its host: getting it again would be what is measured. Nor is what others left
+        to be written to disk to slow down what comes."""
         self.bandwidth(mib)
+        os.sync()
 
 
 def limits(bench):

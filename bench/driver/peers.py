@@ -32,6 +32,7 @@ def criu(bench, mib):
                    stdout=subprocess.DEVNULL)
     restored = time.monotonic() - begin
     kill(int((directory / "pid").read_text()))
+    shutil.rmtree(directory)
     return {"complete_s": dumped, "restart_s": restored}
 
 
@@ -52,18 +53,29 @@ def dmtcp(bench, mib):
     restored = time.monotonic() - begin
     subprocess.run(["dmtcp_command", *port, "--kill"], check=False, stdout=subprocess.DEVNULL)
     again.wait()
+    shutil.rmtree(directory)
     return {"complete_s": dumped, "restart_s": restored}
 
 
+def ours(bench, mib):
+    with bench.malloc_and_write(mib) as job:
+        complete = job.take()["total_s"]
+        kill(job.pid)
+        return {"complete_s": complete, "restart_s": job.restart()}
+
+
 def peers(bench):
+    """{name: {MiB: {complete_s, restart_s, ours: the same}}}, in turn: whatever else the machine does falls on both."""
     found = {}
     for name, program, measure in (("criu", "criu", criu), ("dmtcp", "dmtcp_launch", dmtcp)):
         if shutil.which(program) is None:
             continue
         for mib in (64, 1024) if bench.quick else (64, 1024, 4096):
-            runs = []
+            runs = {measure: [], ours: []}
             for _ in range(1 if bench.quick else 3):
-                bench.warm_memory(mib)
-                runs.append(measure(bench, mib))
-            found.setdefault(name, {})[str(mib)] = {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+                for one, taken in runs.items():
+                    bench.warm_memory(mib)
+                    taken.append(one(bench, mib))
+            theirs, own = ({key: statistics.median(run[key] for run in taken) for key in taken[0]} for taken in runs.values())
+            found.setdefault(name, {})[str(mib)] = theirs | {"ours": own}
     return found or None

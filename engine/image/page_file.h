@@ -53,12 +53,18 @@ class PageFileWriter {
 
   PageFileWriter(VersionWriter& version, const std::string& store);
 
+  static constexpr uint64_t kLargeFile = (512 << 20) / 4096;  // records
+
   uint64_t records() const { return hashes_.size(); }
   // Returns the number of the first record. `hashes` are those of the pages. The pages must stay until `pending` is
   // written, which finish() and the writes of other threads wait for (or are told by give_up()).
   uint64_t append(const std::byte* pages, const PageHash* hashes, uint64_t count, Pending& pending);
-  // Whether the record can still be given another content: always, but for one whose block is compressed already.
-  bool can_overwrite(uint64_t record) const { return compression_ == Compression::kNone || record >= tail_first_; }
+  // Whether the record can be given another content for less than a new one costs. Not if its block is compressed
+  // already; nor in a large file, whose pages the kernel is writing to disk by now: single ones that change meanwhile
+  // are written twice, at the speed of the disk.
+  bool can_overwrite(uint64_t record) const {
+    return record >= tail_first_ || (compression_ == Compression::kNone && records() < kLargeFile);
+  }
   // Waits for another thread that is about to write what the record held before.
   void overwrite(uint64_t record, const std::byte* pages, const PageHash* hashes, uint64_t count, Pending& pending);
   void write(const Pending& pending);

@@ -79,8 +79,8 @@ class PageIndex {
 // brought up to date as pages come; tables that do not change are not written again.
 //
 // put() may be called again for a page within the version (a later pre-copy round): the record is
-// overwritten in place, never mixed; where it is compressed already, a new record takes its place in the index and the
-// old one is in the file for nothing. I/O happens as the thread's current file-system identity.
+// overwritten in place, never mixed; where it is compressed already, or the file large, a new record takes its place in
+// the index and the old one is in the file for nothing. I/O happens as the thread's current file-system identity.
 //
 // With `hashes` (of what the index says, as far as they are known; kept up to date) a page that holds what it held in
 // an older version is not stored again.

@@ -13,6 +13,7 @@
 #include <random>
 #include <thread>
 
+#include "engine/image/page_file.h"
 #include "engine/image/page_hash.h"
 #include "tests/unit/image_test_support.h"
 
@@ -331,6 +332,39 @@ TEST_F(PageStoreTest, ManyThreadsPutSideBySide) {
         ASSERT_THAT(image_.verify(version.version()), testing::IsEmpty());
       }
     }
+  }
+}
+
+// A page that changes while a large version is copied gets a new record, in a small one the old record.
+TEST_F(PageStoreTest, LargeFilesAreOnlyAppendedTo) {
+  const auto page = page_of(5), other = page_of(6);
+  std::vector<std::byte> bytes;
+  for (int i = 0; i < 4096; ++i) bytes.insert(bytes.end(), page.begin(), page.end());
+  PageIndex index;
+  VersionWriter version = image_.begin_version();
+  PageStoreWriter writer(version, kStore, index);
+  uint64_t end = kBase;
+  const auto rewritten = [&](uint64_t address) {
+    const uint64_t before = writer.records();
+    writer.put(address, other, false);
+    return writer.records() == before;
+  };
+  for (; writer.records() < PageFileWriter::kLargeFile; end += bytes.size()) {
+    writer.put(end, bytes, false);
+    if (end == kBase) {
+      EXPECT_TRUE(rewritten(kBase + kPage));
+    }
+  }
+  EXPECT_FALSE(rewritten(kBase + 2 * kPage));
+  writer.finish();
+  version.write_sealed("state.icp", "");
+  version.commit({});
+  PageStoreReader reader(image_.open_version(1), kStore);
+  EXPECT_EQ(reader.index().pages(), (end - kBase) / kPage);
+  std::vector<std::byte> found(kPage);
+  for (const uint64_t i : {0, 1, 2, 3}) {
+    reader.read(reader.index().find(kBase + i * kPage), 1, found);
+    EXPECT_EQ(found, i == 1 || i == 2 ? other : page) << i;
   }
 }
 
