@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
+#include <unistd.h>
 #include <xxhash.h>
 
 #include <atomic>
@@ -109,6 +110,30 @@ struct MemoryCapture::Impl {
   std::optional<VersionReader> inherited;            // where processes begin that have no tracker yet ...
   std::map<uint32_t, std::string> inherited_stores;  // ... by their number in the capsule
 
+  // What check() saw of a process without a tracker.
+  struct FirstLook {
+    uint64_t start_time;
+    UniqueFd maps;  // opened before: empty once the address space is gone (exec, exit)
+    MappingCache mappings;
+  };
+  std::map<pid_t, FirstLook> first_looks;
+
+  MappingCache* first_look(const ProcessRef& process) {
+    UniqueFd maps(::open(fmt::format("/proc/{}/maps", process.pid).c_str(), O_RDONLY | O_CLOEXEC));
+    if (!maps) return nullptr;
+    FirstLook& look = first_looks[process.pid];
+    look = {process.start_time, std::move(maps), {}};
+    return &look.mappings;
+  }
+  // smaps need not be read again for it.
+  void take_first_look(const ProcessRef& process, PrivateMemory& space) {
+    const auto look = first_looks.find(process.pid);
+    if (look == first_looks.end()) return;
+    char byte;
+    if (look->second.start_time == process.start_time && ::pread(look->second.maps.get(), &byte, 1, 0) == 1)
+      space.mapping_cache() = std::move(look->second.mappings);
+    first_looks.erase(look);
+  }
   PrivateMemory* find(const ProcessRef& process) {
     const auto it = spaces.find(process.pid);
     if (it == spaces.end() || it->second->process().start_time != process.start_time) return nullptr;
@@ -118,6 +143,7 @@ struct MemoryCapture::Impl {
     auto& space = spaces[process.ref.pid];
     if (space && space->begun()) unused.push_back(std::move(space));
     space = std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote, options.keep));
+    take_first_look(process.ref, *space);
     const auto store = inherited_stores.find(static_cast<uint32_t>(process.ref.vpid));
     if (store != inherited_stores.end()) {
       space->inherit(*inherited, store->second);
@@ -160,10 +186,14 @@ void MemoryCapture::track(StoppedProcess& process) {
 }
 
 void MemoryCapture::check(const std::vector<ProcessRef>& processes, Findings& findings) {
-  check_memory(processes, findings, [this](const ProcessRef& process) -> MappingCache* {
+  impl_->first_looks.clear();
+  std::map<pid_t, MappingCache*> caches;
+  for (const ProcessRef& process : processes) {
+    if (process.zombie) continue;
     PrivateMemory* space = impl_->find(process);
-    return space != nullptr ? &space->mapping_cache() : nullptr;
-  });
+    caches[process.pid] = space != nullptr ? &space->mapping_cache() : impl_->first_look(process);
+  }
+  check_memory(processes, findings, [&caches](const ProcessRef& process) { return caches.at(process.pid); });
 }
 
 void MemoryCapture::begin(VersionWriter& version) {
@@ -233,6 +263,7 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
     if (written <= kSmallRest || (round > 0 && written > before - before / 4)) break;
     before = written;
   }
+  impl_->first_looks.clear();
   // What the last round found is about what the stop will find. (The first one of a first version finds everything.)
   impl_->arena.prepare(std::min(written, impl_->options.staging_limit));
   impl_->objects.start_pass();
