@@ -4,22 +4,33 @@
 #include <pthread.h>
 #include <sched.h>
 #include <signal.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <atomic>
 #include <exception>
+#include <fstream>
 #include <mutex>
+#include <string>
+#include <system_error>
 #include <thread>
 #include <vector>
 
 namespace icp {
 namespace {
 
-constexpr size_t kMostThreads = 8;
-
+// One for this thread, and those of its processors that nobody uses at this moment: on others it would take turns with
+// the job, which is what a version is not to slow down. The fourth field of /proc/loadavg begins with the number of
+// threads that run or could, this one among them.
 size_t processors() {
   cpu_set_t allowed;
-  return ::sched_getaffinity(0, sizeof allowed, &allowed) == 0 ? static_cast<size_t>(CPU_COUNT(&allowed)) : 1;
+  unsigned long running = 0;
+  std::string skipped;
+  std::ifstream("/proc/loadavg") >> skipped >> skipped >> skipped >> running;
+  const long online = ::sysconf(_SC_NPROCESSORS_ONLN);
+  if (::sched_getaffinity(0, sizeof allowed, &allowed) != 0 || running == 0 || online <= 0) return 1;
+  const auto all = static_cast<unsigned long>(online);
+  return std::min<size_t>(CPU_COUNT(&allowed), all > running ? 1 + all - running : 1);
 }
 
 // Signals are for the thread that waits for them.
@@ -57,7 +68,7 @@ void share_out(size_t items, size_t most, const std::function<ItemWork()>& make)
   std::vector<std::thread> threads;
   {
     const NoSignals guard;
-    const size_t wanted = std::min({items, most, processors(), kMostThreads});
+    const size_t wanted = std::min({items, most, kMostThreads, std::min(items, most) > 1 ? processors() : 1});
     try {
       for (size_t i = 1; i < wanted; ++i) threads.emplace_back(work);
     } catch (const std::system_error&) {

@@ -28,7 +28,6 @@ constexpr uint64_t kChunkPages = 64;                          // 256 KiB: stays 
 constexpr uint64_t kGapPages = 2;                             // read along rather than read around
 constexpr size_t kMostRuns = 512;                             // of one call; IOV_MAX is 1024
 constexpr uint64_t kWorthThread = 4096, kMostWindow = 16384;  // pages
-constexpr size_t kMostThreads = 8;                            // share_out()
 // Pages of a run, on average, from which on it is written from where it was read to.
 constexpr uint64_t kLongRun = 16;
 

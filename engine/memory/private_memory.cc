@@ -18,7 +18,7 @@ bool zeros_are_absent(MappingClass kind) { return kind == MappingClass::kAnonymo
 }  // namespace
 
 PrivateMemory::PrivateMemory(const ProcessRef& process, std::unique_ptr<PageTracker> tracker)
-    : process_(process), tracker_(std::move(tracker)), copier_(process.pid), index_(std::make_unique<PageIndex>()) {}
+    : process_(process), tracker_(std::move(tracker)), index_(std::make_unique<PageIndex>()) {}
 
 void PrivateMemory::begin(VersionWriter& version, const std::string& store) {
   full_ = index_->pages() == 0;
@@ -100,49 +100,67 @@ uint64_t PrivateMemory::precopy_collect() {
   return total_bytes(written);
 }
 
-void PrivateMemory::precopy_copy() {
-  // What one thread takes at a time: at least a chunk, cut where the tables of an index begin, so that the records of
-  // each table's pages are in the order of their addresses.
-  struct Share {
-    bool zeros_are_absent;
-    std::vector<Range> ranges;
-  };
-  std::vector<Share> shares;
+namespace {
+
+// What one thread copies at a time: at least a chunk, cut where the tables of an index begin, so that the records of
+// each table's pages are in the order of their addresses.
+std::vector<std::vector<Range>> shares_of(std::span<const Range> ranges) {
+  std::vector<std::vector<Range>> shares;
   uint64_t bytes = 0;
-  for (const ToCopy& one : to_copy_) {
-    for (Range range = one.range; range.start < range.end;) {
-      const bool cut =
-          bytes >= PageCopier::kChunk && range.start / kShareBytes != shares.back().ranges.back().start / kShareBytes;
-      if (shares.empty() || cut || shares.back().zeros_are_absent != one.zeros_are_absent) {
-        shares.push_back({one.zeros_are_absent, {}});
+  for (Range range : ranges) {
+    while (range.start < range.end) {
+      if (shares.empty() ||
+          (bytes >= PageCopier::kChunk && range.start / kShareBytes != shares.back().back().start / kShareBytes)) {
+        shares.emplace_back();
         bytes = 0;
       }
       const uint64_t end = std::min(range.end, (range.start / kShareBytes + 1) * kShareBytes);
-      append_range(shares.back().ranges, {range.start, end});
+      shares.back().push_back({range.start, end});
       bytes += end - range.start;
       range.start = end;
     }
   }
-  std::vector<Range> missing;
+  return shares;
+}
+
+}  // namespace
+
+// Calls `make` in each thread for what it needs, and copies `ranges` with it. `make` gets the copier's buffer.
+void PrivateMemory::copy_side_by_side(std::span<const Range> ranges, std::vector<Range>& missing,
+                                      const std::function<Copying(std::vector<std::byte>& buffer)>& make) {
+  const std::vector<std::vector<Range>> shares = shares_of(ranges);
   std::mutex mutex;
-  share_out(shares.size(), shares.size(), [&]() -> ItemWork {
+  share_out(shares.size(), shares.size() / 2 + 1, [&]() -> ItemWork {
     struct Worker {
       PageCopier copier;
-      std::vector<std::byte> buffer = std::vector<std::byte>(PageCopier::kChunk);
+      std::vector<std::byte> buffer;
+      Copying copying;
     };
-    return [&, worker = std::make_shared<Worker>(Worker{PageCopier(process_.pid)})](size_t number) {
-      const Share& share = shares[number];
+    const auto worker = std::make_shared<Worker>(Worker{PageCopier(process_.pid), {}, {}});
+    worker->copying = make(worker->buffer);
+    return [&, worker](size_t number) {
       std::vector<Range> not_there;
-      worker->copier.copy(
-          share.ranges, [&](size_t) { return worker->buffer.data(); },
-          [&](std::span<const Piece> pieces) { writer_->put(pieces, share.zeros_are_absent); }, not_there);
+      worker->copier.copy(shares[number], worker->copying.allocate, worker->copying.deliver, not_there);
       if (not_there.empty()) return;
       const std::lock_guard lock(mutex);
       missing.insert(missing.end(), not_there.begin(), not_there.end());
     };
   });
-  std::vector<Range> done;
-  for (const ToCopy& one : to_copy_) done.push_back(one.range);
+}
+
+void PrivateMemory::precopy_copy() {
+  std::vector<Range> missing, done;
+  for (size_t i = 0; i < to_copy_.size();) {
+    const bool zeros = to_copy_[i].zeros_are_absent;
+    std::vector<Range> ranges;
+    for (; i < to_copy_.size() && to_copy_[i].zeros_are_absent == zeros; ++i) ranges.push_back(to_copy_[i].range);
+    copy_side_by_side(ranges, missing, [&](std::vector<std::byte>& buffer) -> Copying {
+      buffer.resize(PageCopier::kChunk);
+      return {[&buffer](size_t) { return buffer.data(); },
+              [this, zeros](std::span<const Piece> pieces) { writer_->put(pieces, zeros); }};
+    });
+    done.insert(done.end(), ranges.begin(), ranges.end());
+  }
   normalise(done);
   normalise(missing);
   precopied_.insert(precopied_.end(), done.begin(), done.end());
@@ -193,29 +211,31 @@ void PrivateMemory::collect(const std::vector<MemoryMapping>& mappings, StagingA
   pending_.clear();
 }
 
+// The processes wait: with as many threads as there are processors, which are idle then.
 void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, StagingArena& arena,
                           std::vector<Range>& missing) {
-  std::vector<std::byte> bounce;
-  bool at_once = false;
-  copier_.copy(
-      ranges,
-      [&](size_t bytes) {
-        std::byte* room = arena.allocate(bytes);
-        at_once = room == nullptr;
-        if (at_once) {
-          bounce.resize(PageCopier::kChunk);
-          writer_->set_compressing(false);
-        }
-        return at_once ? bounce.data() : room;
-      },
-      [&](std::span<const Piece> pieces) {
-        if (at_once) {
-          writer_->put(pieces, zeros_absent);
-        } else {
-          staged_.push_back({{pieces.begin(), pieces.end()}, zeros_absent});
-        }
-      },
-      missing);
+  std::mutex mutex;  // of the arena and the list
+  copy_side_by_side(ranges, missing, [&, this](std::vector<std::byte>& buffer) -> Copying {
+    const auto allocate = [&](size_t bytes) {
+      {
+        const std::lock_guard lock(mutex);
+        if (std::byte* const room = arena.allocate(bytes); room != nullptr) return room;
+      }
+      buffer.resize(PageCopier::kChunk);
+      writer_->set_compressing(false);
+      return buffer.data();
+    };
+    const auto deliver = [&](std::span<const Piece> pieces) {
+      if (pieces.front().bytes.data() >= buffer.data() &&
+          pieces.front().bytes.data() < buffer.data() + buffer.size()) {  // no room: at once
+        writer_->put(pieces, zeros_absent);
+        return;
+      }
+      const std::lock_guard lock(mutex);
+      staged_.push_back({{pieces.begin(), pieces.end()}, zeros_absent});
+    };
+    return {allocate, deliver};
+  });
 }
 
 void PrivateMemory::write() {

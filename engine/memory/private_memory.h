@@ -88,11 +88,17 @@ class PrivateMemory {
     bool zeros_are_absent;
   };
   void collect_mapping(const MemoryMapping& mapping, std::vector<Armed>& armed, std::vector<PageRange>& pages);
+  // Where one thread copies to, and what it does with it then.
+  struct Copying {
+    PageCopier::Allocate allocate;
+    PageCopier::Deliver deliver;
+  };
+  void copy_side_by_side(std::span<const Range> ranges, std::vector<Range>& missing,
+                         const std::function<Copying(std::vector<std::byte>& buffer)>& make);
   void stage(std::span<const Range> ranges, bool zeros_are_absent, StagingArena& arena, std::vector<Range>& missing);
 
   ProcessRef process_;
   std::unique_ptr<PageTracker> tracker_;
-  PageCopier copier_;
   MappingCache mapping_cache_;
   std::string store_;
   std::unique_ptr<PageIndex> index_;

@@ -6,23 +6,29 @@
 
 #include <array>
 #include <cstring>
-#include <vector>
+#include <span>
 
 #include "engine/base/error.h"
+#include "engine/trace/xstate_layout.h"
 
 namespace icp {
 namespace {
 
 // arch/x86/include/uapi/asm/prctl.h; Documentation/arch/x86/xstate.rst.
 constexpr uint64_t kGetPermissions = 0x1022, kAskPermission = 0x1023;
-constexpr uint64_t kTileFeature = 18, kTileBit = 1ull << kTileFeature;
-// Intel SDM vol. 1, 13.4: the header behind the legacy area begins with the features that the area holds.
-constexpr size_t kHeader = 512;
 constexpr size_t kAreaBytes = 16 << 10;  // legacy area, header and tiles end before that, zeros all of it
 constexpr size_t kCodeBytes = 4096;
 
 // xrstor64 (%rdi), of the features in edx:eax; syscall, whose number is then no call's.
 constexpr std::array<uint8_t, 6> kLoad{0x48, 0x0f, 0xae, 0x2f, 0x0f, 0x05};
+
+// In an extended state as ptrace shows it (not compacted).
+bool has_tiles(std::span<const std::byte> xstate) {
+  uint64_t features = 0;
+  if (xstate.size() < kXstateHeader + sizeof features) return false;
+  std::memcpy(&features, xstate.data() + kXstateHeader, sizeof features);
+  return (features & kTileBit) != 0;
+}
 
 }  // namespace
 
@@ -41,13 +47,6 @@ void restore_tile_permission(RemoteProcess& remote, const pb::Process& state) {
               static_cast<int>(-result), "restart on a node with AMX");
 }
 
-bool has_tiles(std::span<const std::byte> xstate) {
-  uint64_t features = 0;
-  if (xstate.size() < kHeader + sizeof features) return false;
-  std::memcpy(&features, xstate.data() + kHeader, sizeof features);
-  return (features & kTileBit) != 0;
-}
-
 // The kernel makes the room when the thread itself touches the tiles: here, by loading some that are all zeros.
 void make_room_for_tiles(RemoteProcess& remote, const pb::Thread& state) {
   if (!has_tiles(std::as_bytes(std::span(state.xstate())))) return;
@@ -56,7 +55,7 @@ void make_room_for_tiles(RemoteProcess& remote, const pb::Thread& state) {
                   {0, kCodeBytes + kAreaBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, ~0ull, 0}))};
   const RemoteAddr area = code + kCodeBytes;
   remote.write(code, std::as_bytes(std::span(kLoad)));
-  remote.write_value(area + kHeader, kTileBit);
+  remote.write_value(area + kXstateHeader, kTileBit);
   remote.call("mprotect", SYS_mprotect, {code.value, kCodeBytes, PROT_READ | PROT_EXEC});
   remote.at_instruction(code).syscall(static_cast<long>(kTileBit), {area.value, 0, 0});
   remote.call("munmap", SYS_munmap, {code.value, kCodeBytes + kAreaBytes});

@@ -3,9 +3,6 @@
 // has no room for before it uses them. Capture and restore.
 #pragma once
 
-#include <cstddef>
-#include <span>
-
 #include "engine/image/image.pb.h"
 #include "engine/trace/call_batch.h"
 #include "engine/trace/remote_process.h"
@@ -17,8 +14,6 @@ void capture_tile_permission(CallBatch& calls, pb::Process& state);
 // Asks for them again. Throws kSystem where this processor or kernel has none.
 void restore_tile_permission(RemoteProcess& remote, const pb::Process& state);
 
-// Whether they are in use in an extended state as ptrace shows it (not compacted).
-bool has_tiles(std::span<const std::byte> xstate);
 // Makes room for them in a thread whose saved state has them: before that the kernel takes no such state for it.
 void make_room_for_tiles(RemoteProcess& remote, const pb::Thread& state);
 

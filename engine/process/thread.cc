@@ -15,14 +15,10 @@
 #include "engine/process/rseq.h"
 #include "engine/process/scheduling.h"
 #include "engine/process/signals.h"
+#include "engine/trace/xstate_layout.h"
 
 namespace icp {
 namespace {
-
-// Intel SDM vol. 1, 13.4: the XSAVE area's header follows the 512 bytes of the legacy area; its first field tells which
-// components the area holds.
-constexpr size_t kXstateHeader = 512;
-constexpr size_t kXstateMinimum = kXstateHeader + 64;
 
 struct ThreadName {
   char text[16];  // TASK_COMM_LEN

@@ -7,16 +7,16 @@
 #include <algorithm>
 #include <cstring>
 
+#include "engine/trace/xstate_layout.h"
+
 namespace icp {
 namespace {
 
 // arch/x86/include/uapi/asm/sigcontext.h and ucontext.h.
 constexpr uint32_t kXstateMagic1 = 0x46505853, kXstateMagic2 = 0x46505845;
 constexpr size_t kSoftwareBytes = 464;  // offset of struct _fpx_sw_bytes in the extended state
-constexpr size_t kXstateHeader = 512, kXstateMinimum = kXstateHeader + 64;
-constexpr uint32_t kXstateLeaf = 0xd;      // CPUID
-constexpr unsigned kFirstExtended = 2;     // features before that lie in the legacy area
-constexpr uint64_t kDynamic = 1ull << 18;  // AMX's tiles: a thread has room for them from its first use on
+constexpr uint32_t kXstateLeaf = 0xd;   // CPUID
+constexpr unsigned kFirstExtended = 2;  // features before that lie in the legacy area
 constexpr unsigned long kUcFpXstate = 1, kUcSigcontextSs = 2, kUcStrictRestoreSs = 4;
 constexpr int64_t kRestartSys = 512, kRestartNoHand = 514;
 constexpr uint64_t kSyscallBytes = 2;
@@ -52,7 +52,7 @@ size_t default_xstate_size(uint64_t features) {
   size_t size = kXstateMinimum;
   for (unsigned feature = kFirstExtended; feature < 63; ++feature) {
     unsigned bytes = 0, offset = 0, flags = 0, unused = 0;
-    if ((features & ~kDynamic & 1ull << feature) == 0 ||
+    if ((features & ~kTileBit & 1ull << feature) == 0 ||
         __get_cpuid_count(kXstateLeaf, feature, &bytes, &offset, &flags, &unused) == 0) {
       continue;
     }
@@ -80,7 +80,7 @@ void describe_xstate(std::byte* state, size_t size) {
     // The features that ptrace offers stand where the signal frame's own description goes; those in use, in the header.
     software.xfeatures = word_at(view, kSoftwareBytes);
     const size_t without_tiles = default_xstate_size(software.xfeatures);
-    if ((word_at(view, kXstateHeader) & kDynamic) == 0 && without_tiles < size) {
+    if ((word_at(view, kXstateHeader) & kTileBit) == 0 && without_tiles < size) {
       software.xstate_size = static_cast<uint32_t>(without_tiles);
       std::memcpy(state + without_tiles, &kXstateMagic2, sizeof kXstateMagic2);
     }

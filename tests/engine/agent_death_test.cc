@@ -5,7 +5,6 @@
 #include <signal.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
-#include <sys/ptrace.h>
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -25,6 +24,7 @@
 #include "engine/trace/return_frame.h"
 #include "tests/engine/amx_tile.h"
 #include "tests/engine/roundtrip.h"
+#include "tests/killed_at.h"
 
 namespace icp::test {
 namespace {
@@ -194,35 +194,6 @@ TEST_F(AgentDeath, TheJobGoesOnAndTheLastVersionIsWhole) {
     ASSERT_NO_FATAL_FAILURE(expect_progress()) << "round " << round;
   }
   expect_good_end();
-}
-
-// Runs `work` in a child that is killed right before its `call`-th system call. True when it came to its end before.
-bool killed_at(
-    int call, const std::function<void()>& work, const std::function<void()>& before = [] {}) {
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-    ::raise(SIGSTOP);
-    work();
-    ::_exit(0);
-  }
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  ::ptrace(PTRACE_SETOPTIONS, child, nullptr, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
-  for (int stops = 0;;) {
-    ::ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);
-    ::waitpid(child, &status, 0);
-    if (!WIFSTOPPED(status)) break;
-    if (WSTOPSIG(status) != (SIGTRAP | 0x80)) continue;
-    if (stops++ % 2 == 0 && stops / 2 + 1 == call) {  // at the entry
-      before();
-      ::kill(child, SIGKILL);
-      ::waitpid(child, &status, 0);
-      return false;
-    }
-  }
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  return true;
 }
 
 // Whatever it was about to do: no register, no signal mask, no descriptor of the threads is left changed. Every call in

@@ -2,20 +2,19 @@
 // Chains of versions: pruned, folded, and what a crash in the middle of either leaves.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
-#include <signal.h>
-#include <sys/ptrace.h>
-#include <sys/wait.h>
 
 #include <atomic>
 #include <random>
 #include <thread>
 
 #include "engine/image/page_index_file.h"
+#include "tests/killed_at.h"
 #include "tests/unit/image_test_support.h"
 
 namespace icp {
 namespace {
 
+using test::killed_at;
 using test::kPage;
 using test::page_of;
 using test::Reference;
@@ -261,38 +260,6 @@ TEST(Chain, VersionsAreListedWhileOthersArePruned) {
   }
   done = true;
   other.join();
-}
-
-// Runs `work` in a child that is killed right before its `call`-th system call. True when it came to its end before.
-bool killed_at(int call, const std::function<void()>& work) {
-  const pid_t child = ::fork();
-  if (child == 0) {
-    ::ptrace(PTRACE_TRACEME, 0, nullptr, nullptr);
-    ::raise(SIGSTOP);
-    try {
-      work();
-    } catch (const std::exception& error) {
-      std::fprintf(stderr, "%s\n", error.what());
-      ::_exit(1);
-    }
-    ::_exit(0);
-  }
-  int status = 0;
-  ::waitpid(child, &status, 0);
-  ::ptrace(PTRACE_SETOPTIONS, child, nullptr, PTRACE_O_TRACESYSGOOD | PTRACE_O_EXITKILL);
-  for (int stops = 0;;) {
-    ::ptrace(PTRACE_SYSCALL, child, nullptr, nullptr);
-    ::waitpid(child, &status, 0);
-    if (!WIFSTOPPED(status)) break;
-    if (WSTOPSIG(status) != (SIGTRAP | 0x80)) continue;
-    if (stops++ % 2 == 0 && stops / 2 + 1 == call) {  // at the entry
-      ::kill(child, SIGKILL);
-      ::waitpid(child, &status, 0);
-      return false;
-    }
-  }
-  EXPECT_TRUE(WIFEXITED(status) && WEXITSTATUS(status) == 0) << status;
-  return true;
 }
 
 struct Crash {
