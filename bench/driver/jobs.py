@@ -42,7 +42,32 @@ def cpu_seconds(pid):
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-class Job:
+class Program:
+    """What prints a line a round into self.output."""
+
+    def text(self):
+        return self.output.read_text(errors="replace")
+
+    def rounds(self):
+        return self.text().count("\n")
+
+
+class Alone(Program):
+    """`command` by itself. Its standard output is a file."""
+
+    def __init__(self, bench, command, ready="round 0"):
+        self.output = bench.fresh_dir() / "output"
+        with open(self.output, "wb") as output:
+            self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=output)
+        self.pid = self.process.pid
+        wait_for(lambda: ready in self.text(), 300, f"the start of {command[0]}")
+
+    def end(self):
+        self.process.kill()
+        self.process.wait()
+
+
+class Job(Program):
     """`command` under icp run, which takes a version at each take(). Its standard output is a file."""
 
     def __init__(self, bench, command, options=(), interval="10h", ready="round 0"):
@@ -56,15 +81,9 @@ class Job:
         wait_for(lambda: ready in self.text(), 300, f"the start of {command[0]}")
         self.pid = int(re.search(r"process (\d+),", self.said())[1])
 
-    def text(self):
-        return self.output.read_text(errors="replace")
-
     def said(self):
         self.log.flush()
         return pathlib.Path(self.log.name).read_text()
-
-    def rounds(self):
-        return self.text().count("\n")
 
     def next_round(self, number=1):
         goal = self.rounds() + number

@@ -6,12 +6,13 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import statistics
 import subprocess
 import tempfile
 import time
 
-from driver.jobs import Job, cpu_seconds, kill, wait_for
+from driver.jobs import Alone, Job, cpu_seconds, kill, wait_for
 from driver.peers import peers
 
 MIB = 1 << 20
@@ -44,6 +45,15 @@ class Bench:
     def malloc_and_write(self, mib, percent=1, round_ms=200, **options):
         return self.job([self.programs / "malloc_and_write", "--mib", mib, "--percent", percent, "--rounds", FOREVER, "--round-ms",
                          round_ms], **options)
+
+    @contextlib.contextmanager
+    def malloc_and_write_alone(self, mib, percent):
+        """Without icp, and without a pause between rounds."""
+        alone = Alone(self, [self.programs / "malloc_and_write", "--mib", mib, "--percent", percent, "--rounds", FOREVER, "--round-ms", 0])
+        try:
+            yield alone
+        finally:
+            alone.end()
 
     def bandwidth(self, mib):
         path = self.fresh_dir() / "file"
@@ -149,9 +159,19 @@ def rate(job, seconds):
     return done / (time.monotonic() - begin), done / max(cpu_seconds(job.pid) - used, 0.01)
 
 
-def rates(job, seconds):
-    """The medians of three windows: one alone may be off by a fifth on a shared machine."""
-    return [median(values) for values in zip(*[rate(job, seconds) for _ in range(3)])]
+def tracking_alone(bench, job, pairs):
+    """The same program without a tracker against `job`, a second each in turn while the other is stopped: both drift with whatever
+    else the machine does."""
+    with bench.malloc_and_write_alone(256, percent=10) as plain:
+        ratios = []
+        for _ in range(pairs):
+            turn = {}
+            for one, other in ((plain, job), (job, plain)):
+                os.kill(other.pid, signal.SIGSTOP)
+                os.kill(one.pid, signal.SIGCONT)
+                turn[one] = rate(one, 1)
+            ratios.append([plainly / tracked - 1 for plainly, tracked in zip(turn[plain], turn[job])])
+    return {key: median(values) for key, values in zip(("wall", "cpu"), zip(*ratios))}
 
 
 def slowdown(bench):
@@ -161,11 +181,9 @@ def slowdown(bench):
     pairs = 3
     found = {}
     with bench.malloc_and_write(256, percent=10, round_ms=0) as job:
-        before = rates(job, window)
         job.take()
         job.next_round(30)  # nearly every page has been touched since it was armed
-        after = rates(job, window)
-        found["tracking_alone"] = {"wall": before[0] / after[0] - 1, "cpu": before[1] / after[1] - 1}
+        found["tracking_alone"] = tracking_alone(bench, job, 8 if bench.quick else 30)
         for interval in (1, 10) if bench.quick else (1, 10, 60):
             ratios = []
             for _ in range(pairs if interval < 60 else 2):
