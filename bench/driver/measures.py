@@ -98,12 +98,25 @@ def mgs(bench):
     """Modified Gram-Schmidt, four processes on one System V segment: image size, full and incremental."""
     rows, columns = (2000, 200) if bench.quick else (8000, 400)
     command = [bench.programs / "mgs", "--rows", rows, "--columns", columns, "--fork", 4, "--step-ms", 100]
+    matrices = 8 * columns * (rows + columns)
+    before = segments(matrices)
     with bench.job(command, ready="column") as job:
-        taken = []
-        for _ in range(4 if bench.quick else 12):
-            taken.append(job.take())
-            time.sleep(1)
-        return {"rows": rows, "columns": columns, "segment_bytes": 8 * columns * (rows + columns), "versions": taken}
+        try:
+            taken = []
+            for _ in range(4 if bench.quick else 12):
+                taken.append(job.take())
+                time.sleep(1)
+        finally:
+            kill(job.pid)
+            for segment in segments(matrices) - before:  # a killed program leaves it in the machine's IPC namespace
+                subprocess.run(["ipcrm", "-m", segment], check=True)
+    return {"rows": rows, "columns": columns, "segment_bytes": matrices, "versions": taken}
+
+
+def segments(size):
+    """Ids of the System V segments of this size, or a page more: of other programs' there is hardly one."""
+    rows = [line.split() for line in pathlib.Path("/proc/sysvipc/shm").read_text().splitlines()[1:]]
+    return {row[1] for row in rows if size <= int(row[3]) < size + 4096}
 
 
 def floor(bench):
