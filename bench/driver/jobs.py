@@ -53,12 +53,14 @@ class Program:
 
 
 class Alone(Program):
-    """`command` by itself. Its standard output is a file."""
+    """`command` by itself, in a session and a directory of its own. What it prints is a file there."""
 
     def __init__(self, bench, command, ready="round 0"):
-        self.output = bench.fresh_dir() / "output"
+        self.dir = bench.fresh_dir()
+        self.output = self.dir / "output"
         with open(self.output, "wb") as output:
-            self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=output)
+            self.process = subprocess.Popen(list(map(str, command)), stdin=subprocess.DEVNULL, stdout=output, stderr=output,
+                                            cwd=self.dir, start_new_session=True)
         self.pid = self.process.pid
         wait_for(lambda: ready in self.text(), 300, f"the start of {command[0]}")
 

@@ -6,54 +6,47 @@ import statistics
 import subprocess
 import time
 
-from driver.jobs import kill, wait_for
+from driver.jobs import Alone, kill, wait_for
 
 
 def started(bench, mib, prefix=()):
-    directory = bench.fresh_dir()
-    output = directory / "output"
-    with open(output, "wb") as file:
-        process = subprocess.Popen([*prefix, bench.programs / "malloc_and_write", "--mib", str(mib), "--rounds", "1000000000", "--round-ms",
-                                    "200"], stdin=subprocess.DEVNULL, stdout=file, stderr=file, cwd=directory, start_new_session=True)
-    wait_for(lambda: "round 0" in output.read_text(), 300, "the program's start")
-    return process, directory
+    return Alone(bench, [*prefix, bench.programs / "malloc_and_write", "--mib", mib, "--rounds", 10**9, "--round-ms", 200])
 
 
 def criu(bench, mib):
-    process, directory = started(bench, mib)
-    image = directory / "image"
+    alone = started(bench, mib)
+    image = alone.dir / "image"
     image.mkdir()
     begin = time.monotonic()
-    subprocess.run(["criu", "dump", "-t", str(process.pid), "-D", image, "--shell-job"], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(["criu", "dump", "-t", str(alone.pid), "-D", image, "--shell-job"], check=True, stdout=subprocess.DEVNULL)
     dumped = time.monotonic() - begin
-    process.wait()
+    alone.process.wait()
     begin = time.monotonic()
-    subprocess.run(["criu", "restore", "-D", image, "--shell-job", "-d", "--pidfile", directory / "pid"], check=True,
+    subprocess.run(["criu", "restore", "-D", image, "--shell-job", "-d", "--pidfile", alone.dir / "pid"], check=True,
                    stdout=subprocess.DEVNULL)
     restored = time.monotonic() - begin
-    kill(int((directory / "pid").read_text()))
-    shutil.rmtree(directory)
+    kill(int((alone.dir / "pid").read_text()))
+    shutil.rmtree(alone.dir)
     return {"complete_s": dumped, "restart_s": restored}
 
 
 def dmtcp(bench, mib):
     port = ["--coord-port", "7799"]
-    process, directory = started(bench, mib, ["dmtcp_launch", "--new-coordinator", "--no-gzip", *port])
+    alone = started(bench, mib, ["dmtcp_launch", "--new-coordinator", "--no-gzip", *port])
     begin = time.monotonic()
     subprocess.run(["dmtcp_command", *port, "--bcheckpoint"], check=True, stdout=subprocess.DEVNULL)
     dumped = time.monotonic() - begin
     subprocess.run(["dmtcp_command", *port, "--kill"], check=False, stdout=subprocess.DEVNULL)
-    process.wait()
-    images = [str(path) for path in directory.glob("ckpt_*.dmtcp")]
-    output = directory / "output"
-    rounds = output.read_text().count("\n")
+    alone.process.wait()
+    images = [str(path) for path in alone.dir.glob("ckpt_*.dmtcp")]
+    rounds = alone.rounds()
     begin = time.monotonic()
-    again = subprocess.Popen(["dmtcp_restart", "--new-coordinator", *port, *images], cwd=directory, stdout=subprocess.DEVNULL)
-    wait_for(lambda: output.read_text().count("\n") != rounds, 120, "the restart")
+    again = subprocess.Popen(["dmtcp_restart", "--new-coordinator", *port, *images], cwd=alone.dir, stdout=subprocess.DEVNULL)
+    wait_for(lambda: alone.rounds() != rounds, 120, "the restart")
     restored = time.monotonic() - begin
     subprocess.run(["dmtcp_command", *port, "--kill"], check=False, stdout=subprocess.DEVNULL)
     again.wait()
-    shutil.rmtree(directory)
+    shutil.rmtree(alone.dir)
     return {"complete_s": dumped, "restart_s": restored}
 
 

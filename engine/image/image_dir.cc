@@ -212,21 +212,16 @@ const std::string& ImageDir::path() const { return root_->path; }
 const std::string& ImageDir::node() const { return root_->node; }
 
 std::vector<VersionInfo> ImageDir::versions() const {
-  std::vector<uint32_t> numbers;
-  UniqueFd lock;  // nothing goes while it is looked at
-  {
-    const FsIdentity guard(root_->identity);
-    lock = lock_for_reading(*root_);
-    numbers = root_->version_numbers(true);
-  }
+  const FsIdentity guard(root_->identity);
+  const UniqueFd lock = lock_for_reading(*root_);  // nothing goes while it is looked at
   std::vector<VersionInfo> result;
-  for (const uint32_t number : numbers) {
+  for (const uint32_t number : root_->version_numbers(true)) {
     VersionInfo info;
     info.version = number;
     try {
-      info.manifest = open_version(number).manifest();
+      info.manifest = read_version(number, {}).manifest();
     } catch (const Error& error) {
-      if (!has_version(number)) continue;  // an image of somebody else cannot be locked
+      if (!root_->has_version(number)) continue;  // an image of somebody else cannot be locked
       info.error = error.what();
     }
     result.push_back(std::move(info));

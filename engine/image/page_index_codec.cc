@@ -245,9 +245,8 @@ void append_compressed(std::span<const uint8_t> bytes, ByteWriter& writer) {
 
 std::vector<uint8_t> read_compressed(ByteReader& reader, size_t bytes) {
   const auto stored = reader.raw(reader.varint());
-  std::vector<uint8_t> found(stored.begin(), stored.end());
-  if (found.size() == bytes) return found;
-  found.resize(bytes);
+  if (stored.size() == bytes) return {stored.begin(), stored.end()};
+  std::vector<uint8_t> found(bytes);
   if (stored.size() > bytes ||
       !decompress_block(Compression::kZstd, std::as_bytes(stored), std::as_writable_bytes(std::span(found))))
     throw DecodeError{"pages of a table cannot be decompressed"};

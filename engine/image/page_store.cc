@@ -191,22 +191,24 @@ void PageStoreWriter::put(std::span<const Piece> pieces, bool zeros_are_absent) 
   }
   Placement placement(*impl_);
   PageFileWriter* file = nullptr;
-  try {
+  {
     const std::lock_guard lock(impl_->mutex);
-    const PageHash* hash = hashes.data();
-    for (const Run& run : runs) {
-      if (run.zero) {
-        impl_->index.erase(run.address, run.address + run.count * kPageBytes);
-      } else {
-        placement.place(run.address, run.pages, hash, run.count);
-        hash += run.count;
+    try {
+      const PageHash* hash = hashes.data();
+      for (const Run& run : runs) {
+        if (run.zero) {
+          impl_->index.erase(run.address, run.address + run.count * kPageBytes);
+        } else {
+          placement.place(run.address, run.pages, hash, run.count);
+          hash += run.count;
+        }
       }
+      placement.append_run();
+    } catch (...) {
+      if (impl_->file) impl_->file->give_up();
+      throw;
     }
-    placement.append_run();
     if (impl_->file) file = &*impl_->file;
-  } catch (...) {
-    if (impl_->file) impl_->file->give_up();
-    throw;
   }
   if (file != nullptr) file->write(placement.pending());
 }

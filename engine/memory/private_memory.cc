@@ -226,8 +226,7 @@ void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, Stag
       return buffer.data();
     };
     const auto deliver = [&](std::span<const Piece> pieces) {
-      if (pieces.front().bytes.data() >= buffer.data() &&
-          pieces.front().bytes.data() < buffer.data() + buffer.size()) {  // no room: at once
+      if (pieces.front().bytes.data() == buffer.data()) {  // there was no room: at once
         writer_->put(pieces, zeros_absent);
         return;
       }

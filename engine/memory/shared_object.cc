@@ -89,6 +89,10 @@ void SharedObject::read_chunk(uint64_t chunk, std::span<std::byte> to) const {
   std::fill(to.begin() + static_cast<ptrdiff_t>(done), to.end(), std::byte{0});
 }
 
+void SharedObject::erase(Range range) {
+  if (!no_writing_) erased_.push_back(range);
+}
+
 // Compares chunks, and takes what differs to where it belongs. Several threads, each with one of its own.
 class SharedObject::Look {
  public:
@@ -101,9 +105,8 @@ class SharedObject::Look {
  private:
   void at_part(Range part, Hash* hashes);
   void erase(Range range) {
-    if (object_.no_writing_) return;
     const std::lock_guard lock(mutex_);
-    object_.erased_.push_back(range);
+    object_.erase(range);
   }
   void emit(uint64_t offset, std::span<const std::byte> bytes);
 
@@ -198,9 +201,6 @@ void SharedObject::update_all(StagingArena* arena) {
   const auto size = static_cast<uint64_t>(status_.st_size);
   const bool windowed = key_.kind == pb::MemoryObject::MAPPED_FILE;
   if (windowed) normalise(windows_);
-  const auto erase = [&](Range range) {
-    if (!no_writing_) erased_.push_back(range);
-  };
   uint64_t visited = 0;  // all chunks below are in `chunks` or hold no data
   const auto skip_to = [&](uint64_t chunk) {
     const auto from = hashes_.lower_bound(visited), to = hashes_.lower_bound(chunk);

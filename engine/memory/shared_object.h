@@ -93,6 +93,7 @@ class SharedObject {
   class Look;
   // Compares chunks (their offsets, ascending); with `ranges`, only the pages in them.
   void look_at(const std::vector<uint64_t>& chunks, const std::vector<Range>* ranges, StagingArena* arena);
+  void erase(Range range);
   void read_chunk(uint64_t chunk, std::span<std::byte> to) const;
   static Hash to_hash(const PageHash& hash);  // of a page that is not all zeros
   static Hash hash_page(const std::byte* page);

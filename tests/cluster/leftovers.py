@@ -74,6 +74,10 @@ def below(top):
     return [pathlib.Path(path) for path, _, _ in os.walk(top)]
 
 
+def job_cgroups(nodes):
+    return [path for top in node_cgroups(nodes) for path in below(top) if path.name.startswith("job_")]
+
+
 def _unified():
     return (CGROUP_ROOT / "cgroup.controllers").exists()
 

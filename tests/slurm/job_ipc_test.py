@@ -82,8 +82,7 @@ class Crowd(JobCase):
     options = {"cpus": 40}
 
     def job_groups(self):
-        return [str(path) for top in leftovers.node_cgroups(self.cluster.node_names) for path in leftovers.below(top)
-                if path.name.startswith("job_")]
+        return [str(path) for path in leftovers.job_cgroups(self.cluster.node_names)]
 
     def test_no_cgroup_is_left(self):
         # Their slurmstepds leave one behind when several of a job end at once, as with a namespace of their own they do.

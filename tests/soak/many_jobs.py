@@ -77,8 +77,7 @@ class Soak(Coordinated):
         """What may leak on the machine: {name: how many}."""
         names = self.cluster.node_names
         return {"mounts": len(leftovers.read("/proc/self/mountinfo").splitlines()), "namespaces": namespaces(),
-                "cgroups": sum(1 for top in leftovers.node_cgroups(names) for path in leftovers.below(top)
-                               if path.name.startswith("job_")),
+                "cgroups": len(leftovers.job_cgroups(names)),
                 "segments": len(self.cluster.ipc_objects()),
                 "agents": sum(1 for _ in self.agents()), "descriptors of icpctld": usage_of(self.icpctld)[1]}
 
