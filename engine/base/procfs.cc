@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <charconv>
 #include <memory>
+#include <optional>
 
 #include "engine/base/error.h"
 #include "engine/base/unique_fd.h"
@@ -174,9 +175,11 @@ std::string read_proc_link(pid_t pid, std::string_view name) {
   return {buffer, static_cast<size_t>(got)};
 }
 
-std::vector<int> list_proc_numbers(pid_t pid, std::string_view directory) {
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(proc_path(pid, directory).c_str()), ::closedir);
-  if (!dir) throw_proc(pid, directory);
+namespace {
+
+std::optional<std::vector<int>> numbers_in(const std::string& path) {
+  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::opendir(path.c_str()), ::closedir);
+  if (!dir) return std::nullopt;
   std::vector<int> values;
   while (const dirent* entry = ::readdir(dir.get())) {
     const std::string_view name = entry->d_name;
@@ -186,6 +189,20 @@ std::vector<int> list_proc_numbers(pid_t pid, std::string_view directory) {
   }
   std::sort(values.begin(), values.end());
   return values;
+}
+
+}  // namespace
+
+std::vector<int> list_proc_numbers(pid_t pid, std::string_view directory) {
+  auto values = numbers_in(proc_path(pid, directory));
+  if (!values) throw_proc(pid, directory);
+  return *values;
+}
+
+std::vector<pid_t> list_processes() {
+  auto values = numbers_in("/proc");
+  if (!values) throw_errno("cannot list /proc");
+  return *values;
 }
 
 ProcStatus ProcStatus::parse(std::string_view text) {

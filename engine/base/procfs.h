@@ -18,6 +18,8 @@ std::string read_proc(pid_t pid, std::string_view name);
 std::string read_proc_link(pid_t pid, std::string_view name);
 // Numeric entries of a /proc directory, ascending: "task", "fd", "map_files" gives none.
 std::vector<int> list_proc_numbers(pid_t pid, std::string_view directory);
+// All processes, ascending.
+std::vector<pid_t> list_processes();
 
 struct ProcStatus {
   std::array<uid_t, 4> uid{};  // real, effective, saved, fs

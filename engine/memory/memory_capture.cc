@@ -22,8 +22,9 @@
 namespace icp {
 namespace {
 
-constexpr uint64_t kSmallRest = 8 << 20;   // bytes left to copy that another round would not make cheaper
-constexpr size_t kKeepStaging = 64 << 20;  // bytes of touched staging memory kept between versions
+constexpr uint64_t kSmallRest = 8 << 20;      // bytes left to copy that another round would not make cheaper
+constexpr uint64_t kWorthWatching = 1 << 20;  // bytes of shared mappings; less is copied in the stop at once
+constexpr size_t kKeepStaging = 64 << 20;     // bytes of touched staging memory kept between versions
 
 // True when one of the process's descriptors writes memory past the page tables (open(2), O_DIRECT).
 bool has_direct_io(pid_t pid) {
@@ -167,6 +168,8 @@ struct MemoryCapture::Impl {
     inherited.reset();
     inherited_stores.clear();
   }
+  // Before the mappings of the first pass are read.
+  void watch_objects(const std::vector<PrivateMemory*>& running);
   uint64_t precopy_round(std::vector<PrivateMemory*>& running);
   // Returns whether it has descriptors that write past the page tables.
   bool collect_process(StoppedProcess& process, pb::Process& state, const pb::Capsule& capsule);
@@ -205,6 +208,18 @@ void MemoryCapture::begin(VersionWriter& version) {
   impl_->objects.begin(version);
 }
 
+void MemoryCapture::Impl::watch_objects(const std::vector<PrivateMemory*>& running) {
+  std::vector<pid_t> pids;
+  uint64_t shared = 0;
+  for (PrivateMemory* space : running) {
+    pids.push_back(space->process().pid);
+    for (const RawMapping& mapping : space->mapping_cache().mappings())
+      if (mapping.maps.shared) shared += mapping.maps.end - mapping.maps.start;
+  }
+  std::sort(pids.begin(), pids.end());
+  if (shared >= kWorthWatching) objects.watch(std::move(pids));
+}
+
 // One round over all running processes: arm everything, then copy. Returns the bytes found written.
 uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running) {
   std::atomic<uint64_t> written = 0;
@@ -240,7 +255,7 @@ uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running
   written += objects.precopy_collect();
   if (options.quiesce) options.quiesce();
   each(1, [](PrivateMemory& space) { space.precopy_copy(); });  // each with several threads
-  objects.precopy_copy();
+  objects.precopy_copy(options.staging_limit);
   return written;
 }
 
@@ -255,6 +270,7 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
       if (error.kind() != ErrorKind::kGone) throw;
     }
   }
+  impl_->watch_objects(running);
   uint64_t before = ~0ull, written = 0;
   for (unsigned round = 0; round < impl_->options.precopy_rounds && !running.empty(); ++round) {
     written = impl_->precopy_round(running);
@@ -265,6 +281,7 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
   }
   impl_->first_looks.clear();
   // What the last round found is about what the stop will find. (The first one of a first version finds everything.)
+  written += impl_->objects.untracked_bytes();
   impl_->arena.prepare(std::min(written, impl_->options.staging_limit));
   impl_->objects.start_pass();
 }
@@ -307,8 +324,8 @@ void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::v
     direct = impl_->collect_process(processes[i], *states[i], capsule) || direct;
   }
   impl_->objects.collect(impl_->arena, direct, capsule);
-  if (impl_->arena.used() >= impl_->options.staging_limit) {
-    spdlog::warn("more than {} bytes were written since the last version: some were written out during the stop",
+  if (impl_->arena.overflowed()) {
+    spdlog::warn("more than {} bytes had to be copied in the stop: the rest was written out while the processes waited",
                  impl_->options.staging_limit);
   }
 }
@@ -329,6 +346,7 @@ MemoryStats MemoryCapture::write() {
   });
   MemoryStats stats;
   stats.full = true;
+  stats.read_whole = impl_->objects.read_whole();
   const auto add = [&](const auto& store) {
     stats.pages_written += store.written_pages();
     stats.pages_total += store.total_pages();

@@ -43,6 +43,7 @@ struct MemoryStats {
   uint64_t pages_total = 0;    // pages described by the indexes
   std::string tracker;         // name of the tracker (of the first process)
   bool full = false;           // no page was taken over from an earlier version
+  uint64_t read_whole = 0;     // bytes of shared memory that were read whole in the stop
 };
 
 // Keeps, between the versions of one session, a tracker and a page index for each address space and each
@@ -52,10 +53,7 @@ struct MemoryStats {
 // capsule during precopy(), collect() and adopt().
 //
 // Private memory comes from the tracker. Shared memory (anonymous shared, memfd, /dev/shm, shared file
-// mappings, System V) is an object with a store of its own, saved once however many map it: System V
-// segments whose attachers are all in the capsule and have not changed since the last version are taken
-// from the union of all mappers' trackers; everything else shared is read whole and compared by hash with
-// what was last saved, since descriptors and processes that came and went may have written to it.
+// mappings, System V) is an object with a store of its own, saved once however many map it: see ObjectTable.
 class MemoryCapture {
  public:
   explicit MemoryCapture(MemoryOptions options);

@@ -2,6 +2,9 @@
 #include "engine/memory/object_table.h"
 
 #include <fcntl.h>
+#include <linux/magic.h>
+#include <spdlog/spdlog.h>
+#include <sys/vfs.h>
 #include <time.h>
 
 #include <algorithm>
@@ -12,25 +15,85 @@
 namespace icp {
 namespace {
 
+// An object of which less is in memory is not worth the page tables of write protection over all of it.
+constexpr uint64_t kSparse = 8;
 constexpr int64_t kSettledNs = 50'000'000;  // well over a tick of the kernel's coarse clock, inode times' resolution
 
 bool is_segment(const ObjectKey& key) { return key.kind == pb::MemoryObject::SYSV; }
 
-int64_t to_ns(const timespec& time) { return time.tv_sec * 1'000'000'000ll + time.tv_nsec; }
+// On the kernel's own mount nobody is told of writes through descriptors (since 6.14), but nothing there can be opened
+// by a name.
+bool writes_are_noticed(const ObjectKey& key) {
+  return !is_segment(key) && key.kind != pb::MemoryObject::MEMFD && key.kind != pb::MemoryObject::ANON_SHARED;
+}
+
+// Of the inode's last change: a write through a descriptor, a hole punched, but also each first write to a protected
+// page. Nothing while it may hide a later one: the clock's ticks are coarse.
+std::optional<int64_t> settled_time(const struct stat& status) {
+  const auto to_ns = [](const timespec& time) { return time.tv_sec * 1'000'000'000ll + time.tv_nsec; };
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
+  const int64_t changed = std::max(to_ns(status.st_mtim), to_ns(status.st_ctim));
+  return changed + kSettledNs < to_ns(now) ? std::optional(changed) : std::nullopt;
+}
 
 }  // namespace
+
+bool SysvStamp::same_as(const SysvStamp& other) const {
+  return attached == other.attached && attach_time == other.attach_time && detach_time == other.detach_time &&
+         create_time == other.create_time && last_pid == other.last_pid;
+}
 
 void ObjectTable::begin(VersionWriter& version) {
   version_ = &version;
   precopied_.clear();
+  others_.reset();
   start_pass();
+}
+
+void ObjectTable::make_watch() {
+  if (watch_ && watch_->outdated()) drop_watch();
+  if (watch_ || watch_failed_) return;
+  try {
+    watch_ = ObjectWatch::make();
+  } catch (const Error& error) {
+    without_watch(error);
+  }
+}
+
+void ObjectTable::drop_watch() {
+  watch_.reset();
+  armed_.clear();
+}
+
+void ObjectTable::without_watch(const Error& error) {
+  drop_watch();
+  watch_failed_ = true;
+  spdlog::info("shared memory that is written is read whole in each stop: {}", error.what());
+}
+
+void ObjectTable::watch(std::vector<pid_t> processes) {
+  if (watch_ && watch_->recording()) return;
+  make_watch();
+  if (!watch_) return;
+  try {
+    watch_->begin();
+  } catch (const Error& error) {
+    without_watch(error);
+  }
+  watched_processes_ = std::move(processes);
+  watched_ = {};
 }
 
 void ObjectTable::start_pass() {
   seen_.clear();
+  open_.clear();
   mappers_.clear();
   precopy_.clear();
   for (auto& [key, object] : objects_) object->end_round();
+  // A mapping that comes and goes between here and the reading of the mappings is seen by the next pass, which then
+  // looks at everything.
+  if (watch_ && watch_->recording()) watch_->take(watched_);
 }
 
 SharedObject& ObjectTable::object(const ObjectKey& key) {
@@ -58,8 +121,12 @@ uint32_t ObjectTable::note_mapping(const MemoryMapping& mapping, PageTracker& tr
   SharedObject& found = object(*mapping.object, mapping.maps.path, [&] { return open_mapped_file(pid, mapping.maps); });
   const uint64_t bytes = mapping.maps.end - mapping.maps.start;
   found.add_window({mapping.maps.offset, mapping.maps.offset + bytes});
-  if (is_segment(*mapping.object) && mapping.kind == pb::Mapping::OBJECT) {
-    mappers_[*mapping.object].push_back({&tracker, {mapping.maps.start, mapping.maps.end}, mapping.maps.offset});
+  if (mapping.kind == pb::Mapping::OBJECT) {
+    mappers_[*mapping.object].push_back({&tracker,
+                                         pid,
+                                         {mapping.maps.start, mapping.maps.end},
+                                         mapping.maps.offset,
+                                         (mapping.flags & kVmMayWrite) != 0});
   }
   return found.id();
 }
@@ -71,12 +138,15 @@ uint32_t ObjectTable::note_file(int local_fd, const std::string& target) {
   const auto open = [local_fd] {
     return UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC));
   };
-  return object(object_key_of_file(status, target), target, open).id();
+  const ObjectKey key = object_key_of_file(status, target);
+  open_.insert(key);
+  return object(key, target, open).id();
 }
 
 bool ObjectTable::collect_mappers(const SharedObject& object, std::vector<Range>& written) {
   bool tracked = true;
   for (const Mapper& mapper : mappers_[object.key()]) {
+    if (!mapper.writes) continue;
     std::vector<PageRange> pages;
     if (!mapper.tracker->collect(mapper.range.start, mapper.range.end, MappingClass::kShared, true, pages)) {
       tracked = false;
@@ -103,52 +173,136 @@ std::optional<SysvStamp> ObjectTable::take_stamp(const SharedObject& object) con
     stamp.detach_time = segment.detach_time;
     stamp.create_time = segment.create_time;
     stamp.last_pid = segment.last;
-    stamp.mtime_ns = to_ns(object.status().st_mtim);
-    stamp.ctime_ns = to_ns(object.status().st_ctim);
-    stamp.settled = stamp.attach_time < now.tv_sec && stamp.detach_time < now.tv_sec &&
-                    stamp.create_time < now.tv_sec && stamp.mtime_ns + kSettledNs < to_ns(now) &&
-                    stamp.ctime_ns + kSettledNs < to_ns(now);
+    stamp.settled = stamp.attach_time < now.tv_sec && stamp.detach_time < now.tv_sec && stamp.create_time < now.tv_sec;
     return stamp;
   }
   return std::nullopt;
 }
 
-bool ObjectTable::exact(const SharedObject& object, const std::optional<SysvStamp>& now) const {
+// Protection covers all that is mapped, pages that are not there included, and costs page tables.
+bool ObjectTable::can_be_tracked(const SharedObject& object) const {
+  if (is_segment(object.key())) return true;
   const auto mappers = mappers_.find(object.key());
-  return object.content_known() && now && object.stamp && object.stamp->settled && now->same_as(*object.stamp) &&
-         mappers != mappers_.end() && now->attached == mappers->second.size();
+  if (!watch_ || !watch_->recording() || !object.has_source() || mappers == mappers_.end()) return false;
+  struct statfs system {};
+  if (::fstatfs(object.source(), &system) != 0 || system.f_type != TMPFS_MAGIC) return false;
+  for (const Mapper& mapper : mappers->second)
+    if (object.data_bytes() < mapper.range.bytes() / kSparse) return false;
+  return true;
+}
+
+void ObjectTable::find_others() {
+  if (others_ || !watch_ || !watch_->recording()) return;
+  others_.emplace();
+  std::set<InodeId> all, without_notice;
+  for (const ObjectKey& key : seen_) {
+    const SharedObject& object = *objects_.at(key);
+    if (!can_be_tracked(object)) continue;
+    const InodeId inode = inode_id(object.status());
+    all.insert(inode);
+    if (!writes_are_noticed(key)) {
+      without_notice.insert(inode);
+    } else if (!watch_->watch_writes(inode, fmt::format("/proc/self/fd/{}", object.source()))) {
+      others_->insert(inode);
+    }
+  }
+  if (all.empty()) return;
+  others_->merge(mapped_outside(all, watched_processes_));
+  if (!without_notice.empty()) others_->merge(held_open(without_notice));
+}
+
+// The objects of the pass are known now.
+void ObjectTable::start_arming() {
+  list_segments();
+  if (!segments_.empty() && !(watch_ && watch_->recording())) make_watch();
+  if (!watch_) return;
+  std::set<InodeId> inodes;
+  for (const ObjectKey& key : seen_) inodes.insert(inode_id(objects_.at(key)->status()));
+  for (const auto& [key, armed] : armed_)
+    if (const auto object = objects_.find(key); object != objects_.end())
+      inodes.insert(inode_id(object->second->status()));
+  try {
+    watch_->set_inodes(inodes);
+    find_others();
+  } catch (const Error& error) {
+    without_watch(error);
+  }
+}
+
+bool ObjectTable::alone(const SharedObject& object) const {
+  return watch_ && watch_->recording() && others_ && others_->count(inode_id(object.status())) == 0;
+}
+
+ObjectTable::Found ObjectTable::arm(const SharedObject& object) {
+  Armed now;
+  now.mappers = mappers_[object.key()];
+  std::sort(now.mappers.begin(), now.mappers.end());
+  if (is_segment(object.key())) now.stamp = take_stamp(object);
+  if (watch_) {
+    now.changes = watch_->changes();
+  } else {
+    now.time = settled_time(object.status());
+  }
+  now.alone = alone(object);
+  Found found;
+  const bool tracked = collect_mappers(object, found.written);
+  const auto before = armed_.find(object.key());
+  found.all = tracked && object.content_known() && before != armed_.end() && saw_all(object, before->second, now);
+  armed_[object.key()] = std::move(now);
+  return found;
+}
+
+bool ObjectTable::saw_all(const SharedObject& object, const Armed& before, const Armed& now) const {
+  if (before.changes != now.changes || (!before.changes && (!before.time || before.time != now.time))) return false;
+  if (before.stamp && before.stamp->settled && now.stamp && now.stamp->same_as(*before.stamp) &&
+      now.stamp->attached == now.mappers.size()) {
+    return true;
+  }
+  const bool forked = std::any_of(before.mappers.begin(), before.mappers.end(),
+                                  [&](const Mapper& mapper) { return watched_.forked.count(mapper.pid) != 0; });
+  return before.alone && watched_.complete && watched_.touched.count(inode_id(object.status())) == 0 && !forked &&
+         before.mappers == now.mappers;
 }
 
 uint64_t ObjectTable::precopy_collect() {
   uint64_t bytes = 0;
-  list_segments();
+  start_arming();
   for (const ObjectKey& key : seen_) {
-    if (!is_segment(key)) continue;
     SharedObject& object = *objects_.at(key);
-    std::vector<Range> written;
-    if (!object.stamp) {
-      object.stamp = take_stamp(object);  // before arming
-      precopied_.erase(key);              // what was written before is not known: look at everything
+    if (!can_be_tracked(object) || (!is_segment(key) && !alone(object))) continue;
+    Found found = arm(object);
+    if (!found.all) {
+      precopied_.erase(key);  // what was written before is not known: look at everything
       unknown_.insert(key);
     }
-    collect_mappers(object, written);
-    if (object.content_known()) bytes += total_bytes(written);
-    precopy_[key] = std::move(written);
+    bytes += found.all ? total_bytes(found.written) : object.data_bytes();
+    precopy_[key] = std::move(found.written);
   }
+  watched_ = {};
   return bytes;
 }
 
-void ObjectTable::precopy_copy() {
+void ObjectTable::precopy_copy(uint64_t staging) {
+  const bool all_in_stop = untracked_bytes() <= staging;
   for (const ObjectKey& key : seen_) {
     SharedObject& object = *objects_.at(key);
-    if (is_segment(key) && object.content_known() && unknown_.count(key) == 0) {
-      object.update(precopy_[key], nullptr);
+    const auto written = precopy_.find(key);
+    if (written == precopy_.end() && all_in_stop) continue;
+    if (written != precopy_.end() && unknown_.count(key) == 0) {
+      object.update(written->second, nullptr);
     } else if (precopied_.count(key) == 0) {
       object.update_all(nullptr);
     }
     precopied_.insert(key);
   }
   unknown_.clear();
+}
+
+uint64_t ObjectTable::untracked_bytes() const {
+  uint64_t bytes = 0;
+  for (const ObjectKey& key : seen_)
+    if (precopy_.count(key) == 0) bytes += objects_.at(key)->data_bytes();
+  return bytes;
 }
 
 void ObjectTable::list_segments() {
@@ -167,36 +321,43 @@ void ObjectTable::save_detached_segment(pb::ShmSegment& segment, StagingArena& a
   // Read through its file, not the mapping: a read fault would allocate the pages of holes.
   SharedObject& found =
       object(key, fmt::format("/SYSV{:08x}", segment.perm().key()), [&] { return open_mapped_file(getpid(), entry); });
-  found.stamp.reset();
+  armed_.erase(key);
   found.update_all(&arena);
 }
 
 void ObjectTable::collect(StagingArena& arena, bool distrust, pb::Capsule& capsule) {
-  list_segments();
+  start_arming();
+  if (watch_ && watch_->recording()) watch_->take(watched_);
+  read_whole_ = 0;
   for (const ObjectKey& key : seen_) {
     SharedObject& object = *objects_.at(key);
-    if (!is_segment(key)) {
-      object.update_all(&arena);
-      continue;
-    }
-    std::optional<SysvStamp> now = take_stamp(object);
-    std::vector<Range> written;
-    const bool tracked = collect_mappers(object, written);
-    if (tracked && !distrust && exact(object, now)) {
-      object.update(written, &arena);
+    Found found;
+    if (is_segment(key) || armed_.count(key) != 0) found = arm(object);
+    // Descriptors write behind the page tables.
+    if (found.all && !distrust && (writes_are_noticed(key) || open_.count(key) == 0)) {
+      object.update(found.written, &arena);
     } else {
+      read_whole_ += object.data_bytes();
       object.update_all(&arena);
     }
-    object.stamp = now;
   }
   for (pb::ShmSegment& segment : *capsule.mutable_sysv()->mutable_segments()) save_detached_segment(segment, arena);
   for (const ObjectKey& key : seen_) objects_.at(key)->fill(*capsule.add_objects());
+  end_watch();
+}
+
+// From here on there are only the counts.
+void ObjectTable::end_watch() {
+  if (watch_) watch_->end();
+  std::erase_if(armed_, [](const auto& entry) { return !is_segment(entry.first); });
+  for (auto& [key, armed] : armed_) armed.alone = false;
 }
 
 void ObjectTable::write() {
   std::erase_if(objects_, [&](const auto& entry) {
     if (seen_.count(entry.first) != 0) return false;
     entry.second->close_unused();
+    armed_.erase(entry.first);
     return true;
   });
   for (auto& [key, object] : objects_) {
@@ -212,6 +373,8 @@ void ObjectTable::abandon() {
     object->forget();
     object->end_round();
   }
+  armed_.clear();
+  end_watch();
   version_ = nullptr;
   mappers_.clear();
 }
@@ -250,14 +413,9 @@ void ObjectTable::resume(const VersionReader& version, const pb::MemoryObject& s
 
 void ObjectTable::finish_adopt(uint32_t highest_id) {
   next_id_ = std::max(next_id_, highest_id + 1);
-  list_segments();
-  for (const ObjectKey& key : seen_) {
-    if (!is_segment(key)) continue;
-    SharedObject& object = *objects_.at(key);
-    object.stamp = take_stamp(object);
-    std::vector<Range> written;
-    collect_mappers(object, written);
-  }
+  start_arming();
+  for (const ObjectKey& key : seen_)
+    if (is_segment(key)) arm(*objects_.at(key));
   start_pass();
 }
 

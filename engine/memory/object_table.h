@@ -10,34 +10,61 @@
 #include <string>
 #include <vector>
 
+#include "engine/base/error.h"
+#include "engine/memory/object_watch.h"
 #include "engine/memory/shared_object.h"
 #include "engine/sysv/sysv_ipc.h"
 #include "engine/tracker/page_tracker.h"
 
 namespace icp {
 
-// A System V segment is taken from its mappers' trackers when these saw every possible write: all attaches are in the
-// capsule and tracked since the last look, and the segment's own times and counts say that nobody came or went. All
-// other objects, and segments for which that does not hold, are compared whole.
+// Everything about a System V segment that changes when somebody attaches or detaches. Two equal stamps, the first of
+// which was `settled`, mean that only the attaches there are can have written in between.
+struct SysvStamp {
+  uint64_t attached = 0;
+  int64_t attach_time = 0, detach_time = 0, create_time = 0;  // unix seconds
+  int last_pid = 0;
+  bool settled = false;  // all times lie so far back that another event would show
+  bool same_as(const SysvStamp& other) const;
+};
+
+// What was written to an object comes from its mappers' trackers where these saw every possible write since they were
+// last armed; everything else is compared whole, by hash, with what was saved. They saw all when
+// - for a System V segment: all attaches are in the capsule, and the segment's own times and counts say that nobody
+// came
+//   or went;
+// - for memory in tmpfs (System V, memfd, anonymous, /dev/shm): an ObjectWatch was recording, which saw nobody map it,
+//   fork with it, or write to it through a descriptor, and nobody else had it to begin with.
+// In both cases no page was taken out of it (MADV_REMOVE, truncation), which the watch counts. The watch records from
+// before the pre-copy up to the stop only, so all but System V segments are compared whole once a version, by the
+// pre-copy, while the processes run.
 //
 // The calling thread's IPC namespace is the capsule's.
 class ObjectTable {
  public:
   void begin(VersionWriter& version);
+  // Before the first pre-copy pass: watches the memory of `processes` (ascending) up to the stop, where the kernel
+  // offers that.
+  void watch(std::vector<pid_t> processes);
 
   // A mapping found in a pass; returns the object's id. `tracker` sees writes through it. `pid`: where its
   // /proc/PID/map_files is.
   uint32_t note_mapping(const MemoryMapping& mapping, PageTracker& tracker, pid_t pid);
   uint32_t note_file(int local_fd, const std::string& target);
 
-  // While the processes run: arm and find out, then copy.
+  // While the processes run: arm and find out, then copy. Objects that are not tracked are left to the stop if their
+  // copies fit in `staging` bytes: it has to look at all of them anyway.
   uint64_t precopy_collect();
-  void precopy_copy();
+  void precopy_copy(uint64_t staging);
+  // Bytes that the stop will have to copy whatever is written until then: objects that are not tracked.
+  uint64_t untracked_bytes() const;
   void start_pass();  // forgets the mappings noted, before the next pass
 
   // At the stop, when all mappings and files have been noted. `distrust`: memory may be written behind the page tables
   // (O_DIRECT). Fills capsule.objects and the segments' object numbers.
   void collect(StagingArena& arena, bool distrust, pb::Capsule& capsule);
+  // Bytes of memory that the last collect() read whole.
+  uint64_t read_whole() const { return read_whole_; }
   void write();
   void abandon();
   // The version that the indexes describe has been folded into `version`.
@@ -56,27 +83,61 @@ class ObjectTable {
  private:
   struct Mapper {
     PageTracker* tracker;
+    pid_t pid;
     Range range;
     uint64_t offset;
+    bool writes;  // or may, after mprotect
+    friend auto operator<=>(const Mapper&, const Mapper&) = default;
+  };
+  // What was known of an object when its mappers were armed.
+  struct Armed {
+    std::vector<Mapper> mappers;  // ascending
+    std::optional<SysvStamp> stamp;
+    std::optional<uint64_t> changes;  // ObjectWatch::changes()
+    std::optional<int64_t> time;      // without a watch: of the last change of the inode, once it is past, in ns
+    bool alone = false;
+  };
+  struct Found {
+    std::vector<Range> written;
+    bool all = false;  // there is nothing else
   };
   SharedObject& object(const ObjectKey& key);
   // The same with its content opened, by `open` if it is not yet; one that cannot be opened does not count as seen.
   SharedObject& object(const ObjectKey& key, const std::string& target, const std::function<UniqueFd()>& open);
   void save_detached_segment(pb::ShmSegment& segment, StagingArena& arena);
-  // Written parts of a segment since its mappers were last armed; arms them. False when some were not tracked.
+  void make_watch();
+  void end_watch();
+  void drop_watch();
+  void without_watch(const Error& error);
+  void start_arming();
+  // What was written since the object's mappers were last armed; arms them.
+  Found arm(const SharedObject& object);
   bool collect_mappers(const SharedObject& object, std::vector<Range>& written);
+  bool saw_all(const SharedObject& object, const Armed& before, const Armed& now) const;
+  bool can_be_tracked(const SharedObject& object) const;
+  // The watch sees whoever else begins to write to it.
+  bool alone(const SharedObject& object) const;
+  // Whom the watch will not see come: those that have it already.
+  void find_others();
   std::optional<SysvStamp> take_stamp(const SharedObject& object) const;
   void list_segments();
-  bool exact(const SharedObject& object, const std::optional<SysvStamp>& now) const;
 
   VersionWriter* version_ = nullptr;
   std::map<ObjectKey, std::unique_ptr<SharedObject>> objects_;
   std::map<ObjectKey, std::vector<Mapper>> mappers_;
-  std::map<ObjectKey, std::vector<Range>> precopy_;  // segments: found written, to be copied
+  std::map<ObjectKey, Armed> armed_;
+  std::map<ObjectKey, std::vector<Range>> precopy_;  // tracked objects: found written, to be copied
   std::set<ObjectKey> seen_;                         // in this pass
+  std::set<ObjectKey> open_;                         // in this pass, by a descriptor
   std::set<ObjectKey> precopied_;                    // in this version
-  std::set<ObjectKey> unknown_;                      // segments whose earlier writes are not known
+  std::set<ObjectKey> unknown_;                      // tracked objects whose earlier writes are not known
   std::vector<IpcObject> segments_;                  // as listed at the start of the pass
+  std::unique_ptr<ObjectWatch> watch_;               // null: not offered, or not asked for yet
+  bool watch_failed_ = false;
+  std::vector<pid_t> watched_processes_;
+  ObjectWatch::Seen watched_;                // since the mappings of the last pass were read, or earlier
+  std::optional<std::set<InodeId>> others_;  // inodes that others have, once looked for in this version
+  uint64_t read_whole_ = 0;
   uint32_t next_id_ = 1;
 };
 

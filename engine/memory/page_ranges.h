@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <compare>
 #include <cstdint>
 #include <functional>
 #include <span>
@@ -14,7 +15,7 @@ namespace icp {
 struct Range {
   uint64_t start = 0, end = 0;
   uint64_t bytes() const { return end - start; }
-  friend bool operator==(const Range&, const Range&) = default;
+  friend auto operator<=>(const Range&, const Range&) = default;
 };
 
 // Appends to an ascending list, merging with its last range.

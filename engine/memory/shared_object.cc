@@ -27,12 +27,6 @@ bool all_zero(const std::byte* page) {
 
 }  // namespace
 
-bool SysvStamp::same_as(const SysvStamp& other) const {
-  return attached == other.attached && attach_time == other.attach_time && detach_time == other.detach_time &&
-         create_time == other.create_time && last_pid == other.last_pid && mtime_ns == other.mtime_ns &&
-         ctime_ns == other.ctime_ns;
-}
-
 SharedObject::SharedObject(uint32_t id, const ObjectKey& key)
     : id_(id), key_(key), store_(fmt::format("object_{}", id)), index_(std::make_unique<PageIndex>()) {}
 
@@ -63,7 +57,6 @@ void SharedObject::forget() {
   hashes_.clear();
   staged_.clear();
   erased_.clear();
-  stamp.reset();
   known_ = false;
   full_ = true;
 }
@@ -93,7 +86,8 @@ void SharedObject::erase(Range range) {
   if (!no_writing_) erased_.push_back(range);
 }
 
-// Compares chunks, and takes what differs to where it belongs. Several threads, each with one of its own.
+// Compares chunks, and stores what differs, or copies them to be compared later. Several threads, each with one of its
+// own.
 class SharedObject::Look {
  public:
   // With `ranges`, only the pages in them.
@@ -101,49 +95,43 @@ class SharedObject::Look {
       : object_(object), ranges_(ranges), arena_(arena), mutex_(mutex) {}
 
   void at_chunk(uint64_t chunk, ChunkHashes& hashes);
+  void at_copy(const Staged& copy, ChunkHashes& hashes);
 
  private:
   void at_part(Range part, Hash* hashes);
+  bool stage(Range part);
+  void compare(Range part, const std::byte* bytes, Hash* hashes);
   void erase(Range range) {
     const std::lock_guard lock(mutex_);
     object_.erase(range);
   }
-  void emit(uint64_t offset, std::span<const std::byte> bytes);
 
   SharedObject& object_;
   const std::vector<Range>* ranges_;
   StagingArena* arena_;
   std::mutex& mutex_;  // of the arena, and of the object's lists
-  std::vector<std::byte> buffer_ = std::vector<std::byte>(kChunk);
+  std::vector<std::byte> buffer_;
 };
 
-void SharedObject::Look::emit(uint64_t offset, std::span<const std::byte> bytes) {
-  if (object_.no_writing_) return;
-  if (arena_ != nullptr) {
-    std::byte* room = nullptr;
-    {
-      const std::lock_guard lock(mutex_);
-      room = arena_->allocate(bytes.size());
-      if (room != nullptr) object_.staged_.push_back({offset, {room, bytes.size()}});
-    }
-    if (room != nullptr) {
-      std::memcpy(room, bytes.data(), bytes.size());
-      return;
-    }
-    object_.writer_->set_compressing(false);  // the processes wait
+bool SharedObject::Look::stage(Range part) {
+  std::byte* room = nullptr;
+  {
+    const std::lock_guard lock(mutex_);
+    room = arena_->allocate(part.bytes());
+    if (room != nullptr) object_.staged_.push_back({part.start, {room, part.bytes()}});
   }
-  object_.writer_->put(offset, bytes, true);
+  if (room != nullptr) object_.read_chunk(part.start, {room, part.bytes()});
+  return room != nullptr;
 }
 
-void SharedObject::Look::at_part(Range part, Hash* hashes) {
-  object_.read_chunk(part.start, {buffer_.data(), part.bytes()});
+void SharedObject::Look::compare(Range part, const std::byte* bytes, Hash* hashes) {
   uint64_t run = part.start;  // start of the run of changed pages that ends here
   const auto flush = [&](uint64_t end) {
-    if (run < end) emit(run, {buffer_.data() + (run - part.start), end - run});
+    if (run < end && !object_.no_writing_) object_.writer_->put(run, {bytes + (run - part.start), end - run}, true);
     run = end + kPageSize;
   };
   for (uint64_t at = part.start; at < part.end; at += kPageSize, ++hashes) {
-    const Hash now = hash_page(buffer_.data() + (at - part.start));
+    const Hash now = hash_page(bytes + (at - part.start));
     const bool same = object_.known_ && now == *hashes;
     *hashes = now;
     if (same || now == Hash{}) {
@@ -152,6 +140,20 @@ void SharedObject::Look::at_part(Range part, Hash* hashes) {
     }
   }
   flush(part.end);
+}
+
+void SharedObject::Look::at_part(Range part, Hash* hashes) {
+  if (arena_ != nullptr) {
+    if (stage(part)) return;
+    object_.writer_->set_compressing(false);  // the processes wait
+  }
+  buffer_.resize(kChunk);
+  object_.read_chunk(part.start, {buffer_.data(), part.bytes()});
+  compare(part, buffer_.data(), hashes);
+}
+
+void SharedObject::Look::at_copy(const Staged& copy, ChunkHashes& hashes) {
+  compare({copy.offset, copy.offset + copy.bytes.size()}, copy.bytes.data(), &hashes[copy.offset % kChunk / kPageSize]);
 }
 
 void SharedObject::Look::at_chunk(uint64_t chunk, ChunkHashes& hashes) {
@@ -232,10 +234,20 @@ void SharedObject::update_all(StagingArena* arena) {
   known_ = true;
 }
 
+void SharedObject::look_at_copies() {
+  std::mutex mutex;
+  share_out(staged_.size(), staged_.size() / kChunksWorthThread + 1, [&]() -> ItemWork {
+    return [&, look = std::make_shared<Look>(*this, nullptr, nullptr, mutex)](size_t i) {
+      look->at_copy(staged_[i], *hashes_.at(staged_[i].offset / kChunk * kChunk));
+    };
+  });
+  staged_.clear();
+}
+
 void SharedObject::write() {
   writer_->set_compressing(true);
-  // A page erased here may have been written again by a later look, which then put or staged it: put what is staged
-  // last, and leave alone what has a hash.
+  look_at_copies();
+  // A page erased here may have been written again by a later look, which then put it: leave alone what has a hash.
   for (const Range& range : erased_) {
     for (uint64_t chunk = range.start / kChunk * kChunk; chunk < range.end;) {
       const auto it = hashes_.lower_bound(chunk);
@@ -250,10 +262,6 @@ void SharedObject::write() {
     }
   }
   erased_.clear();
-  share_out(staged_.size(), staged_.size() / kChunksWorthThread + 1, [this]() -> ItemWork {
-    return [this](size_t i) { writer_->put(staged_[i].offset, staged_[i].bytes, true); };
-  });
-  staged_.clear();
   writer_->finish();
   written_ = writer_->records();
   writer_.reset();

@@ -7,7 +7,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
-#include <optional>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -20,18 +20,6 @@
 #include "engine/memory/staging.h"
 
 namespace icp {
-
-// Everything about a System V segment that changes when somebody attaches, detaches, punches holes or writes through a
-// descriptor. Two equal stamps, the first of which was `settled`, mean that only the attaches there are can have
-// written in between.
-struct SysvStamp {
-  uint64_t attached = 0;
-  int64_t attach_time = 0, detach_time = 0, create_time = 0;  // unix seconds
-  int last_pid = 0;
-  int64_t mtime_ns = 0, ctime_ns = 0;  // of the segment's inode: hole punching changes it
-  bool settled = false;                // all times lie so far back that another event would show
-  bool same_as(const SysvStamp& other) const;
-};
 
 // One object. Its content is compared page by page, by hash, with what was last saved, so a page is stored only when it
 // differs; which pages need to be looked at at all is the caller's knowledge. Offsets are bytes into the object.
@@ -46,6 +34,7 @@ class SharedObject {
   // A round: where the content can be read, and which parts of the object are of interest (all of it unless set).
   void set_source(UniqueFd fd, const std::string& target);
   bool has_source() const { return static_cast<bool>(source_); }
+  int source() const { return source_.get(); }
   void add_window(Range window);
   void end_round();
   const struct stat& status() const { return status_; }
@@ -58,7 +47,8 @@ class SharedObject {
   // True when every page's hash is known.
   bool content_known() const { return known_; }
 
-  // Looks at everything. Changed pages go straight into the store, or into the arena as far as it has room.
+  // Looks at everything: pages that have changed go into the store. With an arena (the processes are stopped) pages are
+  // only copied, as far as it has room, and write() looks at them.
   void update_all(StagingArena* arena);
   // Looks at these ranges only.
   void update(const std::vector<Range>& ranges, StagingArena* arena);
@@ -71,7 +61,8 @@ class SharedObject {
   // Goes on from a version of an earlier agent, whose content has these hashes.
   void resume(PageIndex index, const PageHashes& hashes);
 
-  std::optional<SysvStamp> stamp;  // System V: when the trackers were last armed
+  // Bytes in memory of the source.
+  uint64_t data_bytes() const { return static_cast<uint64_t>(status_.st_blocks) * 512; }
   uint64_t written_pages() const { return writer_ ? writer_->records() : written_; }
   uint64_t total_pages() const { return index_->pages(); }
   bool full() const { return full_; }
@@ -85,7 +76,7 @@ class SharedObject {
     friend bool operator==(const Hash&, const Hash&) = default;
   };
   using ChunkHashes = std::array<Hash, kChunkPages>;
-  struct Staged {
+  struct Staged {  // within one chunk
     uint64_t offset;
     std::span<const std::byte> bytes;
   };
@@ -93,6 +84,7 @@ class SharedObject {
   class Look;
   // Compares chunks (their offsets, ascending); with `ranges`, only the pages in them.
   void look_at(const std::vector<uint64_t>& chunks, const std::vector<Range>* ranges, StagingArena* arena);
+  void look_at_copies();
   void erase(Range range);
   void read_chunk(uint64_t chunk, std::span<std::byte> to) const;
   static Hash to_hash(const PageHash& hash);  // of a page that is not all zeros

@@ -28,7 +28,10 @@ StagingArena::StagingArena(size_t limit) : limit_(round_up(std::max<size_t>(limi
 StagingArena::~StagingArena() { ::munmap(base_, limit_); }
 
 std::byte* StagingArena::allocate(size_t bytes) {
-  if (bytes > limit_ - used_) return nullptr;
+  if (bytes > limit_ - used_) {
+    overflowed_ = true;
+    return nullptr;
+  }
   std::byte* at = base_ + used_;
   used_ += bytes;
   touched_ = std::max(touched_, std::min(limit_, round_up(used_)));
@@ -44,6 +47,7 @@ void StagingArena::prepare(size_t bytes) {
 
 void StagingArena::reset(size_t keep) {
   used_ = 0;
+  overflowed_ = false;
   const size_t limit = std::min(limit_, round_up(keep));
   if (touched_ <= limit) return;
   ::madvise(base_ + limit, touched_ - limit, MADV_DONTNEED);

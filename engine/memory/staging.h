@@ -25,10 +25,13 @@ class StagingArena {
   // Forgets all copies. Keeps at most `keep` bytes of memory.
   void reset(size_t keep);
   size_t used() const { return used_; }
+  // Something did not fit since the last reset().
+  bool overflowed() const { return overflowed_; }
 
  private:
   std::byte* base_ = nullptr;
   size_t limit_ = 0, used_ = 0, touched_ = 0;
+  bool overflowed_ = false;
 };
 
 }  // namespace icp

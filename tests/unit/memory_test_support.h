@@ -151,6 +151,7 @@ class CaptureRig {
     if (precopy) capture_.precopy(find_processes({root_}));
     if (during) during();
     if (precopy && during) capture_.precopy(find_processes({root_}));
+    if (before_stop) before_stop();
     {
       const std::unique_ptr<StoppedTree> tree = stop_all();
       collect(*tree, at_stop);
@@ -175,7 +176,9 @@ class CaptureRig {
 
   bool precopy = true;
   bool verify = true;
-  uint64_t stop_ns = 0;  // of collect alone
+  std::function<void()> before_stop;               // after the last pre-copy
+  std::function<void(MemoryCapture&)> note_files;  // at the stop: object_of_file() of what the processes have open
+  uint64_t stop_ns = 0;                            // of collect alone
   uint32_t version = 0;
   MemoryStats stats;
   pb::Capsule capsule;
@@ -224,6 +227,7 @@ class CaptureRig {
     scope.attached_ids = segments;
     scope.uid = ::getuid();
     if (!segments.empty()) capture_sysv(select_objects(scope), *capsule.mutable_sysv());
+    if (note_files) note_files(capture_);
     timespec from{}, to{};
     ::clock_gettime(CLOCK_MONOTONIC, &from);
     capture_.collect(tree.processes(), states, capsule);
