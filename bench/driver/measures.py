@@ -42,9 +42,9 @@ class Bench:
             job.end()
             shutil.rmtree(job.dir, ignore_errors=True)
 
-    def malloc_and_write(self, mib, percent=1, round_ms=200, **options):
+    def malloc_and_write(self, mib, percent=1, round_ms=200, shared=None, **options):
         return self.job([self.programs / "malloc_and_write", "--mib", mib, "--percent", percent, "--rounds", FOREVER, "--round-ms",
-                         round_ms], **options)
+                         round_ms, *(["--shared", shared] if shared else [])], **options)
 
     @contextlib.contextmanager
     def malloc_and_write_alone(self, mib, percent):
@@ -111,6 +111,22 @@ def mgs(bench):
             for segment in segments(matrices) - before:  # a killed program leaves it in the machine's IPC namespace
                 subprocess.run(["ipcrm", "-m", segment], check=True)
     return {"rows": rows, "columns": columns, "segment_bytes": matrices, "versions": taken}
+
+
+def shared(bench):
+    """malloc_and_write in shared memory of each kind, 1% written between versions; `private` for comparison."""
+    mib = 256 if bench.quick else 1024
+    found = {}
+    for kind in (None, "sysv", "anonymous", "memfd", "posix", "memfd-open"):
+        bench.warm_memory(mib)
+        with bench.malloc_and_write(mib, round_ms=300, shared=kind) as job:
+            full = job.take()
+            steps = []
+            for _ in range(5 if bench.quick else 9):
+                job.next_round()
+                steps.append(job.take())
+        found[kind or "private"] = {"full": full, "incremental": {key: median([step[key] for step in steps]) for key in full}}
+    return {"mib": mib, "kinds": found}
 
 
 def segments(size):
@@ -270,5 +286,5 @@ def index(bench):
     return found
 
 
-PARTS = {"limits": limits, "sizes": sizes, "mgs": mgs, "floor": floor, "fixed": fixed, "versions": versions, "slowdown": slowdown,
+PARTS = {"limits": limits, "sizes": sizes, "shared": shared, "mgs": mgs, "floor": floor, "fixed": fixed, "versions": versions, "slowdown": slowdown,
          "lazy": lazy, "index": index, "agents": agents, "peers": peers}

@@ -77,6 +77,13 @@ def cells(taken):
     return [seconds(taken["stop_s"]), seconds(taken["total_s"]), seconds(taken["flushed_s"]), size(taken["bytes"])]
 
 
+def shared_part(results, _):
+    found = results["shared"]
+    return f"## Shared memory: {found['mib']} MiB, 1% written between versions\n\n" + table(
+        ["", *(f"{one}: {what}" for one in ("full", "1%") for what in ("stopped", "complete", "flushed", "size"))],
+        [[kind, *cells(one["full"]), *cells(one["incremental"])] for kind, one in found["kinds"].items()])
+
+
 def mgs_part(results, out):
     found = results["mgs"]
     taken = found["versions"]
@@ -219,7 +226,7 @@ def goals_part(results, _):
     return "## Goals\n\n" + table(["what", "goal", "measured", ""], rows)
 
 
-PARTS = {"limits": limits_part, "sizes": sizes_part, "mgs": mgs_part, "floor": floor_part, "fixed": fixed_part, "versions": versions_part,
+PARTS = {"limits": limits_part, "sizes": sizes_part, "shared": shared_part, "mgs": mgs_part, "floor": floor_part, "fixed": fixed_part, "versions": versions_part,
          "slowdown": slowdown_part, "lazy": lazy_part, "index": index_part, "agents": agents_part, "peers": peers_part}
 
 

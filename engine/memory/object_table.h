@@ -112,7 +112,8 @@ class ObjectTable {
   void start_arming();
   // What was written since the object's mappers were last armed; arms them.
   Found arm(const SharedObject& object);
-  bool collect_mappers(const SharedObject& object, std::vector<Range>& written);
+  // False when a mapper was not tracked.
+  static bool collect_mappers(const Armed& armed, std::vector<Range>& written);
   bool saw_all(const SharedObject& object, const Armed& before, const Armed& now) const;
   bool can_be_tracked(const SharedObject& object) const;
   // The watch sees whoever else begins to write to it.
@@ -135,8 +136,8 @@ class ObjectTable {
   std::unique_ptr<ObjectWatch> watch_;               // null: not offered, or not asked for yet
   bool watch_failed_ = false;
   std::vector<pid_t> watched_processes_;
-  ObjectWatch::Seen watched_;                // since the mappings of the last pass were read, or earlier
-  std::optional<std::set<InodeId>> others_;  // inodes that others have, once looked for in this version
+  ObjectWatch::Seen watched_;         // since the mappings of the last pass were read, or earlier
+  std::set<InodeId> checked_, others_;  // looked at for the watch in this version; that others have, too
   uint64_t read_whole_ = 0;
   uint32_t next_id_ = 1;
 };

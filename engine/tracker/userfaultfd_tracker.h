@@ -33,6 +33,13 @@ class UserfaultfdTracker final : public PageTracker {
 
  private:
   UserfaultfdTracker(pid_t pid, UniqueFd uffd, UniqueFd pagemap);
+  struct Part {
+    uint64_t start, end;
+    bool dense;
+  };
+  std::vector<Part> parts_of(uint64_t start, uint64_t end, MappingClass kind) const;
+  static std::vector<Part> shares_of(const std::vector<Part>& parts);
+  bool is_tracked(uint64_t page) const;
   bool register_range(uint64_t start, uint64_t end);
   bool scan(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out);
   bool scan_dense(uint64_t start, uint64_t end, bool rearm, std::vector<PageRange>& out);

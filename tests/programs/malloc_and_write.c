@@ -2,11 +2,14 @@
 /* malloc_and_write: allocates memory, then rewrites a share of its pages every round.
  *
  * The first program of the incremental checkpoint's measurements. The memory is
- * private and anonymous and its content does not compress. Which pages a round
- * writes, and with what, depends on the seed and the round alone.
+ * private and anonymous unless told otherwise, and its content does not
+ * compress. Which pages a round writes, and with what, depends on the seed and
+ * the round alone.
  */
+#include <fcntl.h>
 #include <stdbool.h>
 #include <sys/mman.h>
+#include <sys/shm.h>
 #include <unistd.h>
 
 #include "common.h"
@@ -20,19 +23,21 @@ static const char usage[] =
     "  --rounds N          rounds (10)\n"
     "  --round-ms T        pause after each round, milliseconds (0)\n"
     "  --seed K            (1)\n"
+    "  --shared KIND       shared memory: anonymous, memfd, memfd-open, posix, sysv\n"
     "  --progress-file P   one line per round appended to P\n";
 
 struct options {
   double mib, percent, round_ms;
   long rounds;
   uint64_t seed;
-  const char* progress_file;
+  const char *shared, *progress_file;
 };
 
 static struct options parse(int argc, char** argv) {
   static const struct option table[] = {
-      {"mib", 1, 0, 'm'},      {"percent", 1, 0, 'f'},       {"rounds", 1, 0, 'n'}, {"seed", 1, 0, 's'},
-      {"round-ms", 1, 0, 't'}, {"progress-file", 1, 0, 'p'}, {"help", 0, 0, 'h'},   {0},
+      {"mib", 1, 0, 'm'},  {"percent", 1, 0, 'f'},  {"rounds", 1, 0, 'n'},
+      {"seed", 1, 0, 's'}, {"round-ms", 1, 0, 't'}, {"progress-file", 1, 0, 'p'},
+      {"help", 0, 0, 'h'}, {"shared", 1, 0, 'k'},   {0},
   };
   struct options o = {.mib = 64, .percent = 1, .rounds = 10, .seed = 1};
   int c;
@@ -53,6 +58,9 @@ static struct options parse(int argc, char** argv) {
         break;
       case 's':
         o.seed = (uint64_t)number("seed", optarg, 0, 1e15);
+        break;
+      case 'k':
+        o.shared = optarg;
         break;
       case 'p':
         o.progress_file = optarg;
@@ -105,11 +113,41 @@ static void progress(const struct options* o, long round, size_t written) {
   }
 }
 
+/* Without a name that would outlive the process; `-open` keeps the descriptor. */
+static void* map_memory(const char* shared, size_t bytes) {
+  const char* path = "/dev/shm/malloc_and_write";
+  void* memory;
+  int fd = -1, id;
+
+  if (shared == NULL) return mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (strcmp(shared, "anonymous") == 0)
+    return mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
+  if (strcmp(shared, "sysv") == 0) {
+    id = shmget(IPC_PRIVATE, bytes, 0600);
+    memory = shmat(id, NULL, 0);
+    shmctl(id, IPC_RMID, NULL);
+    return memory;
+  }
+  if (strncmp(shared, "memfd", 5) == 0) {
+    fd = memfd_create("malloc_and_write", MFD_CLOEXEC);
+  } else if (strcmp(shared, "posix") == 0) {
+    fd = open(path, O_RDWR | O_CREAT | O_EXCL | O_CLOEXEC, 0600);
+    unlink(path);
+  } else {
+    fputs(usage, stderr);
+    exit(2);
+  }
+  if (fd < 0 || ftruncate(fd, (off_t)bytes) != 0) return MAP_FAILED;
+  memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+  if (strcmp(shared, "memfd-open") != 0) close(fd);
+  return memory;
+}
+
 int main(int argc, char** argv) {
   struct options o = parse(argc, argv);
   size_t pages = (size_t)(o.mib * (1 << 20) / PAGE);
   size_t count = (size_t)((double)pages * o.percent / 100);
-  unsigned char* memory = mmap(NULL, pages * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  unsigned char* memory = map_memory(o.shared, pages * PAGE);
   unsigned char* chosen = malloc(pages / 8 + 1);
   uint64_t hash = 0;
 

@@ -54,6 +54,7 @@ enum Action : uint64_t {
   kOpenAndWrite,        // the same, kept open
   kWriteAmongMany,      // more mmaps than the watch has room for
   kUnmapHalf,           // after writing to it
+  kMakeOpenMemfd,       // beside what there is, and go on with it
 };
 
 // In the child.
@@ -118,6 +119,10 @@ class Memory {
       case kUnmapHalf:
         at_[page]++;
         ::munmap(at_ + kBytes / 2, kBytes / 2);
+        break;
+      case kMakeOpenMemfd:
+        kind_ = Kind::kOpenMemfd;
+        make();
         break;
       default:
         break;
@@ -313,6 +318,19 @@ TEST(SharedMemoryOfOthers, ADescriptorThatIsNew) {
     EXPECT_NE(capture.object_of_file(file.get(), "/memfd:icp-test (deleted)"), 0u);
   };
   rig.take();
+  EXPECT_EQ(rig.difference, "");
+  EXPECT_EQ(rig.stats.read_whole, kBytes);
+}
+
+// Found: memory that came between two pre-copies was taken to be nobody else's. (Seed 89 of the property test.)
+TEST(SharedMemoryOfOthers, AnOpenMemfdThatCameBetweenTwoPrecopies) {
+  SKIP_WITHOUT_WATCH();
+  TestChild child(kVariable, number_of(Kind::kAnonymous));
+  ASSERT_TRUE(child.run(kMake));
+  CaptureRig rig(child.pid());
+  rig.take();
+  rig.before_stop = [&] { ASSERT_TRUE(child.run(kWriteDescriptor)); };
+  rig.take([&] { ASSERT_TRUE(child.run(kMakeOpenMemfd)); });
   EXPECT_EQ(rig.difference, "");
   EXPECT_EQ(rig.stats.read_whole, kBytes);
 }
