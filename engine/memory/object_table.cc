@@ -67,6 +67,7 @@ void ObjectTable::make_watch() {
 void ObjectTable::drop_watch() {
   watch_.reset();
   armed_.clear();
+  changes_.reset();
 }
 
 void ObjectTable::without_watch(const Error& error) {
@@ -97,6 +98,8 @@ void ObjectTable::start_pass() {
   // A mapping that comes and goes between here and the reading of the mappings is seen by the next pass, which then
   // looks at everything.
   if (watch_ && watch_->recording()) watch_->take(watched_);
+  // Before anything is armed: the module arms all of a process at the beginning of its pass.
+  changes_ = watch_ ? std::optional(watch_->changes()) : std::nullopt;
 }
 
 SharedObject& ObjectTable::object(const ObjectKey& key) {
@@ -261,6 +264,7 @@ ObjectTable::Found ObjectTable::arm(const SharedObject& object) {
   const bool tracked = collect_mappers(now, found.written);
   const auto before = armed_.find(object.key());
   found.all = tracked && object.content_known() && before != armed_.end() && saw_all(object, before->second, now);
+  now.changes = changes_;
   armed_[object.key()] = std::move(now);
   return found;
 }
@@ -427,6 +431,7 @@ void ObjectTable::resume(const VersionReader& version, const pb::MemoryObject& s
 void ObjectTable::finish_adopt(uint32_t highest_id) {
   next_id_ = std::max(next_id_, highest_id + 1);
   start_arming();
+  if (watch_) changes_ = watch_->changes();  // they are stopped
   for (const ObjectKey& key : seen_)
     if (is_segment(key)) arm(*objects_.at(key));
   start_pass();

@@ -93,7 +93,7 @@ class ObjectTable {
   struct Armed {
     std::vector<Mapper> mappers;  // ascending
     std::optional<SysvStamp> stamp;
-    std::optional<uint64_t> changes;  // ObjectWatch::changes()
+    std::optional<uint64_t> changes;  // ObjectWatch::changes() before
     std::optional<int64_t> time;      // without a watch: of the last change of the inode, once it is past, in ns
     bool alone = false;
   };
@@ -135,8 +135,9 @@ class ObjectTable {
   std::vector<IpcObject> segments_;                  // as listed at the start of the pass
   std::unique_ptr<ObjectWatch> watch_;               // null: not offered, or not asked for yet
   bool watch_failed_ = false;
+  std::optional<uint64_t> changes_;  // its count when the pass began
   std::vector<pid_t> watched_processes_;
-  ObjectWatch::Seen watched_;         // since the mappings of the last pass were read, or earlier
+  ObjectWatch::Seen watched_;           // since the mappings of the last pass were read, or earlier
   std::set<InodeId> checked_, others_;  // looked at for the watch in this version; that others have, too
   uint64_t read_whole_ = 0;
   uint32_t next_id_ = 1;

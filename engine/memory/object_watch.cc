@@ -7,6 +7,7 @@
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
@@ -79,6 +80,16 @@ uint64_t sum_of(const std::vector<UniqueFd>& events) {
   return sum;
 }
 
+// Three a processor: they must not be what page files and the job's files lack.
+void check_descriptors() {
+  rlimit limit{};
+  const auto wanted = 3 * static_cast<rlim_t>(configured_processors());
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0 && wanted > limit.rlim_cur / 2) {
+    throw_error(ErrorKind::kSystem, "{} descriptors are too many for a limit of {} (RLIMIT_NOFILE)", wanted,
+                limit.rlim_cur);
+  }
+}
+
 // One event for each processor, counting those that match.
 std::vector<UniqueFd> count_tracepoint(uint64_t id, const std::string& filter) {
   perf_event_attr attributes{};
@@ -101,6 +112,7 @@ std::vector<UniqueFd> count_tracepoint(uint64_t id, const std::string& filter) {
 std::unique_ptr<ObjectWatch> ObjectWatch::make() {
   std::unique_ptr<ObjectWatch> watch(new ObjectWatch);
   watch->processors_ = online_processors();
+  check_descriptors();
   const UniqueFd tracefs = open_tracefs();
   watch->removal_id_ = tracepoint_id(tracefs.get(), "filemap/mm_filemap_delete_from_page_cache");
   watch->mremaps_ = count_tracepoint(tracepoint_id(tracefs.get(), "syscalls/sys_enter_mremap"), "old_len == 0");
