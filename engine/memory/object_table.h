@@ -30,9 +30,7 @@ struct SysvStamp {
 
 // What was written to an object comes from its mappers' trackers where these saw every possible write since they were
 // last armed; everything else is compared whole, by hash, with what was saved. They saw all when
-// - for a System V segment: all attaches are in the capsule, and the segment's own times and counts say that nobody
-// came
-//   or went;
+// - for a System V segment: all attaches are in the capsule, and its own times and counts say that nobody came or went;
 // - for memory in tmpfs (System V, memfd, anonymous, /dev/shm): an ObjectWatch was recording, which saw nobody map it,
 //   fork with it, or write to it through a descriptor, and nobody else had it to begin with.
 // In both cases no page was taken out of it (MADV_REMOVE, truncation), which the watch counts. The watch records from
