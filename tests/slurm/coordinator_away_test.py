@@ -1,6 +1,7 @@
 """icpctld that is stopped, unreachable, misconfigured or cut off, and clocks that are set back: what jobs notice of it."""
 
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -14,6 +15,12 @@ from coordinated import Coordinated
 AWAY = "the coordinator cannot be reached"
 FAKETIME = "/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1"
 STARTED = ["perl", "-MTime::HiRes=time", "-e", "$| = 1; printf qq(started %.3f\\n), time; sleep 5"]
+
+
+def faketime_objects():
+    """What ended programs under libfaketime left in /dev/shm; the names end in their pids."""
+    return {path for path in pathlib.Path("/dev/shm").glob("*faketime*")
+            if not os.path.exists(f"/proc/{path.name.rpartition('_')[2]}")}
 
 
 class Away(Coordinated):
@@ -143,6 +150,8 @@ class Away(Coordinated):
     def test_clock_is_set_back(self):
         """By a day, for icpctld and the agents (libfaketime), in the middle of a job's versions."""
         self.assertTrue(os.path.exists(FAKETIME), "the package faketime is not installed")
+        others = faketime_objects()
+        self.addCleanup(lambda: [path.unlink() for path in faketime_objects() - others])  # of the killed icpctld
         clock = self.cluster.state / "clock"
         clock.write_text("+0")
         clock.chmod(0o644)
