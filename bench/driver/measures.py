@@ -73,6 +73,16 @@ def limits(bench):
     return {key: median([run[key] for run in runs]) for key in runs[0]}
 
 
+def full_and_incremental(job, number):
+    """A full version, and the medians of `number` incremental ones, a round of the job before each."""
+    full = job.take()
+    steps = []
+    for _ in range(number):
+        job.next_round()
+        steps.append(job.take())
+    return {"full": full, "incremental": {key: median([step[key] for step in steps]) for key in full}}
+
+
 def sizes(bench):
     """malloc_and_write: full and incremental (1% written between versions), and restart, over sizes."""
     rows = []
@@ -80,12 +90,7 @@ def sizes(bench):
         bench.warm_memory(mib)
         with bench.malloc_and_write(mib, round_ms=max(300, mib)) as job:  # a version must not span two rounds
             plain = bench.bandwidth(mib)
-            full = job.take()
-            steps = []
-            for _ in range(3 if bench.quick else 7):
-                job.next_round()
-                steps.append(job.take())
-            row = {"mib": mib, "full": full, "incremental": {key: median([step[key] for step in steps]) for key in full},
+            row = {"mib": mib, **full_and_incremental(job, 3 if bench.quick else 7),
                    "plain_write_s": mib * MIB / plain["write"], "plain_flushed_s": mib * MIB / plain["write_flushed"],
                    "plain_read_s": mib * MIB / plain["read"]}
             kill(job.pid)  # as after a death: its memory is there for the restart
@@ -120,12 +125,7 @@ def shared(bench):
     for kind in (None, "sysv", "anonymous", "memfd", "posix", "memfd-open"):
         bench.warm_memory(mib)
         with bench.malloc_and_write(mib, round_ms=300, shared=kind) as job:
-            full = job.take()
-            steps = []
-            for _ in range(5 if bench.quick else 9):
-                job.next_round()
-                steps.append(job.take())
-        found[kind or "private"] = {"full": full, "incremental": {key: median([step[key] for step in steps]) for key in full}}
+            found[kind or "private"] = full_and_incremental(job, 5 if bench.quick else 9)
     return {"mib": mib, "kinds": found}
 
 
@@ -286,5 +286,5 @@ def index(bench):
     return found
 
 
-PARTS = {"limits": limits, "sizes": sizes, "shared": shared, "mgs": mgs, "floor": floor, "fixed": fixed, "versions": versions, "slowdown": slowdown,
-         "lazy": lazy, "index": index, "agents": agents, "peers": peers}
+PARTS = {"limits": limits, "sizes": sizes, "shared": shared, "mgs": mgs, "floor": floor, "fixed": fixed, "versions": versions,
+         "slowdown": slowdown, "lazy": lazy, "index": index, "agents": agents, "peers": peers}

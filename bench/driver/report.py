@@ -226,8 +226,8 @@ def goals_part(results, _):
     return "## Goals\n\n" + table(["what", "goal", "measured", ""], rows)
 
 
-PARTS = {"limits": limits_part, "sizes": sizes_part, "shared": shared_part, "mgs": mgs_part, "floor": floor_part, "fixed": fixed_part, "versions": versions_part,
-         "slowdown": slowdown_part, "lazy": lazy_part, "index": index_part, "agents": agents_part, "peers": peers_part}
+PARTS = {"limits": limits_part, "sizes": sizes_part, "shared": shared_part, "mgs": mgs_part, "floor": floor_part, "fixed": fixed_part,
+         "versions": versions_part, "slowdown": slowdown_part, "lazy": lazy_part, "index": index_part, "agents": agents_part, "peers": peers_part}
 
 
 def write(results, out):

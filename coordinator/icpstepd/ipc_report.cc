@@ -1,16 +1,12 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "coordinator/icpstepd/ipc_report.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 
 #include <algorithm>
-#include <charconv>
-#include <cstring>
 #include <map>
-#include <memory>
 #include <set>
 #include <utility>
 
@@ -27,14 +23,9 @@ constexpr std::chrono::seconds kLookEvery{5};
 
 // Processes in an IPC namespace. Who ends meanwhile is left out.
 std::vector<pid_t> processes_in(uint64_t inode) {
-  const std::unique_ptr<DIR, int (*)(DIR*)> proc(opendir("/proc"), closedir);
-  if (!proc) throw_errno("cannot list /proc");
   std::vector<pid_t> found;
-  while (const dirent* entry = readdir(proc.get())) {
-    pid_t pid = 0;
-    const char* end = entry->d_name + std::strlen(entry->d_name);
+  for (const pid_t pid : list_processes()) {
     struct stat info {};
-    if (std::from_chars(entry->d_name, end, pid).ptr != end) continue;
     if (stat(fmt::format("/proc/{}/ns/ipc", pid).c_str(), &info) == 0 && info.st_ino == inode) found.push_back(pid);
   }
   return found;

@@ -221,8 +221,13 @@ void ObjectTable::find_others() {
     }
   }
   if (all.empty()) return;
-  others_.merge(mapped_outside(all, watched_processes_));
-  if (!without_notice.empty()) others_.merge(held_open(without_notice));
+  try {
+    others_.merge(mapped_outside(all, watched_processes_));
+    if (!without_notice.empty()) others_.merge(held_open(without_notice));
+  } catch (const Error& error) {
+    without_watch(error);
+    return;
+  }
   checked_.merge(all);
 }
 
@@ -238,7 +243,6 @@ void ObjectTable::start_arming() {
       inodes.insert(inode_id(object->second->status()));
   try {
     watch_->set_inodes(inodes);
-    find_others();
   } catch (const Error& error) {
     without_watch(error);
   }
@@ -284,6 +288,7 @@ bool ObjectTable::saw_all(const SharedObject& object, const Armed& before, const
 uint64_t ObjectTable::precopy_collect() {
   uint64_t bytes = 0;
   start_arming();
+  find_others();
   for (const ObjectKey& key : seen_) {
     SharedObject& object = *objects_.at(key);
     if (!can_be_tracked(object) || (!is_segment(key) && !alone(object))) continue;

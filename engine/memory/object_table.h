@@ -116,7 +116,8 @@ class ObjectTable {
   bool can_be_tracked(const SharedObject& object) const;
   // The watch sees whoever else begins to write to it.
   bool alone(const SharedObject& object) const;
-  // Whom the watch will not see come: those that have it already.
+  // Whom the watch will not see come: those that have it already. Goes through /proc: not for the stop, where what has
+  // not been armed before is looked at whole anyway.
   void find_others();
   std::optional<SysvStamp> take_stamp(const SharedObject& object) const;
   void list_segments();

@@ -53,11 +53,6 @@ uint64_t tracepoint_id(int tracefs, const char* name) {
   return std::strtoull(text.data(), nullptr, 10);
 }
 
-UniqueFd open_event(const perf_event_attr& attributes, int processor) {
-  return UniqueFd(static_cast<int>(::syscall(SYS_perf_event_open, &attributes, -1, processor, -1,
-                                             static_cast<unsigned long>(PERF_FLAG_FD_CLOEXEC))));
-}
-
 int configured_processors() { return static_cast<int>(::sysconf(_SC_NPROCESSORS_CONF)); }
 
 std::string online_processors() {
@@ -90,19 +85,29 @@ void check_descriptors() {
   }
 }
 
-// One event for each processor, counting those that match.
+// One event for each processor that is online.
+std::vector<UniqueFd> open_events(const perf_event_attr& attributes) {
+  std::vector<UniqueFd> events;
+  for (int processor = 0; processor < configured_processors(); ++processor) {
+    UniqueFd event(static_cast<int>(::syscall(SYS_perf_event_open, &attributes, -1, processor, -1,
+                                              static_cast<unsigned long>(PERF_FLAG_FD_CLOEXEC))));
+    if (!event && errno == ENODEV) continue;  // offline
+    if (!event) throw_errno("cannot open the event {} of processor {}", attributes.config, processor);
+    events.push_back(std::move(event));
+  }
+  return events;
+}
+
+// Counts the events that match.
 std::vector<UniqueFd> count_tracepoint(uint64_t id, const std::string& filter) {
   perf_event_attr attributes{};
   attributes.size = sizeof attributes;
   attributes.type = PERF_TYPE_TRACEPOINT;
   attributes.config = id;
-  std::vector<UniqueFd> events;
-  for (int processor = 0; processor < configured_processors(); ++processor) {
-    UniqueFd event = open_event(attributes, processor);
-    if (!event && errno == ENODEV) continue;  // offline
-    if (!event || ::ioctl(event.get(), PERF_EVENT_IOC_SET_FILTER, filter.c_str()) != 0)
+  std::vector<UniqueFd> events = open_events(attributes);
+  for (const UniqueFd& event : events) {
+    if (::ioctl(event.get(), PERF_EVENT_IOC_SET_FILTER, filter.c_str()) != 0)
       throw_errno("cannot count the events {} that match {}", id, filter);
-    events.push_back(std::move(event));
   }
   return events;
 }
@@ -129,12 +134,9 @@ std::unique_ptr<ObjectWatch> ObjectWatch::make() {
   records.mmap = records.mmap_data = records.mmap2 = 1;
   const size_t share = kAllRings / static_cast<size_t>(configured_processors());
   watch->ring_bytes_ = std::clamp(std::bit_floor(share), kLeastRing, kMostRing);
-  for (int processor = 0; processor < configured_processors(); ++processor) {
-    UniqueFd event = open_event(records, processor);
-    if (!event && errno == ENODEV) continue;
-    if (!event) throw_errno("cannot record the mappings of processor {}", processor);
+  for (UniqueFd& event : open_events(records)) {
     void* memory = ::mmap(nullptr, kPageSize + watch->ring_bytes_, PROT_READ | PROT_WRITE, MAP_SHARED, event.get(), 0);
-    if (memory == MAP_FAILED) throw_errno("cannot map the records of processor {}", processor);
+    if (memory == MAP_FAILED) throw_errno("cannot map the records of mmap and fork");
     watch->rings_.push_back({std::move(event), memory});
   }
   return watch;

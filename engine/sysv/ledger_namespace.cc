@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/sysv/ledger_namespace.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sched.h>
 #include <sys/mount.h>
@@ -9,10 +8,12 @@
 #include <sys/vfs.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
-#include <memory>
+#include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
 #include "engine/sysv/ipc_namespace.h"
 
 namespace icp {
@@ -62,15 +63,11 @@ void remove_pin(const std::string& path) {
 }
 
 bool namespace_in_use(uint64_t inode) {
-  const std::unique_ptr<DIR, int (*)(DIR*)> proc(::opendir("/proc"), ::closedir);
-  if (!proc) throw_errno("cannot read /proc");
-  while (const dirent* entry = ::readdir(proc.get())) {
+  const std::vector<pid_t> processes = list_processes();
+  return std::any_of(processes.begin(), processes.end(), [inode](pid_t pid) {
     struct stat info {};
-    const std::string path = std::string("/proc/") + entry->d_name + "/ns/ipc";
-    const bool numeric = entry->d_name[0] >= '0' && entry->d_name[0] <= '9';
-    if (numeric && ::stat(path.c_str(), &info) == 0 && info.st_ino == inode) return true;
-  }
-  return false;
+    return ::stat(fmt::format("/proc/{}/ns/ipc", pid).c_str(), &info) == 0 && info.st_ino == inode;
+  });
 }
 
 }  // namespace icp
