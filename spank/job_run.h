@@ -12,8 +12,6 @@
 
 namespace icp::spank {
 
-std::string run_file(const std::string& run_dir, const std::string& node, uint32_t job, const char* name);
-
 // In the prolog. Slurm tells the restart count neither to the extern nor to the batch step when they start
 // (S_SLURM_RESTART_COUNT is always 0 in 22.05), yet all steps must agree on it, since it is part of the ledger's name.
 void record_restart_count(const std::string& run_dir, const std::string& node, uint32_t job, uint32_t count);

@@ -20,7 +20,7 @@ Request given;
 bool check_interval(const char* source, std::string_view text) {
   std::string why;
   if (parse_duration(text, why)) return true;
-  slurm_error("spank_icp: %s: %s", source, why.c_str());
+  complain(std::string(source) + ": " + why);
   return false;
 }
 
@@ -170,11 +170,11 @@ Request requested(spank_t handle) {
       // the environment from the job (--export=NIL).
       if (const std::string text = job_env(handle, *name); !text.empty()) value = text;
     }
-  }
-  std::string why;
-  if (!request.interval.empty() && !parse_duration(request.interval, why)) {
-    slurm_error("spank_icp: no checkpoints: %s", why.c_str());  // a variable changed inside the job
-    request.interval.clear();
+    // A variable changed inside the job: its submission was checked.
+    if (value.empty() || twins.check(twins.srun.front(), value)) continue;
+    if (twins.member == &Request::restart_dir)
+      request.refused = std::string(twins.srun.front()) + " names no directory";
+    value.clear();
   }
   return request;
 }

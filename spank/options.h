@@ -12,6 +12,7 @@ struct Request {
   std::string interval;        // empty: not asked for
   std::string checkpoint_dir;  // absolute, or empty
   std::string restart_dir;     // absolute, "none", or empty
+  std::string refused;         // not empty: what it says cannot be done, and must not be passed over
 
   bool wants_agent() const { return !interval.empty() || (!restart_dir.empty() && restart_dir != "none"); }
 };

@@ -55,7 +55,7 @@ int guarded(const char* where, Function function) noexcept {
   try {
     return function();
   } catch (const std::exception& error) {
-    slurm_error("spank_icp: %s: %s", where, error.what());
+    icp::spank::complain(std::string(where) + ": " + error.what());
   } catch (...) {
     slurm_error("spank_icp: %s: unknown error", where);
   }

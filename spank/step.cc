@@ -2,6 +2,8 @@
 #include "spank/step.h"
 
 #include <fcntl.h>
+#include <sys/socket.h>
+#include <sys/un.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -10,6 +12,7 @@
 
 #include "engine/base/error.h"
 #include "engine/sysv/ledger.h"
+#include "engine/sysv/run_dir.h"
 #include "spank/agent_link.h"
 #include "spank/job_run.h"
 #include "spank/options.h"
@@ -29,34 +32,39 @@ StepFacts facts;
 bool asked = false;   // for checkpoints or a restart
 bool served = false;  // by an agent, which the tasks announce themselves to
 std::string problem;  // why there is no agent though one was asked for
+std::string denied;   // not empty: why no task of the step may run
 
 // Only the tasks' own end may fail a job without draining the node, hence the sentence waits for start_task().
 void put_line(const std::string& text) {
   const std::string line = "slurm-icp: " + text + "\n";
-  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) slurm_error("spank_icp: %s", text.c_str());
+  if (::write(STDERR_FILENO, line.data(), line.size()) < 0) complain(text);
 }
 
-// The nth of a Slurm list of hosts; empty when there is none.
-std::string nth_host(const std::string& list, uint32_t n) {
-  const hostlist_t hosts = slurm_hostlist_create(list.c_str());
-  if (hosts == nullptr) return {};
-  std::string name;
-  for (char* host = nullptr; (host = slurm_hostlist_shift(hosts)) != nullptr; std::free(host)) {
-    if (n-- == 0) name = host;
+// slurmd's name of the node, from the socket at which this slurmstepd listens for it,
+// <spool>/<node>_<job>.<step>: Slurm has made it before it loads a plugin, and no user has a say in it. Nothing else
+// does tell, since the step's environment is srun's, hence the user's, and hosts may run several slurmds.
+std::string name_in_socket() {
+  constexpr int kMost = 1024;
+  for (int fd = 0; fd < kMost; fd++) {
+    sockaddr_un address{};
+    socklen_t length = sizeof address;
+    int listens = 0;
+    socklen_t size = sizeof listens;
+    if (::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) != 0 || address.sun_family != AF_UNIX ||
+        ::getsockopt(fd, SOL_SOCKET, SO_ACCEPTCONN, &listens, &size) != 0 || listens == 0) {
+      continue;
+    }
+    const std::string path(address.sun_path, ::strnlen(address.sun_path, sizeof address.sun_path));
+    const std::string name = path.substr(path.rfind('/') + 1);
+    const size_t end = name.rfind('_');
+    if (end != std::string::npos && name.find('.', end) != std::string::npos) return name.substr(0, end);
   }
-  slurm_hostlist_destroy(hosts);
-  return name;
+  return {};
 }
 
-std::string node_name(spank_t handle, int32_t step) {
-  // SLURMD_NODENAME of a step that a batch script started is the batch node's: srun exports the script's environment.
-  if (step >= 0) {
-    const std::string list = job_env(handle, "SLURM_STEP_NODELIST");
-    const auto index = item<uint32_t>(handle, S_JOB_NODEID);
-    if (std::string name = index ? nth_host(list, *index) : ""; !name.empty()) return name;
-  }
-  if (std::string name = job_env(handle, "SLURMD_NODENAME"); !name.empty()) return name;
-  if (const char* const name = std::getenv("SLURMD_NODENAME"); name != nullptr) return name;
+std::string node_name() {
+  if (std::string name = name_in_socket(); is_node_name(name)) return name;
+  if (const char* const name = std::getenv("SLURMD_NODENAME"); name != nullptr) return name;  // slurmstepd's own
   char host[256] = "";
   ::gethostname(host, sizeof host - 1);
   return host;
@@ -73,7 +81,7 @@ StepFacts read_facts(spank_t handle) {
   if (spank_get_item(handle, S_JOB_SUPPLEMENTARY_GIDS, &groups, &count) == ESPANK_SUCCESS && count > 0) {
     step.groups.assign(groups, groups + count);
   }
-  step.node = node_name(handle, step.step);
+  step.node = node_name();
   step.nodes = item<uint32_t>(handle, S_JOB_NNODES).value_or(1);
   step.local_tasks = item<uint32_t>(handle, S_JOB_LOCAL_TASK_COUNT).value_or(1);
   step.total_tasks = item<uint32_t>(handle, S_JOB_TOTAL_TASK_COUNT).value_or(1);
@@ -86,17 +94,21 @@ StepFacts read_facts(spank_t handle) {
 
 // The job's IPC namespace (mode private), or a place to note what its processes make (mode host). Tasks inherit the
 // namespace of this thread. This is the only moment: before it the step is not known, after it (user_init) the rights
-// are gone.
+// are gone. A job that is to have a namespace of its own does not run in the host's.
 void enter_job(const Settings& settings) {
-  if (settings.ipc == IpcChoice::kOff) return;
-  const IpcMode mode = settings.ipc == IpcChoice::kPrivate ? IpcMode::kPrivate : IpcMode::kHost;
+  const bool must = settings.ipc == IpcChoice::kPrivate;
+  if (must) denied = "it gets no IPC namespace of its own";  // until it has
   try {
-    const JobLedger ledger =
-        JobLedger::create_or_join(settings.run_dir, facts.node, facts.job, facts.restarts, facts.uid, mode);
-    facts.private_ipc = ledger.facts().mode == IpcMode::kPrivate;
-  } catch (const Error& error) {
-    // The job did not ask for this: it runs on without.
-    slurm_error("spank_icp: job %u: %s", facts.job, error.what());
+    facts.restarts = restart_count(settings.run_dir, facts.node, facts.job);
+    if (settings.ipc != IpcChoice::kOff) {
+      const JobLedger ledger = JobLedger::create_or_join(settings.run_dir, facts.node, facts.job, facts.restarts,
+                                                         facts.uid, must ? IpcMode::kPrivate : IpcMode::kHost);
+      facts.private_ipc = ledger.facts().mode == IpcMode::kPrivate;
+    }
+    denied.clear();
+  } catch (const std::exception& error) {
+    complain("job " + std::to_string(facts.job) + ": " + error.what());
+    if (must) denied += std::string(": ") + error.what() + "; ask the administrator (`ipc` in icp.yaml)";
   }
 }
 
@@ -105,11 +117,17 @@ void enter_job(const Settings& settings) {
 void begin_step(spank_t handle, const Settings& settings) {
   facts = read_facts(handle);
   if (facts.job == 0) return;
-  facts.restarts = restart_count(settings.run_dir, facts.node, facts.job);
   enter_job(settings);
   const Request request = requested(handle);
-  if (facts.step >= 0 && (request.wants_agent() || settings.on_demand))
-    note_numbered_step(settings.run_dir, facts.node, facts.job);
+  if (denied.empty()) denied = request.refused;
+  if (!denied.empty()) return;  // nothing of it will run
+  if (facts.step >= 0 && (request.wants_agent() || settings.on_demand)) {
+    try {
+      note_numbered_step(settings.run_dir, facts.node, facts.job);
+    } catch (const Error& error) {
+      complain("job " + std::to_string(facts.job) + ": " + error.what());
+    }
+  }
   if (facts.step < 0 && facts.step != protocol::kBatchStep) return;
   // `ipc: host` needs somebody who looks at what the job's processes make while they are alive.
   const bool wanted = request.wants_agent() || settings.on_demand;
@@ -120,7 +138,7 @@ void begin_step(spank_t handle, const Settings& settings) {
   facts.checkpoint_dir = request.checkpoint_dir;
   facts.restart_dir = request.restart_dir;
   problem = agent.start(settings, facts);
-  if (!problem.empty()) slurm_error("spank_icp: job %u: %s", facts.job, problem.c_str());
+  if (!problem.empty()) complain("job " + std::to_string(facts.job) + ": " + problem);
 }
 
 void name_task(spank_t handle) {
@@ -150,6 +168,10 @@ int become_proxy(const std::string& proxy, const std::string& pmi) {
 }  // namespace
 
 int start_task(spank_t handle) {
+  if (!denied.empty()) {
+    if (item<uint32_t>(handle, S_TASK_GLOBAL_ID).value_or(0) == 0) put_line("the job cannot run: " + denied);
+    return -1;
+  }
   if (!served) return 0;
   const uint32_t rank = item<uint32_t>(handle, S_TASK_GLOBAL_ID).value_or(0);
   Packet answer;

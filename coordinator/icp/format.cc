@@ -65,16 +65,6 @@ std::string counted(uint64_t count, std::string_view noun, std::string_view plur
                         : fmt::format("{} {}", with_commas(count), plural);
 }
 
-std::string printable(std::string_view text) {
-  std::string shown(text);
-  for (char& c : shown)
-    if (static_cast<unsigned char>(c) < 0x20 || c == 0x7f) c = '?';
-  // U+0080 to U+009F: a terminal may take them for control sequences, too.
-  for (size_t i = 0; i + 1 < shown.size(); ++i)
-    if (shown[i] == '\xc2' && static_cast<unsigned char>(shown[i + 1]) < 0xa0) shown[i] = shown[i + 1] = '?';
-  return shown;
-}
-
 Table::Table(std::vector<std::string> titles) {
   for (std::string& title : titles) {
     const bool right = title.starts_with('>');

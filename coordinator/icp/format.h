@@ -7,6 +7,8 @@
 #include <string_view>
 #include <vector>
 
+#include "engine/base/printable.h"
+
 namespace icp {
 
 std::string with_commas(uint64_t value);            // "12,345"
@@ -17,9 +19,6 @@ std::string utc_time(uint64_t unix_nanoseconds);    // "2026-08-01T12:00:00.123Z
 
 // "1 page", "2 pages", "12,345 pages".
 std::string counted(uint64_t count, std::string_view noun, std::string_view plural = {});
-
-// Text from an image or a process as it may go to a terminal: control characters become '?'.
-std::string printable(std::string_view text);
 
 // Columns as wide as their widest cell, two spaces apart.
 class Table {

@@ -8,12 +8,13 @@
 #include <cstdio>
 
 #include "coordinator/icp/format.h"
+#include "coordinator/log_format.h"
 
 namespace icp {
 
 void set_up_logging(int verbosity) {
   auto logger = spdlog::stderr_logger_st("icp");
-  logger->set_pattern(verbosity >= 2 ? "icp: %H:%M:%S.%e %l: %v" : "icp: %v");
+  logger->set_formatter(std::make_unique<PrintableFormatter>(verbosity >= 2 ? "icp: %H:%M:%S.%e %l: %v" : "icp: %v"));
   logger->set_level(verbosity >= 2 ? spdlog::level::debug : verbosity == 1 ? spdlog::level::info : spdlog::level::warn);
   spdlog::set_default_logger(std::move(logger));
 }

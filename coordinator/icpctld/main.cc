@@ -20,6 +20,7 @@
 #include "coordinator/icpctld/server.h"
 #include "coordinator/icpctld/slurm_jobs.h"
 #include "coordinator/icpctld/steps.h"
+#include "coordinator/log_format.h"
 #include "engine/base/error.h"
 
 namespace {
@@ -34,13 +35,17 @@ void start_log(const Config& config) {
   if (config.coordinator_log == "none") {
     logger = spdlog::create<spdlog::sinks::null_sink_mt>("none");
   } else if (config.coordinator_log == "syslog") {
-    logger = spdlog::syslog_logger_mt("syslog", "icpctld", LOG_PID, LOG_DAEMON);
+    logger = spdlog::syslog_logger_mt("syslog", "icpctld", LOG_PID, LOG_DAEMON, true);
   } else if (config.coordinator_log == "stderr") {
     logger = spdlog::stderr_logger_mt("stderr");
   } else {
     logger = spdlog::basic_logger_mt("file", config.coordinator_log);
   }
-  if (config.coordinator_log != "syslog") logger->set_pattern("%Y-%m-%dT%H:%M:%S.%e %l %v");
+  if (config.coordinator_log == "syslog") {
+    logger->set_formatter(std::make_unique<PrintableFormatter>("%v", ""));
+  } else {
+    logger->set_formatter(std::make_unique<PrintableFormatter>("%Y-%m-%dT%H:%M:%S.%e %l %v"));
+  }
   logger->set_level(spdlog::level::from_str(config.log_level));
   logger->flush_on(spdlog::level::debug);
   spdlog::set_default_logger(logger);

@@ -33,11 +33,17 @@ bool write_text(const std::string& path, const std::string& text) {
   return file && ::write(file.get(), text.data(), text.size()) == static_cast<ssize_t>(text.size());
 }
 
-std::string comm_of(pid_t pid) {
+// Whether slurmd has started the process as a slurmstepd, by what a user cannot choose: whose it is, all of its ids,
+// and the file it runs. Names (argv[0], comm) are anybody's to set, and a set-user-id program of the user's choice has
+// its real id still, or another file.
+bool is_slurmstepd(pid_t pid) {
   try {
-    return ProcStat::read(pid).comm;
+    const ProcStatus status = ProcStatus::read(pid);
+    if (std::any_of(status.uid.begin(), status.uid.end(), [](uid_t id) { return id != ::geteuid(); })) return false;
+    // "slurmstepd-wlm" is Debian's, and one that an update has replaced has " (deleted)" after it.
+    return fs::path(read_proc_link(pid, "exe")).filename().string().starts_with("slurmstepd");
   } catch (const Error&) {
-    return {};
+    return false;
   }
 }
 
@@ -62,7 +68,7 @@ std::vector<fs::path> job_directories(const std::string& node, uid_t uid, uint32
 void add_processes(const fs::path& directory, std::set<pid_t>& pids) {
   std::ifstream file(directory / "cgroup.procs");
   for (pid_t pid = 0; file >> pid;) {
-    if (pid > 1 && pid != ::getpid() && comm_of(pid) != "slurmstepd") pids.insert(pid);
+    if (pid > 1 && pid != ::getpid() && !is_slurmstepd(pid)) pids.insert(pid);
   }
 }
 
@@ -267,7 +273,8 @@ bool job_has_slurmstepd(const std::string& node, uint32_t job, const std::string
     std::ifstream file(entry.path() / "cmdline");
     std::string line;
     if (!std::getline(file, line, '\0') || !line.starts_with(title)) continue;
-    if (serves(static_cast<pid_t>(std::stol(name)), node, pin)) return true;
+    const auto pid = static_cast<pid_t>(std::stol(name));
+    if (is_slurmstepd(pid) && serves(pid, node, pin)) return true;
   }
   return false;
 }

@@ -57,7 +57,7 @@ void remove_job_cgroups(const std::string& node, uid_t uid, uint32_t job);
 
 // True when a slurmstepd of the job runs for this node. Several nodes, of several clusters, may share a machine, and
 // slurmstepd names only the job: it is known by the job's IPC namespace pinned on `pin` (where there is one), else by
-// its cgroup, else by its title alone.
+// its cgroup, else by its title alone. A process that only calls itself so is none.
 bool job_has_slurmstepd(const std::string& node, uint32_t job, const std::string& pin);
 
 }  // namespace icp

@@ -10,12 +10,15 @@
 #include <cstdio>
 #include <ctime>
 #include <filesystem>
+#include <optional>
 #include <thread>
 #include <vector>
 
 #include "coordinator/icpstepd/cgroups.h"
 #include "engine/base/error.h"
+#include "engine/base/printable.h"
 #include "engine/sysv/ledger.h"
+#include "engine/sysv/run_dir.h"
 
 namespace icp {
 namespace {
@@ -30,12 +33,22 @@ void report(const std::string& line, bool warning = false) {
   } else {
     spdlog::info("{}", line);
   }
-  std::fprintf(stderr, "icpstepd: %s\n", line.c_str());
+  std::fprintf(stderr, "icpstepd: %s\n", printable(line).c_str());
 }
 
-// See engine/sysv/ledger.h.
-std::string pin_of(const Config& config, const std::string& node, uint32_t job, uint32_t restarts) {
-  return fmt::format("{}/{}/job_{}.{}/ipcns", config.run_dir, node, job, restarts);
+// Nothing: no job has ever run here, or the directory is not one of ours.
+std::optional<RunDir> run_dir_of(const Config& config, const std::string& node) {
+  try {
+    return RunDir::find(config.run_dir, node);
+  } catch (const Error& error) {
+    report(error.what(), true);
+    return std::nullopt;
+  }
+}
+
+// See engine/sysv/ledger.h. May be empty.
+std::string pin_of(const std::optional<RunDir>& run_dir, uint32_t job, uint32_t restarts) {
+  return run_dir ? run_dir->job_directory(job, restarts) + "/ipcns" : std::string();
 }
 
 // slurmd runs the epilog when the steps are over; their slurmstepd may still be on its way out. One that stays is that
@@ -60,7 +73,8 @@ void clean_ledger(const Config& config, const std::string& node, uint32_t job, c
 
 void end_job(const Config& config, const std::string& node, uint32_t job, uid_t uid, uint32_t restarts) {
   LedgerRuns runs;
-  if (runs_again(node, job, pin_of(config, node, job, restarts))) {
+  const auto run_dir = run_dir_of(config, node);
+  if (runs_again(node, job, pin_of(run_dir, job, restarts))) {
     // The job runs again already, here: this epilog is that of an earlier run.
     runs.below = restarts;
     report(fmt::format("job {}: late epilog, the job runs again", job));
@@ -70,11 +84,11 @@ void end_job(const Config& config, const std::string& node, uint32_t job, uid_t 
     }
     remove_job_cgroups(node, uid, job);
     runs.below = restarts + 1;
-    for (const char* name : {"run", "steps"}) {
-      ::unlink(fmt::format("{}/{}/job_{}.{}", config.run_dir, node, job, name).c_str());
+    for (const char* what : {"run", "steps"}) {
+      if (run_dir) run_dir->remove(RunDir::job_file(job, what));
     }
   }
-  if (config.ipc != IpcPolicy::kOff) clean_ledger(config, node, job, runs);
+  if (config.ipc != IpcPolicy::kOff && run_dir) clean_ledger(config, node, job, runs);
 }
 
 void clean_stale(const Config& config) {
@@ -82,10 +96,12 @@ void clean_stale(const Config& config) {
   std::error_code ignored;
   for (const auto& entry : std::filesystem::directory_iterator(config.run_dir, ignored)) {
     const std::string node = entry.path().filename();
-    if (!entry.is_directory(ignored)) continue;
+    if (!entry.is_directory(ignored) || !is_node_name(node)) continue;
+    const auto run_dir = run_dir_of(config, node);
+    if (!run_dir) continue;
     for (const LedgerEntry& ledger : JobLedger::find_stale(config.run_dir, node)) {
       const bool young = ledger.facts && std::time(nullptr) - ledger.facts->since < kYoung;
-      const std::string pin = pin_of(config, node, ledger.job, ledger.restart);
+      const std::string pin = pin_of(run_dir, ledger.job, ledger.restart);
       if (ledger.in_use || young || job_has_slurmstepd(node, ledger.job, pin)) continue;
       report(fmt::format("job {}: nothing of it runs on {} any more", ledger.job, node));
       clean_ledger(config, node, ledger.job, {.only = ledger.restart, .except = {}, .below = {}});

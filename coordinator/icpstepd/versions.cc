@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "coordinator/icpstepd/versions.h"
 
+#include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -12,6 +13,7 @@
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/site_script.h"
 #include "engine/base/error.h"
+#include "engine/sysv/run_dir.h"
 
 namespace icp {
 namespace {
@@ -105,8 +107,13 @@ void Versions::keep_newest() const {
 // after its first step would make Slurm number the next ones from 0 again.
 bool Versions::script_has_steps() const {
   if (facts_.step != protocol::kBatchStep) return false;
-  const std::string mark = fmt::format("{}/{}/job_{}.steps", config_.run_dir, facts_.node, facts_.job);
-  return ::access(mark.c_str(), F_OK) == 0;
+  try {
+    const auto run_dir = RunDir::find(config_.run_dir, facts_.node);
+    return run_dir && run_dir->open(RunDir::job_file(facts_.job, "steps"), O_RDONLY);
+  } catch (const Error& error) {
+    spdlog::warn("whether the batch script runs steps is not known: {}", error.what());
+    return false;
+  }
 }
 
 bool Versions::take() {

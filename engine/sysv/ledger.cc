@@ -19,11 +19,13 @@
 #include "engine/base/procfs.h"
 #include "engine/sysv/ipc_namespace.h"
 #include "engine/sysv/ledger_namespace.h"
+#include "engine/sysv/run_dir.h"
 
 namespace icp {
 namespace {
 
-// Makes a directory of ours, or checks that the one there is: nobody else must be able to put a pin or a list there.
+// Makes the directory of a run of a job, or checks that the one there is ours: nobody else must be able to put a pin or
+// a list there. Only we can write to the one that it lies in.
 void secure_directory(const std::string& path) {
   if (::mkdir(path.c_str(), 0700) != 0 && errno != EEXIST) throw_errno("cannot make {}", path);
   struct stat info {};
@@ -34,30 +36,18 @@ void secure_directory(const std::string& path) {
   }
 }
 
-std::string node_directory(const std::string& base, const std::string& node) {
-  if (node.empty() || node == "." || node == ".." || node.find('/') != std::string::npos) {
-    throw_error(ErrorKind::kUsage, "\"{}\" is not the name of a node", node);
-  }
-  return base + "/" + node;
-}
-
-std::string job_directory(const std::string& base, const std::string& node, uint32_t job, uint32_t restart) {
-  return fmt::format("{}/job_{}.{}", node_directory(base, node), job, restart);
-}
-
 // flock on <node>/lock. The file is never removed: two holders of two files of one name would both go on. Given back
 // explicitly, since a child forked by another thread meanwhile holds the same lock through its copy.
 class NodeLock {
  public:
-  explicit NodeLock(const std::string& node_directory) {
-    const std::string path = node_directory + "/lock";
-    fd_.reset(::open(path.c_str(), O_RDWR | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  explicit NodeLock(const RunDir& node) : fd_(node.open("lock", O_RDWR | O_CREAT)) {
+    const std::string path = node.path() + "/lock";
     if (!fd_) throw_errno("cannot open {}", path);
-    constexpr int kTries = 500;  // 10 s
+    constexpr int kTries = 1500;  // 30 s
     constexpr timespec kPause{0, 20'000'000};
     for (int i = 0; ::flock(fd_.get(), LOCK_EX | LOCK_NB) != 0; ++i) {
       if (errno != EWOULDBLOCK && errno != EINTR) throw_errno("cannot lock {}", path);
-      if (i == kTries) throw_error(ErrorKind::kBusy, "{} has been locked by another process for 10 s", path);
+      if (i == kTries) throw_error(ErrorKind::kBusy, "{} has been locked by another process for 30 s", path);
       ::nanosleep(&kPause, nullptr);
     }
   }
@@ -70,11 +60,12 @@ class NodeLock {
 };
 
 // All job directories of a node, by name; anything else there is left alone.
-std::vector<LedgerEntry> list_entries(const std::string& node_directory) {
+std::vector<LedgerEntry> list_entries(const RunDir& node) {
   std::vector<LedgerEntry> entries;
-  const std::unique_ptr<DIR, int (*)(DIR*)> directory(::opendir(node_directory.c_str()), ::closedir);
-  if (!directory && errno == ENOENT) return entries;
-  if (!directory) throw_errno("cannot read {}", node_directory);
+  UniqueFd own(::openat(node.fd(), ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));  // with a position of its own
+  const std::unique_ptr<DIR, int (*)(DIR*)> directory(own ? ::fdopendir(own.get()) : nullptr, ::closedir);
+  if (!directory) throw_errno("cannot read {}", node.path());
+  static_cast<void>(own.release());
   while (const dirent* entry = ::readdir(directory.get())) {
     LedgerEntry found;
     if (std::sscanf(entry->d_name, "job_%u.%u", &found.job, &found.restart) != 2) continue;
@@ -167,11 +158,9 @@ void remove_directory(const std::string& directory) {
 
 JobLedger JobLedger::create_or_join(const std::string& base, const std::string& node, uint32_t job, uint32_t restart,
                                     uid_t uid, IpcMode mode) {
-  const std::string node_path = node_directory(base, node);
-  secure_directory(base);
-  secure_directory(node_path);
-  const NodeLock lock(node_path);
-  const std::string directory = job_directory(base, node, job, restart);
+  const RunDir run_dir = RunDir::make(base, node);
+  const NodeLock lock(run_dir);
+  const std::string directory = run_dir.job_directory(job, restart);
   LedgerFacts wanted;
   wanted.job = job;
   wanted.restart = restart;
@@ -195,7 +184,9 @@ JobLedger JobLedger::create_or_join(const std::string& base, const std::string& 
 
 std::optional<JobLedger> JobLedger::open(const std::string& base, const std::string& node, uint32_t job,
                                          uint32_t restart) {
-  const std::string directory = job_directory(base, node, job, restart);
+  const auto run_dir = RunDir::find(base, node);
+  if (!run_dir) return std::nullopt;
+  const std::string directory = run_dir->job_directory(job, restart);
   const auto facts = read_facts(directory);
   if (!facts) return std::nullopt;
   JobLedger ledger(directory, *facts);
@@ -255,17 +246,15 @@ void JobLedger::record_objects() {
 std::vector<LedgerCleanup> JobLedger::cleanup(const std::string& base, const std::string& node, uint32_t job,
                                               const LedgerRuns& runs) {
   std::vector<LedgerCleanup> results;
-  const std::string node_path = node_directory(base, node);
-  if (::access(node_path.c_str(), F_OK) != 0) return results;  // no job of ours has ever run here
-  secure_directory(base);
-  secure_directory(node_path);
-  const NodeLock lock(node_path);
-  for (const LedgerEntry& entry : list_entries(node_path)) {
+  const auto run_dir = RunDir::find(base, node);
+  if (!run_dir) return results;  // no job of ours has ever run here
+  const NodeLock lock(*run_dir);
+  for (const LedgerEntry& entry : list_entries(*run_dir)) {
     if (entry.job != job || !runs.contains(entry.restart)) continue;
     LedgerCleanup result;
     result.job = entry.job;
     result.restart = entry.restart;
-    const std::string directory = job_directory(base, node, entry.job, entry.restart);
+    const std::string directory = run_dir->job_directory(entry.job, entry.restart);
     try {
       secure_directory(directory);
       clean_objects(directory, result);
@@ -279,10 +268,11 @@ std::vector<LedgerCleanup> JobLedger::cleanup(const std::string& base, const std
 }
 
 std::vector<LedgerEntry> JobLedger::find_stale(const std::string& base, const std::string& node) {
-  const std::string node_path = node_directory(base, node);
-  std::vector<LedgerEntry> entries = list_entries(node_path);
+  const auto run_dir = RunDir::find(base, node);
+  if (!run_dir) return {};
+  std::vector<LedgerEntry> entries = list_entries(*run_dir);
   for (LedgerEntry& entry : entries) {
-    const std::string directory = job_directory(base, node, entry.job, entry.restart);
+    const std::string directory = run_dir->job_directory(entry.job, entry.restart);
     entry.facts = read_facts(directory);
     entry.in_use = in_use(directory);
   }

@@ -54,7 +54,7 @@ class JobLedger {
   // For each step of a job when it starts. The first one makes the ledger and, with kPrivate, an IPC namespace with
   // the limits of the present one, and moves the calling thread there; later ones join. Later threads and processes
   // inherit it. The mode of an existing ledger counts, not `mode`. kPermission when the ledger is another user's or
-  // not safe; kBusy when the lock is held for more than 10 s; after an error the thread is where it was.
+  // not safe; kBusy when the lock is held for more than 30 s; after an error the thread is where it was.
   static JobLedger create_or_join(const std::string& base, const std::string& node, uint32_t job, uint32_t restart,
                                   uid_t uid, IpcMode mode);
   // An existing ledger, for the agent: changes no namespace.

@@ -29,14 +29,14 @@ bool is_namespace(int fd) {
 }  // namespace
 
 UniqueFd open_pinned_namespace(const std::string& path) {
-  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW));
+  UniqueFd fd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK));
   if (!fd && errno != ENOENT) throw_errno("cannot open {}", path);
   if (fd && !is_namespace(fd.get())) fd.reset();
   return fd;
 }
 
 void make_pinned_namespace(const std::string& path) {
-  if (!UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600))) {
+  if (!UniqueFd(::open(path.c_str(), O_WRONLY | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600))) {
     throw_errno("cannot make {}", path);
   }
   const UniqueFd old = current_ipc_namespace();

@@ -9,7 +9,6 @@
 #include <algorithm>
 #include <cstdio>
 #include <ctime>
-#include <fstream>
 #include <map>
 #include <set>
 #include <sstream>
@@ -25,11 +24,15 @@ namespace {
 constexpr int64_t kClockSlack = 2;
 
 std::optional<std::string> read_text(const std::string& path) {
-  std::ifstream in(path);
-  if (!in) return std::nullopt;
-  std::ostringstream text;
-  text << in.rdbuf();
-  return text.str();
+  const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
+  if (!fd) return std::nullopt;
+  std::string text;
+  char buffer[4096];
+  for (ssize_t got = 0; (got = ::read(fd.get(), buffer, sizeof buffer)) != 0;) {
+    if (got > 0) text.append(buffer, static_cast<size_t>(got));
+    if (got < 0 && errno != EINTR) return std::nullopt;
+  }
+  return text;
 }
 
 // Complete lines of a file; none when it is missing.
@@ -88,7 +91,7 @@ void write_facts(const std::string& directory, const LedgerFacts& facts) {
       fmt::format("job {}\nrestart {}\nuid {}\nmode {}\nsince {}\nhost_namespace {}\nboot_id {}\nend 1\n", facts.job,
                   facts.restart, facts.uid, facts.mode == IpcMode::kPrivate ? "private" : "host", facts.since,
                   facts.host_namespace, facts.boot_id);
-  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW, 0600));
+  UniqueFd fd(::open(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
   if (!fd) throw_errno("cannot make {}", temporary);
   write_all(fd.get(), text, temporary);
   if (::rename(temporary.c_str(), path.c_str()) != 0) throw_errno("cannot make {}", path);
@@ -180,7 +183,7 @@ bool is_of(const IpcObject& object, const ShmCreation& made) {
 void append_lines(const std::string& directory, const char* name, const std::string& lines) {
   if (lines.empty()) return;
   const std::string path = directory + "/" + name;
-  UniqueFd fd(::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW, 0600));
+  UniqueFd fd(::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
   if (!fd) throw_errno("cannot open {}", path);
   struct stat info {};
   char last = '\n';

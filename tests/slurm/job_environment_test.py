@@ -1,0 +1,79 @@
+"""What a step's environment says is the user's word: root makes no path of it, and no job leaves its namespace by it."""
+
+import os
+import pathlib
+import subprocess
+
+import harness
+from jobcase import JobCase
+
+
+class Environment(JobCase):
+    """srun is the user's own program: a copy of its library leaves a variable of Slurm's as it finds it."""
+    options = {"nodes": 1}
+
+    def own_srun(self):
+        listed = subprocess.run(["ldd", self.cluster.run(["which", "srun"]).stdout.strip()], capture_output=True, text=True, check=True)
+        source = next(word for word in listed.stdout.split() if word.startswith("/") and "libslurmfull" in word)
+        copy = self.cluster.lib_dir / "libslurmfull.so"
+        copy.write_bytes(pathlib.Path(source).read_bytes().replace(b"SLURM_STEP_NODELIST\0", b"SLURM_XTEP_NODELIST\0"))
+        copy.chmod(0o755)
+        return str(copy)
+
+    def step(self, node, *words):
+        return self.cluster.run(["srun", "--checkpoint-interval=1h", *words], user=self.cluster.user, check=False,
+                                env={"LD_PRELOAD": self.own_srun(), "SLURM_STEP_NODELIST": node}, timeout=60)
+
+    def test_node_names(self):
+        host = os.readlink("/proc/self/ns/ipc")
+        up = "../" * (len(self.cluster.icp_run_dir.parts) - 1)
+        made = pathlib.Path("/etc/icp-test-made-by-root")
+        self.addCleanup(lambda: made.exists() and made.rmdir())
+        for node in (up + "etc/" + made.name, "..", "/tmp", "a\nb", "\x1b[2J", "x" * 60000):
+            with self.subTest(node=node[:40]):
+                result = self.step(node, "sh", "-c", "printf %.10s \"$SLURM_STEP_NODELIST\"; echo; readlink /proc/self/ns/ipc")
+                self.assertEqual(result.returncode, 0, result.stderr)
+                self.assertIn(node[:10], result.stdout, "the variable came through as it was")
+                self.assertNotIn(host, result.stdout)
+                self.assertFalse(made.exists())
+        self.wait_clean()
+        self.assertEqual([p.name for p in self.cluster.icp_run_dir.iterdir()], self.cluster.node_names)
+
+    def test_fifo_holds_nobody_up(self):
+        fifos = self.work / "fifos"
+        up = "../" * (len(self.cluster.icp_run_dir.parts) - 1)
+        job = self.submit(f"mkdir -p {fifos}; mkfifo {fifos}/job_$SLURM_JOB_ID.run {fifos}/job_$SLURM_JOB_ID.steps; "
+                          f"LD_PRELOAD={self.own_srun()} SLURM_STEP_NODELIST={up}{str(fifos)[1:]} srun --checkpoint-interval=1h echo ran")
+        self.assertEqual(self.wait_job(job), "COMPLETED")
+        self.assertIn("ran", self.output(job))
+        self.wait_clean()
+
+    def test_a_job_without_its_namespace_does_not_run(self):
+        self.assertEqual(self.srun("true").returncode, 0)
+        self.wait_clean()
+        node = self.cluster.icp_run_dir / self.cluster.node_names[0]
+        node.chmod(0o777)  # others may write to it: not taken
+        try:
+            result = self.srun("echo", "ran")
+            self.assertNotEqual(result.returncode, 0)
+            self.assertNotIn("ran", result.stdout)
+            self.assertIn("slurm-icp: the job cannot run: it gets no IPC namespace of its own: ", result.stderr)
+            self.assertIn("icp.yaml", result.stderr)
+        finally:
+            node.chmod(0o700)
+        self.assertNotIn("drain", " ".join(self.cluster.node_states().values()).lower())
+        self.assertEqual(self.srun("echo", "ran").stdout, "ran\n")
+        self.wait_clean()
+
+    def test_names_of_processes_do_not_keep_the_epilog(self):
+        # A process of the job that is called like a slurmstepd is killed with the job; one of another user says nothing.
+        other = subprocess.Popen(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "bash", "-c",
+                                  "exec -a 'slurmstepd: [%d.0]' sleep 60" % 4711])
+        self.addCleanup(lambda: (other.kill(), other.wait()))
+        result = self.sh([self.cluster.bin_dir / "icpstepd", "epilog", "--config", self.cluster.conf_dir / "icp.yaml", "--job", "4711",
+                          "--uid", "1", "--node", self.cluster.node_names[0]], check=False, user="root")
+        self.assertNotIn("late epilog", result.stderr + self.agent_log())
+
+
+if __name__ == "__main__":
+    harness.main()
