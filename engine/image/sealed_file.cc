@@ -3,11 +3,14 @@
 
 #include <xxhash.h>
 
+#include <algorithm>
 #include <cstring>
+#include <memory>
 
 #include "engine/base/error.h"
 #include "engine/image/image_files.h"
 #include "engine/image/image_layout.h"
+#include "engine/image/wire_scan.h"
 
 namespace icp {
 namespace {
@@ -42,17 +45,15 @@ std::string seal(std::string_view name, std::string_view payload) {
   return file;
 }
 
-std::string unseal(int fd, std::string_view name, uint64_t limit, const std::string& path, uint64_t* whole_xxh3) {
+void unseal(int fd, std::string_view name, uint64_t limit, const std::string& path, google::protobuf::Message& message,
+            uint64_t* whole_xxh3) {
   const uint64_t size = file_size(fd, path);
   SealHeader header{};
   if (size < sizeof header) throw_error(ErrorKind::kImage, "{} is cut: {} bytes", path, size);
+  const uint64_t bytes = size - sizeof header;
   // Before anything is allocated.
-  if (size - sizeof header > limit) {
-    throw_error(ErrorKind::kImage, "{} is too large: {} bytes of at most {}", path, size - sizeof header, limit);
-  }
-  std::string whole(size, '\0');
-  read_at(fd, whole.data(), whole.size(), 0, path);
-  std::memcpy(&header, whole.data(), sizeof header);
+  if (bytes > limit) throw_error(ErrorKind::kImage, "{} is too large: {} bytes of at most {}", path, bytes, limit);
+  read_at(fd, &header, sizeof header, 0, path);
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {
     throw_error(ErrorKind::kImage, "{} is not a file of an image", path);
   }
@@ -61,15 +62,30 @@ std::string unseal(int fd, std::string_view name, uint64_t limit, const std::str
                 kImageFormat);
   }
   if (header.name_hash != name_hash(name)) throw_error(ErrorKind::kImage, "{} is another file, renamed", path);
-  if (header.bytes != size - sizeof header) {
+  if (header.bytes != bytes) {
     throw_error(ErrorKind::kImage, "{} is damaged: it should have {} bytes after its header, not {}", path,
-                header.bytes, size - sizeof header);
+                header.bytes, bytes);
   }
-  const std::string_view payload = std::string_view(whole).substr(sizeof header);
-  if (hash_of(payload) != header.xxh3) throw_error(ErrorKind::kImage, "{} is damaged: its checksum is wrong", path);
-  if (whole_xxh3 != nullptr) *whole_xxh3 = hash_of(whole);
-  whole.erase(0, sizeof header);
-  return whole;
+  // Not initialised: pages that nothing is read into take no memory.
+  const std::unique_ptr<uint8_t[]> whole(new uint8_t[size]);
+  std::memcpy(whole.get(), &header, sizeof header);
+  uint8_t* const payload = whole.get() + sizeof header;
+  uint64_t got = 0;
+  const auto have = [&](uint64_t wanted) {
+    if (wanted > got) read_at(fd, payload + got, wanted - got, sizeof header + got, path);
+    got = std::max(got, wanted);
+  };
+  if (const auto excess = find_excess(*message.GetDescriptor(), payload, bytes, have)) {
+    throw_error(ErrorKind::kImage, "{} is not taken: its {} bytes stand for {}", path, bytes, *excess);
+  }
+  have(bytes);
+  if (XXH3_64bits(payload, bytes) != header.xxh3) {
+    throw_error(ErrorKind::kImage, "{} is damaged: its checksum is wrong", path);
+  }
+  if (whole_xxh3 != nullptr) *whole_xxh3 = XXH3_64bits(whole.get(), size);
+  if (!message.ParseFromArray(payload, static_cast<int>(bytes))) {
+    throw_error(ErrorKind::kImage, "{} cannot be decoded", path);
+  }
 }
 
 }  // namespace icp

@@ -96,10 +96,7 @@ VersionReader ImageDir::read_version(uint32_t version, UniqueFd lock, bool whole
   impl->dir = root_->open_node_dir(version);
   const std::string name(kManifestName);
   const UniqueFd fd = impl->open_own(name);
-  const std::string payload = unseal(fd.get(), name, kMaxManifestBytes, impl->own_path(name));
-  if (!impl->manifest.ParseFromString(payload)) {
-    throw_error(ErrorKind::kImage, "{} cannot be decoded", impl->own_path(name));
-  }
+  unseal(fd.get(), name, kMaxManifestBytes, impl->own_path(name), impl->manifest);
   impl->check_numbers();
   impl->check_needs();
   if (whole) impl->check_nodes();
@@ -131,11 +128,10 @@ pb::Capsule VersionReader::read_state() const {
     fd = impl_->open_own(name);
   }
   uint64_t xxh3 = 0;
-  const std::string payload = unseal(fd.get(), name, kMaxStateBytes, path, &xxh3);
+  pb::Capsule capsule;
+  unseal(fd.get(), name, kMaxStateBytes, path, capsule, &xxh3);
   // A whole state file of another version has a right checksum of its own.
   if (xxh3 != entry->xxh3()) throw_error(ErrorKind::kImage, "{} is not the file that the manifest describes", path);
-  pb::Capsule capsule;
-  if (!capsule.ParseFromString(payload)) throw_error(ErrorKind::kImage, "{} cannot be decoded", path);
   return capsule;
 }
 

@@ -11,6 +11,7 @@
 #include "engine/image/image_lock.h"
 #include "engine/image/sealed_file.h"
 #include "engine/image/version_writer_impl.h"
+#include "engine/image/wire_scan.h"
 
 namespace icp {
 namespace {
@@ -155,6 +156,16 @@ UniqueFd VersionWriter::create_file(const std::string& name) {
 }
 
 void VersionWriter::write_sealed(const std::string& name, const std::string& payload) {
+  const std::function<void(uint64_t)> have = [](uint64_t) {};
+  // What no reader would take is no version.
+  const auto* const bytes = reinterpret_cast<const uint8_t*>(payload.data());
+  const auto excess =
+      name == kStateName ? find_excess(*pb::Capsule::descriptor(), bytes, payload.size(), have) : std::nullopt;
+  if (excess || (name == kStateName && payload.size() > kMaxStateBytes)) {
+    throw_error(ErrorKind::kRefused,
+                "the processes have more than an image may hold: the state of {} bytes stands for {}", payload.size(),
+                excess.value_or("more than may be read"));
+  }
   const FsIdentity guard(impl_->root->identity);
   impl_->write_sealed(name, payload);
 }
