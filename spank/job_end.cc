@@ -26,7 +26,10 @@ pid_t run_helper(const Settings& settings, std::vector<std::string> arguments, c
   for (const std::string& argument : arguments) argv.push_back(argument.c_str());
   argv.push_back(nullptr);
   const std::string node_line = "SLURMD_NODENAME=" + node;
-  const char* const envp[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", node_line.c_str(), nullptr};
+  const char* const sluid = std::getenv("SLURM_JOB_SLUID");  // its cgroup's name, from Slurm 26.05 on
+  const std::string sluid_line = std::string("SLURM_JOB_SLUID=") + (sluid == nullptr ? "" : sluid);
+  const char* const envp[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", node_line.c_str(),
+                              sluid_line.c_str(), nullptr};
   const pid_t pid = ::fork();
   if (pid != 0) return pid;
   if (detach && ::fork() != 0) ::_exit(0);  // slurmd must not find a child it did not start

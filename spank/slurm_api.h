@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Slurm's C header, and typed shorthands for it.
+// SPANK's C header, and typed shorthands for it.
 #pragma once
 
 #include <sys/types.h>
@@ -8,13 +8,13 @@
 #include <cstring>
 
 extern "C" {
-#include <slurm/slurm.h>
 #include <slurm/spank.h>
 }
 
 #include <optional>
 #include <string>
 
+#include "coordinator/slurm_api.h"
 #include "engine/base/printable.h"
 
 namespace icp::spank {

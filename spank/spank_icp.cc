@@ -38,10 +38,9 @@ const char plugin_name[] = "icp";
 const char plugin_type[] = "spank";
 const unsigned int plugin_version = SLURM_VERSION_NUMBER;
 const unsigned int spank_plugin_version = 1;
-#if SLURM_VERSION_NUMBER >= SLURM_VERSION_NUM(25, 5, 0)
+#ifdef ICP_SPANK_INIT_FAILURE_MODE  // spank/CMakeLists.txt looks for it
 // A failing init fails the job, never the node. Older Slurms do not look.
-extern const int slurm_spank_init_failure_mode;
-const int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;
+int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;
 #endif
 }
 #pragma GCC visibility pop

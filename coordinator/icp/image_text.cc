@@ -2,6 +2,7 @@
 #include "coordinator/icp/image_text.h"
 
 #include <fmt/format.h>
+#include <fmt/ranges.h>
 #include <sys/mman.h>
 
 #include <algorithm>

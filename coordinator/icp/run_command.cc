@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // icp run: starts a program and takes versions of it.
+#include <fmt/ranges.h>
 #include <sys/wait.h>
 
 #include <memory>

@@ -27,6 +27,7 @@ namespace {
 
 namespace fs = std::filesystem;
 constexpr const char* kRoot = "/sys/fs/cgroup";
+constexpr int kScopeDepth = 5;  // directories above a scope, at most
 
 bool write_text(const std::string& path, const std::string& text) {
   const UniqueFd file(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
@@ -47,22 +48,25 @@ bool is_slurmstepd(pid_t pid) {
   }
 }
 
-// The job's directories in whichever hierarchies exist.
-std::vector<fs::path> job_directories(const std::string& node, uid_t uid, uint32_t job) {
-  const std::string job_name = "job_" + std::to_string(job), below = "uid_" + std::to_string(uid) + "/" + job_name;
-  std::vector<fs::path> found;
+// Directories called `name` below `directory`, in slices and in what a container has put above them: slurmd makes its
+// own beside the root of its cgroup namespace, in the slice it is told.
+void find_scopes(const fs::path& directory, const std::string& node, int depth, std::vector<fs::path>& found) {
   std::error_code ignored;
-  for (const auto& controller : fs::directory_iterator(kRoot, ignored)) {
-    // "slurm" alone where slurmd was built for one node a machine; then there is no other node to mistake it for.
-    for (const std::string& top : {"slurm_" + node, std::string("slurm")}) {
-      if (fs::path path = controller.path() / top / below; fs::is_directory(path, ignored)) found.push_back(path);
+  for (const auto& entry : fs::directory_iterator(directory, ignored)) {
+    const std::string name = entry.path().filename();
+    if (!entry.is_directory(ignored)) continue;
+    // "slurmstepd" alone where slurmd was built for one node a machine; then there is no other to mistake it for.
+    if (name == node + "_slurmstepd.scope" || name == "slurmstepd.scope") {
+      found.push_back(entry.path());
+    } else if (depth > 1 && !name.ends_with(".scope") && !name.ends_with(".service")) {
+      find_scopes(entry.path(), node, depth - 1, found);
     }
   }
-  for (const std::string& scope : {node + "_slurmstepd.scope", std::string("slurmstepd.scope")}) {
-    const fs::path path = fs::path(kRoot) / "system.slice" / scope / job_name;
-    if (fs::is_directory(path, ignored)) found.push_back(path);
-  }
-  return found;
+}
+
+bool is_sluid(const std::string& text) {
+  return text.size() == 14 && text[0] == 's' &&
+         std::all_of(text.begin(), text.end(), [](unsigned char c) { return std::isalnum(c) != 0; });
 }
 
 void add_processes(const fs::path& directory, std::set<pid_t>& pids) {
@@ -73,10 +77,10 @@ void add_processes(const fs::path& directory, std::set<pid_t>& pids) {
 }
 
 // Of the directories and all below them.
-std::set<pid_t> processes_in(const std::vector<fs::path>& directories) {
+std::set<pid_t> processes_in(const std::vector<std::string>& directories) {
   std::set<pid_t> pids;
   std::error_code ignored;
-  for (const fs::path& top : directories) {
+  for (const std::string& top : directories) {
     add_processes(top, pids);
     for (const auto& entry : fs::recursive_directory_iterator(top, ignored)) {
       if (entry.is_directory(ignored)) add_processes(entry.path(), pids);
@@ -86,9 +90,9 @@ std::set<pid_t> processes_in(const std::vector<fs::path>& directories) {
 }
 
 // A frozen process does not die.
-void thaw(const std::vector<fs::path>& directories) {
+void thaw(const std::vector<std::string>& directories) {
   std::error_code ignored;
-  for (const fs::path& top : directories) {
+  for (const std::string& top : directories) {
     for (const auto& entry : fs::recursive_directory_iterator(top, ignored)) {
       if (entry.path().filename() == "freezer.state") write_text(entry.path(), "THAWED");
       if (entry.path().filename() == "cgroup.freeze") write_text(entry.path(), "0");
@@ -114,13 +118,49 @@ std::vector<CgroupPlace> cgroups_of(pid_t pid) {
   return places;
 }
 
+std::optional<std::string> above_job(const std::string& path, uint32_t job) {
+  const std::string name = "/job_" + std::to_string(job);
+  size_t cut = (path + "/").find(name + "/");
+  if (cut == std::string::npos) {
+    // Named by something else than the number: a step's parent is its job.
+    const size_t step = path.find("/step_");
+    cut = step == std::string::npos || step == 0 ? std::string::npos : path.rfind('/', step - 1);
+  }
+  if (cut == std::string::npos) return std::nullopt;
+  if (const size_t user = path.rfind("/uid_", cut); user != std::string::npos) cut = user;
+  return path.substr(0, cut);
+}
+
+JobName JobName::of_environment(uint32_t id) {
+  const char* const sluid = std::getenv("SLURM_JOB_SLUID");
+  return {id, sluid != nullptr && is_sluid(sluid) ? sluid : ""};
+}
+
+std::vector<std::string> job_directories(const std::string& root, const std::string& node, uid_t uid,
+                                         const JobName& job) {
+  const std::string job_name = "job_" + std::to_string(job.id), below = "uid_" + std::to_string(uid) + "/" + job_name;
+  std::vector<std::string> found;
+  std::error_code ignored;
+  for (const auto& controller : fs::directory_iterator(root, ignored)) {
+    for (const std::string& top : {"slurm_" + node, std::string("slurm")}) {
+      if (const fs::path path = controller.path() / top / below; fs::is_directory(path, ignored)) found.push_back(path);
+    }
+  }
+  std::vector<fs::path> scopes;
+  find_scopes(root, node, kScopeDepth, scopes);
+  for (const fs::path& scope : scopes) {
+    for (const std::string& name : {job_name, job.sluid}) {
+      if (!name.empty() && fs::is_directory(scope / name, ignored)) found.push_back(scope / name);
+    }
+  }
+  return found;
+}
+
 void leave_job_cgroups(uint32_t job) {
   for (CgroupPlace place : cgroups_of(::getpid())) {
-    size_t cut = place.path.find("/job_" + std::to_string(job));
-    if (cut == std::string::npos) continue;
-    // .../slurm_node/uid_U/job_J: uid_U belongs to the user's jobs as well.
-    if (const size_t user = place.path.rfind("/uid_", cut); user != std::string::npos) cut = user;
-    place.path.resize(cut);
+    const auto above = above_job(place.path, job);
+    if (!above) continue;
+    place.path = *above;
     const std::string directory = place.directory();
     // v2 has no processes in inner groups; slurmd keeps its own in "system".
     if (!write_text(directory + "/cgroup.procs", "0")) write_text(directory + "/system/cgroup.procs", "0");
@@ -189,8 +229,8 @@ void add_step_cgroups(pid_t task, StepCgroups& cgroups) {
   }
 }
 
-size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
-  const auto directories = job_directories(node, uid, job);
+size_t kill_job_processes(const std::string& node, uid_t uid, const JobName& job) {
+  const auto directories = job_directories(kRoot, node, uid, job);
   std::set<pid_t> all;
   const auto deadline = std::chrono::steady_clock::now() + std::chrono::seconds(10);
   while (true) {
@@ -206,11 +246,12 @@ size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job) {
 
 namespace {
 
-// slurmstepd makes and removes groups with a lock on the top of the hierarchy, where its own directory lies. Empty when
-// somebody else has it.
+// slurmstepd makes and removes groups with a lock on the top of the hierarchy, where its own directory lies, or with
+// version 2 on its scope. Empty when somebody else has it.
 UniqueFd lock_hierarchy(const fs::path& job_directory) {
-  const fs::path below = job_directory.lexically_relative(kRoot);
-  const fs::path top = below.begin()->string() == "system.slice" ? fs::path(kRoot) : fs::path(kRoot) / *below.begin();
+  const fs::path parent = job_directory.parent_path();
+  const bool scope = parent.extension() == ".scope";  // version 2
+  const fs::path top = scope ? parent : fs::path(kRoot) / *job_directory.lexically_relative(kRoot).begin();
   UniqueFd file(::open(top.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC));
   if (file && ::flock(file.get(), LOCK_EX | LOCK_NB) != 0) return {};
   return file;
@@ -228,11 +269,11 @@ bool remove_tree(const fs::path& directory) {
 
 }  // namespace
 
-void remove_job_cgroups(const std::string& node, uid_t uid, uint32_t job) {
+void remove_job_cgroups(const std::string& node, uid_t uid, const JobName& job) {
   // The lock may be taken, and a process on its way out stays in its groups for a moment.
   for (int tries = 0; tries < 100; ++tries) {
     bool gone = true;
-    for (const fs::path& directory : job_directories(node, uid, job)) {
+    for (const std::string& directory : job_directories(kRoot, node, uid, job)) {
       const UniqueFd lock = lock_hierarchy(directory);
       gone = lock && remove_tree(directory) && gone;
     }
@@ -255,6 +296,9 @@ bool serves(pid_t stepd, const std::string& node, const std::string& pin) {
   try {
     for (const CgroupPlace& place : cgroups_of(stepd)) {
       if (place.path.starts_with("/slurm_")) return place.path.starts_with("/slurm_" + node + "/");
+      if (place.path.find("_slurmstepd.scope/") != std::string::npos) {
+        return place.path.find("/" + node + "_slurmstepd.scope/") != std::string::npos;
+      }
     }
   } catch (const Error&) {
     return false;  // it has ended

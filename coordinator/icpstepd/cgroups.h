@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Control groups as Slurm lays them out: v1 /sys/fs/cgroup/<controllers>/slurm_<node>/uid_U/job_J/step_S, v2
-// /sys/fs/cgroup/.../<node>_slurmstepd.scope/job_J/step_S.
+// /sys/fs/cgroup/.../<node>_slurmstepd.scope/job_J/step_S. From Slurm 26.05 on v2's job_J is the job's SLUID (an `s`
+// and 13 letters and digits) unless cgroup.conf says CgroupJobIdPaths=yes; and the scope lies in the slice
+// CgroupSlice=.
 #pragma once
 
 #include <sys/types.h>
 
 #include <cstdint>
+#include <optional>
 #include <set>
 #include <string>
 #include <vector>
@@ -18,6 +21,10 @@ struct CgroupPlace {
   std::string directory() const;  // below /sys/fs/cgroup
 };
 std::vector<CgroupPlace> cgroups_of(pid_t pid);
+
+// A path of a step's or a job's process, without the job's directory and what is below; with version 1 without the
+// user's, too, which is that of the user's other jobs as well. Nothing for a path of other processes.
+std::optional<std::string> above_job(const std::string& path, uint32_t job);
 
 // Moves the calling process out of the job's groups, to where slurmd keeps its own: a step's freezer, its signals and
 // its memory limit are the tasks' and not the agent's. Groups that cannot be left are kept.
@@ -48,12 +55,24 @@ struct StepCgroups {
 // Adds those there are now. `task` is any task of the step; 0: none is there (any more).
 void add_step_cgroups(pid_t task, StepCgroups& cgroups);
 
+// A job whose processes may have ended: what its directories are called.
+struct JobName {
+  uint32_t id = 0;
+  std::string sluid;  // of Slurm 26.05 and later
+  // With the sluid that slurmd gives prolog and epilog.
+  static JobName of_environment(uint32_t id);
+};
+
+// The job's directories in whichever hierarchies exist below `root`, the place of the node's cgroups.
+std::vector<std::string> job_directories(const std::string& root, const std::string& node, uid_t uid,
+                                         const JobName& job);
+
 // Kills what is left in the job's groups on the node, except slurmstepd. Returns how many processes there were.
-size_t kill_job_processes(const std::string& node, uid_t uid, uint32_t job);
+size_t kill_job_processes(const std::string& node, uid_t uid, const JobName& job);
 
 // Removes the job's groups on the node if nothing is in them any more. The last of its slurmstepds does that, but gives
 // up when another one has not quite ended at that moment.
-void remove_job_cgroups(const std::string& node, uid_t uid, uint32_t job);
+void remove_job_cgroups(const std::string& node, uid_t uid, const JobName& job);
 
 // True when a slurmstepd of the job runs for this node. Several nodes, of several clusters, may share a machine, and
 // slurmstepd names only the job: it is known by the job's IPC namespace pinned on `pin` (where there is one), else by

@@ -79,10 +79,11 @@ void end_job(const Config& config, const std::string& node, uint32_t job, uid_t 
     runs.below = restarts;
     report(fmt::format("job {}: late epilog, the job runs again", job));
   } else {
-    if (const size_t killed = kill_job_processes(node, uid, job); killed > 0) {
+    const JobName name = JobName::of_environment(job);
+    if (const size_t killed = kill_job_processes(node, uid, name); killed > 0) {
       report(fmt::format("job {}: killed {} process{} left behind", job, killed, killed == 1 ? "" : "es"));
     }
-    remove_job_cgroups(node, uid, job);
+    remove_job_cgroups(node, uid, name);
     runs.below = restarts + 1;
     for (const char* what : {"run", "steps"}) {
       if (run_dir) run_dir->remove(RunDir::job_file(job, what));

@@ -24,16 +24,21 @@ using Role = TcpFacts::Role;
 constexpr uint32_t kDefaultWindow = 65535;  // bytes
 constexpr const char* kLater = "try again in a moment";
 
-// tcp_info of Linux 6.2; headers of the build may be older.
+// tcp_info of Linux 6.2 and what later ones add; headers of the build may be older or newer.
 struct TcpInfo {
-  tcp_info base;
-  uint32_t receive_window;
-  uint32_t rehash;
+  union {
+    tcp_info base;
+    struct {
+      unsigned char before[232];
+      uint32_t receive_window;  // 0 where the kernel has none
+      uint32_t rehash;
+    } later;
+  };
 };
-static_assert(offsetof(TcpInfo, receive_window) == 232);
+static_assert(sizeof(tcp_info) >= 232);
 
 bool read_info(int fd, TcpInfo& info) {
-  info = {};
+  std::memset(&info, 0, sizeof info);  // all of the union
   socklen_t length = sizeof info;
   return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0;
 }
@@ -228,7 +233,7 @@ void capture_connection(TcpReader& reader, const Description& description, int f
   }
   message.set_timestamp(static_cast<uint32_t>(socket_option(fd, IPPROTO_TCP, TCP_TIMESTAMP)));
   message.set_send_window(info.base.tcpi_snd_wnd);
-  message.set_receive_window(info.receive_window != 0 ? info.receive_window : kDefaultWindow);
+  message.set_receive_window(info.later.receive_window != 0 ? info.later.receive_window : kDefaultWindow);
 }
 
 pb::TcpSocket::State image_state(Role role) {

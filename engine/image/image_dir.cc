@@ -2,6 +2,7 @@
 #include "engine/image/image_dir.h"
 
 #include <fcntl.h>
+#include <fmt/ranges.h>
 #include <sys/stat.h>
 
 #include <algorithm>

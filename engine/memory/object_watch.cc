@@ -2,6 +2,7 @@
 #include "engine/memory/object_watch.h"
 
 #include <fcntl.h>
+#include <fmt/ranges.h>
 #include <linux/mount.h>
 #include <linux/perf_event.h>
 #include <sys/inotify.h>
