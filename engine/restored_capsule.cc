@@ -11,10 +11,10 @@
 
 #include <algorithm>
 #include <cstdio>
-#include <filesystem>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/broker/broker.h"
 #include "engine/files/file_table.h"
 #include "engine/memory/host_facts.h"
 #include "engine/memory/lazy_fill.h"
@@ -29,15 +29,6 @@ namespace icp {
 namespace {
 
 constexpr int kFirstSocketNumber = 16;  // lowest place of the socket that carries descriptors into processes
-
-std::string find_init(const std::string& given) {
-  if (!given.empty()) return given;
-  std::error_code error;
-  const std::filesystem::path beside =
-      std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / "icp-init";
-  if (!error && std::filesystem::exists(beside, error)) return beside;
-  return "/usr/libexec/slurm-icp/icp-init";
-}
 
 void check_host(const pb::Manifest& manifest) {
   const pb::HostFacts here = this_host();
@@ -129,15 +120,13 @@ void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>
 void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionReader& version,
                                   const pb::Capsule& capsule) {
   const std::vector<TreeStep> steps = plan_tree(capsule);
-  const IpcLimits ipc_limits = IpcLimits::read();  // a new namespace starts with the kernel's, not the administrator's
-  TreeBuilder builder(find_init(options.init_path), options.join);
-  const UniqueFd ipc = builder.ipc_namespace();
+  TreeBuilder builder(options.init_path.empty() ? default_init_program() : options.init_path, options.like,
+                      options.identity);
+  const std::shared_ptr<IpcAccess> ipc = broker().open_ipc(builder.init_pid());
   const UniqueFd root = builder.root();
   const UniqueFd null_fd(::open("/dev/null", O_RDWR | O_CLOEXEC));
   const std::map<int, std::array<int, 3>> streams = complete_streams(options, capsule, null_fd.get());
-  const IpcNamespaceScope scope(ipc.get());
-  ipc_limits.apply();
-  const RestoredSysv sysv = restore_sysv(capsule, options.identity.uid, options.identity.gid);
+  const RestoredSysv sysv = ipc->restore(capsule, options.identity.uid, options.identity.gid);
   const int carrier = socket_number(capsule);
   if (options.lazy) lazy = std::make_shared<LazyFill>(builder.init_pid());
   MemoryRestore memory_restore(version, capsule,
@@ -146,6 +135,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .agent_socket = builder.agent_socket(),
                                 .process_socket = carrier,
                                 .sysv = &sysv,
+                                .ipc = ipc.get(),
                                 .lazy = lazy.get()});
   memory_restore.check();
   memory_restore.create_objects();
@@ -173,7 +163,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   }
   memory_restore.fill_pages();
   for (auto& process : processes) process->build();
-  finish_sysv(capsule, sysv);
+  ipc->finish(capsule, sysv);
   if (options.track && options.lazy) {
     // A mapping has one userfaultfd: tracking begins when the pages are there. See MemoryCapture::inherit().
     memory = std::make_unique<MemoryCapture>(MemoryOptions{
@@ -183,6 +173,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
     for (auto& process : processes) stopped.push_back(std::move(process->stopped()));
     memory = std::make_unique<MemoryCapture>(MemoryOptions{
         .tracker = options.tracker, .staging_limit = 1ull << 30, .precopy_rounds = 3, .dedup = false, .root = {}});
+    memory->set_ipc(ipc);
     memory->adopt(version, capsule, stopped);
     for (size_t i = 0; i < processes.size(); ++i) processes[i]->stopped() = std::move(stopped[i]);
   }

@@ -15,8 +15,10 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/broker/broker.h"
 #include "engine/memory/host_facts.h"
 #include "engine/memory/memory_capture.h"
+#include "engine/process/access_check.h"
 #include "engine/process/process_check.h"
 #include "engine/process/process_state.h"
 #include "engine/process/stopped_tree.h"
@@ -53,9 +55,10 @@ int64_t wall_time_of(uint64_t ticks) {
   throw Error(passing ? ErrorKind::kBusy : ErrorKind::kRefused, text);
 }
 
-Findings check_now(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer,
+Findings check_now(std::vector<ProcessRef> processes, const std::vector<OuterStreamId>& outer,
                    const NetworkScope& network = {}, MemoryCapture* memory = nullptr) {
   Findings findings;
+  check_access(processes, findings);
   if (processes.empty()) return findings;
   check_processes(processes, findings);
   memory != nullptr ? memory->check(processes, findings) : check_memory(processes, findings);
@@ -136,9 +139,18 @@ void Session::Impl::prepare(VersionWriter& writer) {
   const auto first = std::find_if(running.begin(), running.end(), [](const ProcessRef& ref) { return !ref.zombie; });
   if (first == running.end()) throw_error(ErrorKind::kGone, "all processes have ended");
   memory.set_quiesce([this] { const StoppedTree passing(processes(), {}, calls, true); });
-  const UniqueFd ipc = open_ipc_namespace(first->pid);
-  const IpcNamespaceScope scope(ipc.get());
+  open_ipc(first->pid);
   memory.precopy(running);
+}
+
+// The namespace cannot change but by setns(2), which a process with rights would have to make: then the helper is of
+// the new one.
+void Session::Impl::open_ipc(pid_t process) {
+  const std::string space = read_proc_link(process, "ns/ipc");
+  if (ipc && space == ipc_space) return;
+  ipc = broker().open_ipc(process);
+  ipc_space = space;
+  memory.set_ipc(ipc);
 }
 
 void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
@@ -154,9 +166,8 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
 
   for (StoppedProcess& process : stopped)
     if (!process.ref.zombie && memory.needs_tracker(process.ref)) memory.track(process);
-  const UniqueFd ipc = open_ipc_namespace(first->ref.pid);
-  const IpcNamespaceScope scope(ipc.get());
-  capture_sysv(select_objects(sysv_scope(stopped)), *capsule.mutable_sysv());
+  open_ipc(first->ref.pid);
+  ipc->capture(ipc->select(sysv_scope(stopped)), *capsule.mutable_sysv());
   capture_process_state(stopped, states);
   capture_files(
       stopped, states, config.outer,

@@ -122,8 +122,8 @@ struct RestoreOptions {
   std::map<int, std::array<int, 3>> streams;  // standard streams by task rank; missing ranks get /dev/null
   std::map<int, int> pmi;  // connections to the process manager (PMI) by task rank, already initialized
   GrownFile grown = GrownFile::kTruncate;
-  // Called once with the pid of the capsule's init before anything else exists in it: put it into cgroups here.
-  std::function<void(pid_t)> join;
+  // A process of the step whose cgroups and limits the restored ones get; 0: those of the caller.
+  pid_t like = 0;
   std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one
   NetworkRestore network;
   bool track = true;  // arm trackers before anything runs, for continue_session()

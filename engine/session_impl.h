@@ -3,12 +3,15 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
+#include <string>
 #include <vector>
 
 #include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_capture.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/session.h"
+#include "engine/sysv/ipc_access.h"
 #include "engine/sysv/sysv_ipc.h"
 
 namespace icp {
@@ -18,6 +21,7 @@ struct Session::Impl {
 
   std::vector<ProcessRef> processes() const;
   std::vector<pid_t> root_pids() const;
+  void open_ipc(pid_t process);
   bool alive() const;
   CheckpointResult checkpoint(const CheckpointOptions& options);
 
@@ -46,7 +50,9 @@ struct Session::Impl {
   std::string last_image;  // the path of the image that holds it
   bool kept_looked_for = false;
   std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
-  bool untracked = false;          // it is there by now, and has been written to unseen
+  std::shared_ptr<IpcAccess> ipc;  // of the namespace `ipc_space`, a link of /proc/PID/ns
+  std::string ipc_space;
+  bool untracked = false;  // it is there by now, and has been written to unseen
 };
 
 }  // namespace icp

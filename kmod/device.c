@@ -64,6 +64,9 @@ static long do_track(struct icp_file *own, struct icp_track *track)
 
 	if ((track->flags & ~ICP_TRACK_KEEP) || (track->key && !(track->flags & ICP_TRACK_KEEP)))
 		return -EINVAL;
+	/* Whoever opened the device may have passed it on to one without rights, who uses what was begun. */
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
 	if (own->view)
 		return -EBUSY;
 	track->cookie[0] = track->cookie[1] = 0;
@@ -87,6 +90,8 @@ static long do_watch(struct icp_file *own)
 {
 	struct icp_shm_reader *reader;
 
+	if (!capable(CAP_SYS_ADMIN))
+		return -EPERM;
 	if (own->shm)
 		return -EBUSY;
 	reader = icp_shm_watch();

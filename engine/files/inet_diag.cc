@@ -102,7 +102,9 @@ void InetDiagSocket::end_leftovers(const InetAddress& local, const std::optional
         const InetDiag diag = parse(message);
         const bool same_ends = !remote || (ip_of(family, message.id.idiag_src) == local.ip &&
                                            ip_of(family, message.id.idiag_dst) == remote->ip);
-        if (!diag.leftover() || !same_ends || (diag.state != kTcpTimeWait && diag.uid != uid)) continue;
+        // TIME_WAIT has lost its owner: only that of a whole pair of ends, which whoever had them may use again.
+        const bool own = diag.state == kTcpTimeWait ? remote.has_value() : diag.uid == uid;
+        if (!diag.leftover() || !same_ends || !own) continue;
         Request target = request_for(SOCK_DESTROY, family, NLM_F_ACK);
         target.body.id = message.id;
         targets.push_back(target);

@@ -202,13 +202,6 @@ void restore_socket_buffers(const pb::SocketBuffers& buffers, int fd) {
   ::setsockopt(fd, SOL_SOCKET, SO_BUF_LOCK, &locked, sizeof locked);
 }
 
-void widen_socket_buffer(int fd, int force_option, uint64_t bytes) {
-  const int value = static_cast<int>(std::min<uint64_t>(bytes, INT_MAX / 2));
-  if (::setsockopt(fd, SOL_SOCKET, force_option, &value, sizeof value) != 0) {
-    throw_errno("cannot make room in a socket");
-  }
-}
-
 UniqueFd make_inet_socket(const RestoreContext& context, int domain, int type) {
   const FsIdentity as_user(context.options.identity);
   UniqueFd fd(::socket(domain, type | SOCK_CLOEXEC, 0));

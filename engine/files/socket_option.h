@@ -16,8 +16,6 @@ void restore_socket_options(const pb::OpenFile& file, const SocketOptions& optio
 
 void capture_socket_buffers(int fd, pb::SocketBuffers& buffers);
 void restore_socket_buffers(const pb::SocketBuffers& buffers, int fd);
-// Room for that much data at least, whatever the system's limits; restore_socket_buffers() puts things right again.
-void widen_socket_buffer(int fd, int force_option, uint64_t bytes);
 
 int socket_option(int fd, int level, int name);  // 0 on failure
 void set_socket_option(int fd, int level, int name, int value, const char* what);

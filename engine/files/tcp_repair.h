@@ -7,18 +7,12 @@
 #pragma once
 
 #include <cstdint>
-#include <memory>
 #include <string>
 
 namespace icp {
 
 class TcpReader {
  public:
-  TcpReader();
-  ~TcpReader();
-  TcpReader(const TcpReader&) = delete;
-  TcpReader& operator=(const TcpReader&) = delete;
-
   // What the process has written and the other end has not acknowledged, up to now. `next` is TCP's number after its
   // last byte, a FIN counted.
   struct Outgoing {
@@ -36,14 +30,7 @@ class TcpReader {
   Incoming incoming(int fd);
 
   // False: call by call.
-  bool atomic() const;
-
- private:
-  struct Ring;
-  // Makes getsockopt(TCP_QUEUE_SEQ) tell of a queue; returns bytes copied to `buffer`, if any.
-  size_t select_queue(int fd, int queue, char* buffer, size_t size);
-
-  std::unique_ptr<Ring> ring_;
+  static bool atomic();
 };
 
 // Data waiting to be read, of whatever state; `most` bytes of it.

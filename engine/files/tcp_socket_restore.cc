@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "engine/broker/broker.h"
 #include "engine/files/inet_diag.h"
 #include "engine/files/socket_option.h"
 #include "engine/files/tcp_socket.h"
@@ -75,7 +76,7 @@ void bind_to(const pb::OpenFile& file, int fd, const InetAddress& address, uid_t
   if (::bind(fd, reinterpret_cast<sockaddr*>(&name), length) == 0) return;
   if (errno == EADDRINUSE) {
     // Connections of the job's former life keep the port for a minute (TIME_WAIT).
-    InetDiagSocket().end_leftovers(address, {}, uid);
+    broker().end_leftovers(address, {}, uid);
     if (::bind(fd, reinterpret_cast<sockaddr*>(&name), length) == 0) return;
   }
   const int error = errno;
@@ -125,7 +126,7 @@ UniqueFd create_ended(RestoreContext& context, const pb::OpenFile& file) {
   UniqueFd fd = make_inet_socket(context, domain_of(socket), SOCK_STREAM);
   restore_socket_options(file, socket.options(), fd.get());
   const std::string& data = socket.receive_queue();
-  widen_socket_buffer(fd.get(), SO_RCVBUFFORCE, 4 * data.size() + kMostMss);
+  broker().widen_tcp_buffer(fd.get(), SO_RCVBUFFORCE, 4 * data.size() + kMostMss);
   InetAddress target{std::string{127, 0, 0, 1}, ntohs(address.sin_port)};
   sockaddr_storage name;
   const socklen_t name_length = target.to_sockaddr(domain_of(socket), name);
@@ -135,7 +136,7 @@ UniqueFd create_ended(RestoreContext& context, const pb::OpenFile& file) {
   }
   const UniqueFd other(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
   if (!other) throw_errno("cannot make the other end of a closed TCP connection");
-  widen_socket_buffer(other.get(), SO_SNDBUFFORCE, 4 * data.size() + kMostMss);
+  broker().widen_tcp_buffer(other.get(), SO_SNDBUFFORCE, 4 * data.size() + kMostMss);
   if (!data.empty() &&
       ::send(other.get(), data.data(), data.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(data.size())) {
     throw_bad_file(file, "more data waits in a closed TCP connection than fits in");
@@ -172,7 +173,7 @@ class Connection {
   }
   // The kernel asks the other end about its window.
   void leave_repair() {
-    set(TCP_REPAIR, TCP_REPAIR_OFF, "TCP_REPAIR");
+    broker().set_tcp_repair(fd_, TCP_REPAIR_OFF);
     restore_reuse();
   }
   void send_rest() {
@@ -195,6 +196,10 @@ class Connection {
   void set(int name, int value, const char* what) { set_socket_option(fd_, IPPROTO_TCP, name, value, what); }
 
   void build();
+  void widen_buffers() {
+    broker().widen_tcp_buffer(fd_, SO_RCVBUFFORCE, 4 * socket_.receive_queue().size() + kMostMss);
+    broker().widen_tcp_buffer(fd_, SO_SNDBUFFORCE, 4 * socket_.send_queue().size() + kMostMss);
+  }
   void join_addresses();
   void set_parameters();
   void refill_received();
@@ -213,9 +218,8 @@ void Connection::build() {
   UniqueFd made = make_inet_socket(context_, domain_of(socket_), SOCK_STREAM);
   fd_ = made.get();
   restore_socket_options(file_, socket_.options(), fd_);
-  widen_socket_buffer(fd_, SO_RCVBUFFORCE, 4 * socket_.receive_queue().size() + kMostMss);
-  widen_socket_buffer(fd_, SO_SNDBUFFORCE, 4 * socket_.send_queue().size() + kMostMss);
-  set(TCP_REPAIR, TCP_REPAIR_ON, "TCP_REPAIR");
+  broker().set_tcp_repair(fd_, TCP_REPAIR_ON);
+  widen_buffers();
   const auto start = [&](int queue, uint32_t number) {
     set(TCP_REPAIR_QUEUE, queue, "TCP_REPAIR_QUEUE");
     set(TCP_QUEUE_SEQ, static_cast<int>(number), "TCP_QUEUE_SEQ");
@@ -237,7 +241,7 @@ void Connection::join_addresses() {
     std::tie(local, remote) = moved->second;
   }
   check_port(context_, file_, local.port);
-  InetDiagSocket().end_leftovers(local, remote, context_.options.identity.uid);
+  broker().end_leftovers(local, remote, context_.options.identity.uid);
   bind_to(file_, fd_, local, context_.options.identity.uid);
   sockaddr_storage name;
   const socklen_t length = remote.to_sockaddr(domain_of(socket_), name);

@@ -334,6 +334,8 @@ uint32_t MemoryCapture::object_of_file(int local_fd, const std::string& target) 
   return impl_->objects.note_file(local_fd, target);
 }
 
+void MemoryCapture::set_ipc(std::shared_ptr<IpcAccess> ipc) { impl_->objects.set_ipc(std::move(ipc)); }
+
 void MemoryCapture::set_quiesce(std::function<void()> quiesce) { impl_->options.quiesce = std::move(quiesce); }
 
 MemoryStats MemoryCapture::write() {

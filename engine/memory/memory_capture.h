@@ -24,6 +24,8 @@ class MappingCache;
 void check_memory(const std::vector<ProcessRef>& processes, Findings& findings,
                   const std::function<MappingCache*(const ProcessRef&)>& cache_of = {});
 
+class IpcAccess;
+
 struct MemoryOptions {
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;  // bytes of page copies held in the agent during a stop; beyond it
@@ -49,8 +51,7 @@ struct MemoryStats {
 // Keeps, between the versions of one session, a tracker and a page index for each address space and each
 // shared object. A round is: track() for new processes (stopped for a moment), begin(), precopy() while they
 // run, collect() while all are stopped, write() after they run on. abandon() instead of write() when the
-// round failed: the next version is then full. One agent thread (the ptrace one) only, in the IPC namespace of the
-// capsule during precopy(), collect() and adopt().
+// round failed: the next version is then full. One agent thread (the ptrace one) only.
 //
 // Private memory comes from the tracker. Shared memory (anonymous shared, memfd, /dev/shm, shared file
 // mappings, System V) is an object with a store of its own, saved once however many map it: see ObjectTable.
@@ -69,6 +70,8 @@ class MemoryCapture {
   // what the stop goes by.
   void check(const std::vector<ProcessRef>& processes, Findings& findings);
 
+  // Where the System V objects of the capsule are, before precopy(), collect() and adopt().
+  void set_ipc(std::shared_ptr<IpcAccess> ipc);
   // Sets MemoryOptions::quiesce, for an object that came without it (a restored capsule's).
   void set_quiesce(std::function<void()> quiesce);
   void begin(VersionWriter& version);

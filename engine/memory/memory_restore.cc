@@ -22,7 +22,7 @@ struct MemoryRestore::Impl {
         capsule(state),
         options(std::move(given)),
         files(options.identity, options.root_fd),
-        objects(version, capsule, files, options.sysv) {}
+        objects(version, capsule, files, options.sysv, options.ipc) {}
 
   const VersionReader& version;
   const pb::Capsule& capsule;

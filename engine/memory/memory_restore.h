@@ -15,6 +15,7 @@
 
 namespace icp {
 
+class IpcAccess;
 class LazyFill;
 
 struct MemoryRestoreOptions {
@@ -23,6 +24,7 @@ struct MemoryRestoreOptions {
   int agent_socket = -1;    // the agent's end of the socket every restored process has inherited ...
   int process_socket = -1;  // ... and its number in the processes (for RemoteProcess::send_fd)
   const RestoredSysv* sysv = nullptr;
+  IpcAccess* ipc = nullptr;  // where these objects are
   LazyFill* lazy = nullptr;  // private anonymous memory comes after the processes run
 };
 
@@ -36,7 +38,7 @@ class MemoryRestore {
   // Throws kImage / kSystem with the path for anything that cannot work on this host: mapped files missing or
   // changed (size, mtime), mappings outside the address space or overlapping, another vdso.
   void check() const;
-  // Makes memfds, shared anonymous memory, deleted files and System V contents (in the thread's IPC namespace).
+  // Makes memfds, shared anonymous memory, deleted files and System V contents.
   // Files that exist (shared file mappings, /dev/shm) get their saved content in apply_side_effects().
   void create_objects();
   UniqueFd open_object(uint32_t object, uint32_t flags);
@@ -45,7 +47,7 @@ class MemoryRestore {
   // together, finish_process() for each. On entry `remote` runs system calls through an instruction of the seed; after
   // map_process() through a trampoline page (with scratch) that is the only thing left of ours and lies in a hole of
   // the new layout; remove_trampoline() unmaps it as the very last remote call. `remote` and `process` stay where they
-  // are. Needs root in the process: exe and mm layout are set with PR_SET_MM.
+  // are. The process needs CAP_CHECKPOINT_RESTORE, which PR_SET_MM_MAP asks for.
   struct Trampoline {
     uint64_t start = 0, size = 0;
   };

@@ -71,8 +71,8 @@ UniqueFd anonymous_shared(uint64_t size) {
 }  // namespace
 
 ObjectRestore::ObjectRestore(const VersionReader& version, const pb::Capsule& capsule, RestoredFiles& files,
-                             const RestoredSysv* sysv)
-    : version_(version), capsule_(capsule), files_(files), sysv_(sysv) {
+                             const RestoredSysv* sysv, IpcAccess* ipc)
+    : version_(version), capsule_(capsule), files_(files), sysv_(sysv), ipc_(ipc) {
   for (const pb::MemoryObject& object : capsule.objects()) {
     if (object.id() == 0 || !by_id_.emplace(object.id(), &object).second) {
       throw_error(ErrorKind::kImage, "damaged image: two memory objects are numbered {}", object.id());
@@ -202,12 +202,15 @@ void ObjectRestore::fill_file(const pb::MemoryObject& object, int fd) {
 }
 
 void ObjectRestore::fill_segment(const pb::MemoryObject& object) {
-  AttachedSegment segment(new_shmid(object), true);
-  if (segment.bytes().size() < object.size()) {
+  const int id = new_shmid(object);
+  const UniqueFd segment = ipc_->open_segment(id);
+  struct stat status {};
+  if (::fstat(segment.get(), &status) != 0) throw_errno("cannot look at System V segment {}", id);
+  if (static_cast<uint64_t>(status.st_size) < object.size()) {
     throw_error(ErrorKind::kImage, "damaged image: System V segment {} is smaller than its content", object.shmid());
   }
   for_each_saved(version_, object, [&](uint64_t offset, std::span<const std::byte> bytes) {
-    std::memcpy(segment.bytes().data() + offset, bytes.data(), bytes.size());
+    write_all(segment.get(), bytes.data(), bytes.size(), offset, describe(object));
   });
 }
 

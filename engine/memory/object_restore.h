@@ -14,6 +14,7 @@
 #include "engine/image/page_store.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/memory/restored_files.h"
+#include "engine/sysv/ipc_access.h"
 #include "engine/sysv/sysv_ipc.h"
 
 namespace icp {
@@ -24,7 +25,7 @@ namespace icp {
 class ObjectRestore {
  public:
   ObjectRestore(const VersionReader& version, const pb::Capsule& capsule, RestoredFiles& files,
-                const RestoredSysv* sysv);
+                const RestoredSysv* sysv, IpcAccess* ipc);
   ~ObjectRestore();
   ObjectRestore(const ObjectRestore&) = delete;
   ObjectRestore& operator=(const ObjectRestore&) = delete;
@@ -57,6 +58,7 @@ class ObjectRestore {
   const pb::Capsule& capsule_;
   RestoredFiles& files_;
   const RestoredSysv* sysv_;
+  IpcAccess* ipc_;
   std::map<uint32_t, const pb::MemoryObject*> by_id_;
   std::map<uint32_t, Made> made_;
   bool done_ = false;

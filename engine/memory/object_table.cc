@@ -12,6 +12,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/parallel.h"
+#include "engine/broker/broker.h"
 #include "engine/trace/remote_addr.h"
 
 namespace icp {
@@ -208,27 +209,27 @@ bool ObjectTable::can_be_tracked(const SharedObject& object) const {
 
 void ObjectTable::find_others() {
   if (!watch_ || !watch_->recording()) return;
-  std::set<InodeId> all, without_notice;
+  std::map<InodeId, int> all, without_notice;  // with a descriptor
   for (const ObjectKey& key : seen_) {
     const SharedObject& object = *objects_.at(key);
     const InodeId inode = inode_id(object.status());
     if (checked_.count(inode) != 0 || !can_be_tracked(object)) continue;
-    all.insert(inode);
+    all.emplace(inode, object.source());
     if (!writes_are_noticed(key)) {
-      without_notice.insert(inode);
+      without_notice.emplace(inode, object.source());
     } else if (!watch_->watch_writes(inode, fmt::format("/proc/self/fd/{}", object.source()))) {
       others_.insert(inode);
     }
   }
   if (all.empty()) return;
   try {
-    others_.merge(mapped_outside(all, watched_processes_));
-    if (!without_notice.empty()) others_.merge(held_open(without_notice));
+    others_.merge(broker().mapped_outside(all, watched_processes_));
+    if (!without_notice.empty()) others_.merge(broker().held_open(without_notice));
   } catch (const Error& error) {
     without_watch(error);
     return;
   }
-  checked_.merge(all);
+  for (const auto& [inode, source] : all) checked_.insert(inode);
 }
 
 // The objects of the pass are known now.
@@ -236,11 +237,11 @@ void ObjectTable::start_arming() {
   list_segments();
   if (!segments_.empty() && !(watch_ && watch_->recording())) make_watch();
   if (!watch_) return;
-  std::set<InodeId> inodes;
-  for (const ObjectKey& key : seen_) inodes.insert(inode_id(objects_.at(key)->status()));
+  std::map<InodeId, int> inodes;
+  for (const ObjectKey& key : seen_) inodes.emplace(inode_id(objects_.at(key)->status()), objects_.at(key)->source());
   for (const auto& [key, armed] : armed_)
-    if (const auto object = objects_.find(key); object != objects_.end())
-      inodes.insert(inode_id(object->second->status()));
+    if (const auto object = objects_.find(key); object != objects_.end() && object->second->has_source())
+      inodes.emplace(inode_id(object->second->status()), object->second->source());
   try {
     watch_->set_inodes(inodes);
   } catch (const Error& error) {
@@ -329,20 +330,15 @@ uint64_t ObjectTable::untracked_bytes() const {
 
 void ObjectTable::list_segments() {
   const bool any = std::any_of(seen_.begin(), seen_.end(), is_segment);
-  segments_ = any ? list_ipc_objects() : std::vector<IpcObject>();
+  segments_ = any && ipc_ ? ipc_->list() : std::vector<IpcObject>();
 }
 
 void ObjectTable::save_detached_segment(pb::ShmSegment& segment, StagingArena& arena) {
   const ObjectKey key{pb::MemoryObject::SYSV, 0, static_cast<uint64_t>(segment.perm().id())};
   segment.set_object(object(key).id());
   if (object(key).has_source()) return;
-  const AttachedSegment attached(segment.perm().id(), false);
-  MapsEntry entry;
-  entry.start = reinterpret_cast<uint64_t>(attached.bytes().data());
-  entry.end = entry.start + page_up(attached.bytes().size());
-  // Read through its file, not the mapping: a read fault would allocate the pages of holes.
-  SharedObject& found =
-      object(key, fmt::format("/SYSV{:08x}", segment.perm().key()), [&] { return open_mapped_file(getpid(), entry); });
+  SharedObject& found = object(key, fmt::format("/SYSV{:08x}", segment.perm().key()),
+                               [&] { return ipc_->open_segment(segment.perm().id()); });
   armed_.erase(key);
   found.update_all(&arena);
 }

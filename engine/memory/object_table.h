@@ -13,6 +13,7 @@
 #include "engine/base/error.h"
 #include "engine/memory/object_watch.h"
 #include "engine/memory/shared_object.h"
+#include "engine/sysv/ipc_access.h"
 #include "engine/sysv/sysv_ipc.h"
 #include "engine/tracker/page_tracker.h"
 
@@ -37,9 +38,10 @@ struct SysvStamp {
 // before the pre-copy up to the stop only, so all but System V segments are compared whole once a version, by the
 // pre-copy, while the processes run.
 //
-// The calling thread's IPC namespace is the capsule's.
 class ObjectTable {
  public:
+  // Where the capsule's System V objects are; before anything else.
+  void set_ipc(std::shared_ptr<IpcAccess> ipc) { ipc_ = std::move(ipc); }
   void begin(VersionWriter& version);
   // Before the first pre-copy pass: watches the memory of `processes` (ascending) up to the stop, where the kernel
   // offers that.
@@ -122,6 +124,7 @@ class ObjectTable {
   std::optional<SysvStamp> take_stamp(const SharedObject& object) const;
   void list_segments();
 
+  std::shared_ptr<IpcAccess> ipc_;
   VersionWriter* version_ = nullptr;
   std::map<ObjectKey, std::unique_ptr<SharedObject>> objects_;
   std::map<ObjectKey, std::vector<Mapper>> mappers_;

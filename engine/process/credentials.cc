@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include <algorithm>
+#include <array>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
@@ -48,18 +49,29 @@ void capture_credentials(const ProcStatus& status, pb::Process& state) {
   state.set_umask(status.umask);
 }
 
+namespace {
+
+constexpr uint32_t kCapabilityVersion3 = 0x20080522;  // _LINUX_CAPABILITY_VERSION_3 of linux/capability.h
+
+struct CapabilityHeader {
+  uint32_t version = kCapabilityVersion3;
+  int pid = 0;
+};
+using CapabilitySets = std::array<uint32_t, 6>;  // effective, permitted, inheritable; then their upper halves
+
+}  // namespace
+
+// The thread has had its user's ids from the beginning (engine/broker/operations.cc); what goes now is the capability
+// it was built with, and whatever else it may have.
 void restore_credentials(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
-  const gid_t wanted = state.credentials().gid();
-  const bool member = std::find(identity.groups.begin(), identity.groups.end(), wanted) != identity.groups.end();
-  const uint64_t gid = member ? wanted : identity.gid;
-  const uint64_t uid = identity.uid;
+  if (identity.uid == 0) return;
   remote.reset_scratch();
-  const RemoteAddr groups = remote.stage(std::as_bytes(std::span(identity.groups)));
-  remote.call("setgroups", SYS_setgroups, {identity.groups.size(), groups.value});
-  remote.call("setresgid", SYS_setresgid, {gid, gid, gid});
-  remote.call("setresuid", SYS_setresuid, {uid, uid, uid});
-  // The image says what the process executes next: it must not become more than its user.
-  if (uid != 0) remote.call("prctl(PR_SET_NO_NEW_PRIVS)", SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0});
+  const RemoteAddr header = remote.stage_value(CapabilityHeader{});
+  const RemoteAddr sets = remote.stage_value(CapabilitySets{});
+  remote.call("capset", SYS_capset, {header.value, sets.value});
+  remote.call("capget", SYS_capget, {header.value, sets.value});
+  if (remote.read_value<CapabilitySets>(sets) != CapabilitySets{})
+    throw_error(ErrorKind::kPermission, "process {} could not give up its capabilities", state.pid());
 }
 
 }  // namespace icp

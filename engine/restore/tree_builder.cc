@@ -17,12 +17,12 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/broker/broker.h"
 
 namespace icp {
 namespace {
 
 constexpr size_t kScratchBytes = 256 << 10;
-constexpr int kChannelFd = 3;        // of icp-init's command line
 constexpr int kProcessSocketFd = 4;  // carries descriptors; moved out of the way in every process
 constexpr int kInitTimeoutMs = 30'000;
 
@@ -36,33 +36,11 @@ struct SocketPair {
   }
 };
 
-// Runs in the new process between clone and exec: only system calls.
-[[noreturn]] void exec_init(const char* path, int channel, int process_socket, int go) {
-  char byte;
-  if (::read(go, &byte, 1) != 1) ::_exit(1);  // the agent has given up
-  ::prctl(PR_SET_PDEATHSIG, SIGKILL);
-  // High numbers first, so that one move cannot overwrite the other's source.
-  const int high_channel = ::fcntl(channel, F_DUPFD_CLOEXEC, 100),
-            high_socket = ::fcntl(process_socket, F_DUPFD_CLOEXEC, 100);
-  if (::dup2(high_channel, kChannelFd) < 0 || ::dup2(high_socket, kProcessSocketFd) < 0) ::_exit(1);
-  ::syscall(SYS_close_range, kProcessSocketFd + 1, ~0u, 0);
-  ::syscall(SYS_close_range, 0, kChannelFd - 1, 0);
-  ::chdir("/");
-  // Its copies give their memory up while the kernel would still write to a registered struct rseq in it.
-  char no_rseq[] = "GLIBC_TUNABLES=glibc.pthread.rseq=0";
-  char* environment[] = {no_rseq, nullptr};
-  ::execle(path, "icp-init", "3", static_cast<char*>(nullptr), environment);
-  char line[64];
-  const int length = std::snprintf(line, sizeof line, "E%d start\n", errno);
-  ::send(kChannelFd, line, static_cast<size_t>(length), MSG_NOSIGNAL);
-  ::_exit(1);
-}
-
 }  // namespace
 
-TreeBuilder::TreeBuilder(const std::string& init_path, const std::function<void(pid_t)>& join) {
+TreeBuilder::TreeBuilder(const std::string& init_path, pid_t like, const Identity& identity) {
   try {
-    start_init(init_path, join);
+    start_init(init_path, like, identity);
   } catch (...) {
     this->~TreeBuilder();
     init_pid_ = 0;
@@ -83,20 +61,11 @@ TreeBuilder::~TreeBuilder() {
   init_pid_ = 0;
 }
 
-void TreeBuilder::start_init(const std::string& path, const std::function<void(pid_t)>& join) {
-  SocketPair channel(SOCK_STREAM), descriptors(SOCK_STREAM), go(SOCK_STREAM);
-  clone_args arguments{};
-  arguments.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS;
-  arguments.exit_signal = SIGCHLD;
-  const long pid = ::syscall(SYS_clone3, &arguments, sizeof arguments);
-  if (pid < 0) throw_errno("cannot make the namespaces of the capsule");
-  if (pid == 0) exec_init(path.c_str(), channel.there.get(), descriptors.there.get(), go.there.get());
-  init_pid_ = static_cast<pid_t>(pid);
+void TreeBuilder::start_init(const std::string& path, pid_t like, const Identity& identity) {
+  SocketPair channel(SOCK_STREAM), descriptors(SOCK_STREAM);
+  init_pid_ = broker().start_init(path, channel.there.get(), descriptors.there.get(), like, identity);
   channel.there.reset();
   descriptors.there.reset();
-  go.there.reset();
-  if (join) join(init_pid_);
-  if (::send(go.here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start {}", path);
 
   pollfd wait{channel.here.get(), POLLIN, 0};
   std::array<char, 256> answer{};
@@ -121,12 +90,6 @@ void TreeBuilder::start_init(const std::string& path, const std::function<void(p
   init_.remote = std::make_unique<RemoteProcess>(*init_.leader, init_pid_, find_syscall_instruction(init_pid_));
   init_.remote->map_scratch(kScratchBytes);
   process_socket_ = kProcessSocketFd;
-}
-
-UniqueFd TreeBuilder::ipc_namespace() const {
-  UniqueFd fd(::open(fmt::format("/proc/{}/ns/ipc", init_pid_).c_str(), O_RDONLY | O_CLOEXEC));
-  if (!fd) throw_errno("cannot open the IPC namespace of the capsule");
-  return fd;
 }
 
 UniqueFd TreeBuilder::root() const {

@@ -4,12 +4,12 @@
 
 #include <sys/types.h>
 
-#include <functional>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "engine/base/identity.h"
 #include "engine/base/unique_fd.h"
 #include "engine/image/image.pb.h"
 #include "engine/restore/tree_plan.h"
@@ -19,7 +19,7 @@
 namespace icp {
 
 // A process under construction: a copy of icp-init with the right pid, parent, session and group, stopped, all signals
-// blocked, root's rights.
+// blocked, with the user's ids and CAP_CHECKPOINT_RESTORE.
 struct Seed {
   std::unique_ptr<Tracee> leader;
   std::unique_ptr<RemoteProcess> remote;
@@ -30,14 +30,13 @@ struct Seed {
 // destructor kills everything in them, unless release() has been called.
 class TreeBuilder {
  public:
-  // Starts icp-init. `join` is called with its pid before it does anything.
-  TreeBuilder(const std::string& init_path, const std::function<void(pid_t)>& join);
+  // Starts icp-init as `identity`, in the cgroups and with the limits of `like` (0: the caller's).
+  TreeBuilder(const std::string& init_path, pid_t like, const Identity& identity);
   ~TreeBuilder();
   TreeBuilder(const TreeBuilder&) = delete;
   TreeBuilder& operator=(const TreeBuilder&) = delete;
 
   pid_t init_pid() const { return init_pid_; }
-  UniqueFd ipc_namespace() const;
   UniqueFd root() const;  // O_PATH of the capsule's root directory
 
   // Number, in every seed, of the socket whose other end is agent_socket().
@@ -58,7 +57,7 @@ class TreeBuilder {
   UniqueFd release();
 
  private:
-  void start_init(const std::string& path, const std::function<void(pid_t)>& join);
+  void start_init(const std::string& path, pid_t like, const Identity& identity);
   void fork_seed(const TreeStep& step, int exit_signal);
   pid_t clone_with_pid(RemoteProcess& by, uint64_t flags, uint32_t pid, int exit_signal);
 

@@ -26,11 +26,6 @@ void read_limit(const char* name, Values&... values) {
   if (!in) throw_error(ErrorKind::kSystem, "cannot read {}", limit_path(name));
 }
 
-void write_limit(const char* name, const std::string& text) {
-  UniqueFd fd(::open(limit_path(name).c_str(), O_WRONLY | O_CLOEXEC));
-  if (fd) static_cast<void>(!::write(fd.get(), text.data(), text.size()));
-}
-
 }  // namespace
 
 UniqueFd open_ipc_namespace(pid_t pid) {
@@ -74,14 +69,21 @@ IpcLimits IpcLimits::read() {
   return limits;
 }
 
+std::vector<std::pair<std::string, std::string>> IpcLimits::as_files() const {
+  return {{limit_path("shmmax"), std::to_string(shm_max_bytes)},
+          {limit_path("shmall"), std::to_string(shm_all_pages)},
+          {limit_path("shmmni"), std::to_string(shm_count)},
+          {limit_path("sem"), fmt::format("{} {} {} {}", sem_per_set, sem_total, sem_ops, sem_sets)},
+          {limit_path("msgmax"), std::to_string(msg_max_bytes)},
+          {limit_path("msgmnb"), std::to_string(msg_queue_bytes)},
+          {limit_path("msgmni"), std::to_string(msg_queues)}};
+}
+
 void IpcLimits::apply() const {
-  write_limit("shmmax", std::to_string(shm_max_bytes));
-  write_limit("shmall", std::to_string(shm_all_pages));
-  write_limit("shmmni", std::to_string(shm_count));
-  write_limit("sem", fmt::format("{} {} {} {}", sem_per_set, sem_total, sem_ops, sem_sets));
-  write_limit("msgmax", std::to_string(msg_max_bytes));
-  write_limit("msgmnb", std::to_string(msg_queue_bytes));
-  write_limit("msgmni", std::to_string(msg_queues));
+  for (const auto& [path, text] : as_files()) {
+    UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    if (fd) static_cast<void>(!::write(fd.get(), text.data(), text.size()));
+  }
 }
 
 }  // namespace icp

@@ -5,6 +5,9 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "engine/base/unique_fd.h"
 
@@ -47,6 +50,8 @@ struct IpcLimits {
   static IpcLimits read();
   // Writes them to the calling thread's namespace; a value the kernel does not take is left as it was.
   void apply() const;
+  // The same as files and what to write into each.
+  std::vector<std::pair<std::string, std::string>> as_files() const;
   friend bool operator==(const IpcLimits&, const IpcLimits&) = default;
 };
 

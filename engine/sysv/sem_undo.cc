@@ -43,11 +43,12 @@ void append_test(std::vector<sembuf>& operations, unsigned index, int value) {
 
 class UndoFinder {
  public:
-  UndoFinder(int semid, size_t semaphores, size_t max_operations, const SemopCall& semop)
+  UndoFinder(int semid, size_t semaphores, size_t max_operations, const SemopCall& semop, const SemValuesCall& values)
       : semid_(semid),
         count_(semaphores),
         batch_(std::max<size_t>(1, (std::min(max_operations, kMostOperations) - 1) / kTestOperations)),
-        semop_(semop) {}
+        semop_(semop),
+        values_(values) {}
 
   std::vector<int> find() {
     std::vector<int> adjust(count_, 0);
@@ -61,11 +62,18 @@ class UndoFinder {
   }
 
  private:
-  int value(size_t index) {
-    const int value = ::semctl(semid_, static_cast<int>(index), GETVAL);
-    if (value < 0 && (errno == EINVAL || errno == EIDRM)) accessible_ = false;
-    if (value < 0 && accessible_) throw_errno("cannot read semaphore {} of System V set {}", index, semid_);
-    return std::max(value, 0);
+  // Of all semaphores; zeros when the set is gone, or may not be read.
+  std::vector<uint16_t> values() {
+    std::vector<uint16_t> all(count_);
+    const int64_t result = values_(semid_, all);
+    if (result == -EINVAL || result == -EIDRM || result == -EACCES) accessible_ = false;
+    if (result < 0 && accessible_) {
+      throw Error(
+          ErrorKind::kSystem,
+          fmt::format("cannot read System V semaphore set {}: {}", semid_, errno_text(static_cast<int>(-result))),
+          static_cast<int>(-result));
+    }
+    return all;
   }
 
   // True for ERANGE. The operations must be such that they cannot succeed.
@@ -86,29 +94,27 @@ class UndoFinder {
 
   bool any_in(size_t first, size_t last) {
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
-      std::vector<int> before;
+      const std::vector<uint16_t> before = values();
       std::vector<sembuf> operations;
-      for (size_t i = first; i < last; ++i) {
-        before.push_back(value(i));
-        append_test(operations, static_cast<unsigned>(i), before.back());
-      }
+      for (size_t i = first; i < last; ++i) append_test(operations, static_cast<unsigned>(i), before[i]);
       // Waits for zero with a value that is at its maximum: EAGAIN.
       operations.push_back({static_cast<unsigned short>(first), 0, IPC_NOWAIT});
       const bool found = accessible_ && out_of_range(operations);
       if (!accessible_) return false;
-      bool same = true;
-      for (size_t i = first; i < last; ++i) same = same && value(i) == before[i - first];
-      if (same) return found;
+      const std::vector<uint16_t> after = values();
+      if (std::equal(before.begin() + static_cast<ptrdiff_t>(first), before.begin() + static_cast<ptrdiff_t>(last),
+                     after.begin() + static_cast<ptrdiff_t>(first)))
+        return found;
     }
     throw_busy();
   }
 
   int one(unsigned index) {
     for (int attempt = 0; attempt < kAttempts; ++attempt) {
-      const int before = value(index);
+      const int before = values()[index];
       const int adjust = any_in(index, index + 1) ? search(index, before) : 0;
       if (!accessible_) return 0;
-      if (value(index) == before) return adjust;
+      if (values()[index] == before) return adjust;
     }
     throw_busy();
   }
@@ -156,6 +162,7 @@ class UndoFinder {
   int semid_;
   size_t count_, batch_;
   const SemopCall& semop_;
+  const SemValuesCall& values_;
   bool accessible_ = true;
 };
 
@@ -167,13 +174,24 @@ SemopCall semop_in(RemoteProcess& remote) {
   };
 }
 
+SemValuesCall values_in(RemoteProcess& remote) {
+  return [&remote](int semid, std::span<uint16_t> values) {
+    remote.reset_scratch();
+    const RemoteAddr at = remote.reserve(values.size_bytes());
+    const int64_t result = remote.syscall(SYS_semctl, {static_cast<uint64_t>(semid), 0, GETALL, at.value});
+    if (result >= 0) remote.read(at, std::as_writable_bytes(values));
+    return result;
+  };
+}
+
 // Processes made with CLONE_SYSVSEM (rare outside threads) have one list together. Without kcmp, none do.
 bool same_undo_list(pid_t a, pid_t b) { return ::syscall(SYS_kcmp, a, b, KCMP_SYSVSEM, 0, 0) == 0; }
 
 }  // namespace
 
-std::vector<int> find_undo(int semid, size_t semaphores, size_t max_operations, const SemopCall& semop) {
-  return UndoFinder(semid, semaphores, max_operations, semop).find();
+std::vector<int> find_undo(int semid, size_t semaphores, size_t max_operations, const SemopCall& semop,
+                           const SemValuesCall& values) {
+  return UndoFinder(semid, semaphores, max_operations, semop, values).find();
 }
 
 std::vector<sembuf> undo_operations(unsigned index, int value, int adjust) {
@@ -202,10 +220,11 @@ void capture_sem_undo(std::vector<StoppedProcess>& processes, const std::vector<
     if (!processes[i].remote) continue;
     RemoteProcess& remote = *processes[i].remote;
     const SemopCall semop = semop_in(remote);
+    const SemValuesCall values = values_in(remote);
     states[i]->clear_sem_undo();
     for (const pb::SemaphoreSet& set : state.semaphores()) {
       const std::vector<int> adjust =
-          find_undo(set.perm().id(), static_cast<size_t>(set.values_size()), max_operations, semop);
+          find_undo(set.perm().id(), static_cast<size_t>(set.values_size()), max_operations, semop, values);
       for (size_t index = 0; index < adjust.size(); ++index) {
         if (adjust[index] == 0) continue;
         pb::SemUndo& undo = *states[i]->add_sem_undo();
@@ -228,8 +247,14 @@ void capture_sem_undo(std::vector<StoppedProcess>& processes, const std::vector<
 void restore_sem_undo(RemoteProcess& remote, const pb::Process& process, const RestoredSysv& restored) {
   for (const pb::SemUndo& undo : process.sem_undo()) {
     const int id = restored.sem_id(undo.semid());
-    const int value = ::semctl(id, static_cast<int>(undo.index()), GETVAL);
-    if (value < 0) throw_errno("cannot read semaphore {} of System V set {}", undo.index(), id);
+    const int64_t got = remote.syscall(SYS_semctl, {static_cast<uint64_t>(id), undo.index(), GETVAL, 0});
+    if (got < 0) {
+      throw Error(ErrorKind::kSystem,
+                  fmt::format("process {}: cannot read semaphore {} of System V set {}: {}", process.pid(),
+                              undo.index(), id, errno_text(static_cast<int>(-got))),
+                  static_cast<int>(-got));
+    }
+    const int value = static_cast<int>(got);
     const std::vector<sembuf> operations = undo_operations(undo.index(), value, undo.adjust());
     if (operations.empty()) continue;
     const int64_t result = semop_in(remote)(id, operations);

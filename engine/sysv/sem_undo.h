@@ -36,9 +36,13 @@ namespace icp {
 // Runs semop(2) as the process in question; 0 or -errno.
 using SemopCall = std::function<int64_t(int semid, std::span<const sembuf> operations)>;
 
-// The adjustment of each semaphore of a set, in the calling thread's namespace. `max_operations` is SEMOPM. All zero
+// The values of all semaphores of a set (semctl GETALL), as the process in question; 0 or -errno.
+using SemValuesCall = std::function<int64_t(int semid, std::span<uint16_t> values)>;
+
+// The adjustment of each semaphore of a set. `max_operations` is SEMOPM. All zero
 // when the process may not change the set or it is gone. Throws kBusy when values would not stay still.
-std::vector<int> find_undo(int semid, size_t semaphores, size_t max_operations, const SemopCall& semop);
+std::vector<int> find_undo(int semid, size_t semaphores, size_t max_operations, const SemopCall& semop,
+                           const SemValuesCall& values);
 
 // Operations for one semop() that leave a semaphore's value as it is and give an adjustment to a process that has
 // none. `value` 0..32767, `adjust` -32768..32767; at most 6 operations.

@@ -25,7 +25,7 @@ void check_sysv(const std::vector<IpcObject>& objects, Findings& findings);
 void capture_sysv(const std::vector<IpcObject>& objects, pb::SysvIpc& state);
 
 // Undo values (SEM_UNDO) of the processes, found by asking the kernel in each of them (see sem_undo.h); nothing is
-// changed by it. Fills process.sem_undo. Scratch memory of 1 KiB is enough. Throws kGone when a process is killed
+// changed by it. Fills process.sem_undo. Scratch memory of 64 KiB is enough. Throws kGone when a process is killed
 // meanwhile: the kernel has then applied its adjustments, so values captured before do not fit any more.
 void capture_sem_undo(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
                       const pb::SysvIpc& state);

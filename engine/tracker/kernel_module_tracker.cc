@@ -9,6 +9,7 @@
 #include <cerrno>
 
 #include "engine/base/error.h"
+#include "engine/broker/broker.h"
 #include "engine/trace/remote_addr.h"
 
 namespace icp {
@@ -17,31 +18,22 @@ namespace {
 constexpr uint64_t kAddressEnd = 1ull << 47;
 constexpr uint32_t kRecords = 16384;  // asked for at a time
 
-UniqueFd open_device() {
-  UniqueFd device(::open(ICP_TRACK_DEVICE, O_RDWR | O_CLOEXEC));
-  icp_hello hello{};
-  hello.abi = ICP_TRACK_ABI;
-  if (!device || ::ioctl(device.get(), ICP_IOC_HELLO, &hello) != 0 || (hello.features & ICP_FEATURE_BROKEN) != 0) {
-    device.reset();
-  }
-  return device;
-}
-
 // Of the trackings that icp keeps: one a process, whatever directory its versions go to.
 constexpr uint64_t kKeptKey = 0x69637020636b7074;
 
-// `key`: of a tracking that is to be kept. False when the module cannot, which errno explains; throws kGone.
-bool start_tracking(int device, pid_t pid, std::optional<uint64_t> key, icp_track& track) {
+// `key`: of a tracking that is to be kept. Nothing when the module is not there or cannot; throws kGone.
+UniqueFd start_tracking(pid_t pid, std::optional<uint64_t> key, icp_track& track) {
   const UniqueFd process(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  if (!process) throw_error(ErrorKind::kGone, "process {} has ended", pid);
   track = {};
   track.pidfd = process.get();
   if (key) {
     track.flags = ICP_TRACK_KEEP;
     track.key = *key;
   }
-  if (process && ::ioctl(device, ICP_IOC_TRACK, &track) == 0) return true;
-  if (errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended", pid);
-  return false;
+  UniqueFd device = broker().track(track);
+  if (!device && errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  return device;
 }
 
 // The first range of an ascending list that ends after `address`.
@@ -52,29 +44,32 @@ auto first_after(const Ranges& ranges, uint64_t address) {
 
 }  // namespace
 
-bool KernelModuleTracker::available() { return static_cast<bool>(open_device()); }
+bool KernelModuleTracker::available() { return broker().has_module(); }
 
 std::unique_ptr<KernelModuleTracker> KernelModuleTracker::make(pid_t pid, bool keep) {
-  UniqueFd device = open_device();
-  if (!device) return nullptr;
+  if (!available()) return nullptr;
   icp_track track{};
-  bool kept = keep && start_tracking(device.get(), pid, kKeptKey, track);
-  if (kept && (track.flags & ICP_TRACK_EXISTED) != 0) {
+  UniqueFd device;
+  if (keep) device = start_tracking(pid, kKeptKey, track);
+  if (device && (track.flags & ICP_TRACK_EXISTED) != 0) {
     // Of a chain that is not gone on with: what it knows is of no use here, and it must not look like ours.
     ::ioctl(device.get(), ICP_IOC_UNTRACK);
-    kept = start_tracking(device.get(), pid, kKeptKey, track) && (track.flags & ICP_TRACK_EXISTED) == 0;
+    device = start_tracking(pid, kKeptKey, track);
+    if (device && (track.flags & ICP_TRACK_EXISTED) != 0) device.reset();
   }
+  const bool kept = static_cast<bool>(device);
   // Another agent has the kept one at this moment: this one lives as long as its tracker.
-  if (!kept && !start_tracking(device.get(), pid, std::nullopt, track)) return nullptr;
+  if (!device) device = start_tracking(pid, std::nullopt, track);
+  if (!device) return nullptr;
   std::unique_ptr<KernelModuleTracker> tracker(new KernelModuleTracker(pid, std::move(device)));
   tracker->kept_ = kept;
   return tracker;
 }
 
 std::unique_ptr<KernelModuleTracker> KernelModuleTracker::resume(pid_t pid, const TrackingCookie& cookie) {
-  UniqueFd device = open_device();
   icp_track track{};
-  if (!device || !start_tracking(device.get(), pid, kKeptKey, track)) return nullptr;
+  UniqueFd device = start_tracking(pid, kKeptKey, track);
+  if (!device) return nullptr;
   if ((track.flags & ICP_TRACK_EXISTED) == 0) {
     ::ioctl(device.get(), ICP_IOC_UNTRACK);
     return nullptr;

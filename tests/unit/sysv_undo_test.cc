@@ -26,8 +26,12 @@ int64_t semop_here(int semid, std::span<const sembuf> operations) {
   return ::semop(semid, copy.data(), copy.size()) == 0 ? 0 : -errno;
 }
 
+int64_t values_here(int semid, std::span<uint16_t> values) {
+  return ::semctl(semid, 0, GETALL, values.data()) == 0 ? 0 : -errno;
+}
+
 std::vector<int> find_here(int semid, size_t count, size_t max_operations = 500) {
-  return find_undo(semid, count, max_operations, semop_here);
+  return find_undo(semid, count, max_operations, semop_here, values_here);
 }
 
 TEST(SysvUndo, FindsEveryAdjustmentAndChangesNothing) {
@@ -135,9 +139,15 @@ TEST(SysvUndo, NeitherWakesWaitersNorDisturbsOthers) {
 TEST(SysvUndo, NoRightMeansNone) {
   run_in_namespace([] {
     const int id = make_semaphores(1, {3}, 0600);
-    EXPECT_THAT(find_undo(id, 1, 500, [](int, std::span<const sembuf>) { return -EACCES; }), ElementsAre(0));
-    EXPECT_THROW(find_undo(id, 1, 500, [](int, std::span<const sembuf>) { return -ENOMEM; }), Error);
-    EXPECT_THROW(find_undo(id, 1, 500, [](int, std::span<const sembuf>) { return 0; }), Error);
+    EXPECT_THAT(find_undo(
+                    id, 1, 500, [](int, std::span<const sembuf>) { return -EACCES; }, values_here),
+                ElementsAre(0));
+    EXPECT_THROW(find_undo(
+                     id, 1, 500, [](int, std::span<const sembuf>) { return -ENOMEM; }, values_here),
+                 Error);
+    EXPECT_THROW(find_undo(
+                     id, 1, 500, [](int, std::span<const sembuf>) { return 0; }, values_here),
+                 Error);
   });
 }
 

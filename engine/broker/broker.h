@@ -1,0 +1,93 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// What root does for a worker, the process that checkpoints and restores with its user's rights alone: a short list of
+// named operations. Everything else is the worker's, and the kernel decides whether its user may do it.
+//
+// Three ways to have them: a broker process (become_worker), which checks every request as if the user had sent it;
+// this process itself, where it is root's own and works for root (the default); and none, where nobody is root.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <set>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "engine/base/identity.h"
+#include "engine/base/unique_fd.h"
+#include "engine/broker/machine_watch.h"
+#include "engine/broker/message.h"
+#include "engine/files/inet_address.h"
+#include "engine/sysv/ipc_access.h"
+#include "kmod/uapi/icp_track.h"
+
+namespace icp {
+
+// Thread-safe: one request at a time. All throw Error; kGone when the broker has been killed.
+class Broker {
+ public:
+  virtual ~Broker() = default;
+
+  // Starts icp-init (`program`, or the broker's own where it is a process of its own) as pid 1 of new PID, IPC and
+  // mount namespaces, as `identity` with CAP_CHECKPOINT_RESTORE, a child of the worker; in the cgroups and with the
+  // limits of `like`, a process of the user's step, unless 0. The namespaces' System V limits are the host's. It finds
+  // `channel` and `carrier`, sockets, on descriptors 3 and 4. CAP_SYS_ADMIN makes namespaces, mounts /proc, and writes
+  // cgroups.
+  virtual pid_t start_init(const std::string& program, int channel, int carrier, pid_t like,
+                           const Identity& identity) = 0;
+  // System V objects in the IPC namespace of a process of the user, with the user's rights. CAP_SYS_ADMIN enters it.
+  virtual std::unique_ptr<IpcAccess> open_ipc(pid_t process) = 0;
+  // Who maps, forks and frees what on this machine; see there. CAP_PERFMON.
+  virtual std::unique_ptr<MachineWatch> watch_machine() = 0;
+  // Which of these files (descriptors that stand for them) processes map other than those `inside` (ascending), or hold
+  // open other than the worker. CAP_SYS_PTRACE looks at other users' processes.
+  virtual std::set<InodeId> mapped_outside(const std::map<InodeId, int>& files, std::span<const pid_t> inside) = 0;
+  virtual std::set<InodeId> held_open(const std::map<InodeId, int>& files) = 0;
+  // A tracking of the kernel module (ICP_IOC_TRACK of `track`, whose pidfd is of a process of the user). The module is
+  // CAP_SYS_ADMIN's. Without it, or when it refuses: no descriptor, and errno.
+  virtual UniqueFd track(icp_track& track) = 0;
+  virtual bool has_module() = 0;
+  // Repair mode of a TCP socket of the user that is closed or connected (TCP_REPAIR: CAP_NET_ADMIN).
+  virtual void set_tcp_repair(int socket, int mode) = 0;
+  // Enters repair mode, selects a queue for TCP_QUEUE_SEQ, copies what it holds up to `most` bytes, leaves it again.
+  virtual std::string peek_tcp_queue(int socket, int queue, size_t most) = 0;
+  // SO_RCVBUFFORCE or SO_SNDBUFFORCE of a TCP socket in repair mode, up to what TCP itself would give it (tcp_rmem,
+  // tcp_wmem). CAP_NET_ADMIN.
+  virtual void widen_tcp_buffer(int socket, int option, size_t bytes) = 0;
+  // Ends what is left of closed connections of the user with these ends (SOCK_DESTROY: CAP_NET_ADMIN).
+  virtual void end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid) = 0;
+  // An operation of the program that the worker is part of (BrokerOptions::more).
+  virtual Message ask(uint32_t operation, Message request) = 0;
+  // True when the worker is a process of its own, and root's rights are not at hand otherwise.
+  virtual bool separate() const = 0;
+};
+
+// The process's broker. Until become_worker() this process itself.
+Broker& broker();
+
+struct BrokerOptions {
+  Identity identity;  // the user: root's word, never an image's or the worker's
+  // Puts a new process of the user into the cgroups of another one; checks that it is of the same step. May be empty:
+  // then it is asked for by nobody.
+  std::function<void(pid_t pid, pid_t like)> join;
+  std::string init_program;  // icp-init; empty: beside this program, else where it is installed
+  // Further operations, by number from 100 on. They run in the broker process, and check what they are given.
+  std::map<uint32_t, std::function<Message(MessageReader&, Message&)>> more;
+  std::vector<int> not_for_broker;  // descriptors whose other ends wait for their close
+  uint64_t address_space = 0;       // bytes the worker may map (RLIMIT_AS); 0: no limit
+};
+
+// icp-init beside the running program, else where it is installed.
+std::string default_init_program();
+
+// Parts this process, which has one thread: a child goes on as the broker, root as before, and ends with this process,
+// which takes the user's ids and groups, no capability but CAP_CHECKPOINT_RESTORE, no_new_privs, and a filter of system
+// calls. For root itself nothing happens: root's worker may do what root may. Throws Error, after which the caller must
+// end.
+void become_worker(BrokerOptions options);
+
+}  // namespace icp

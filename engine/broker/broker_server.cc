@@ -1,0 +1,277 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The broker process: root's side. The worker is believed no more than its user is, so each request is checked here:
+// the processes it names are the user's own and such as the user may look into, the files it asks about are ones it
+// could open, and what it is told is about those alone.
+#include <fcntl.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/broker/broker_impl.h"
+#include "engine/broker/operations.h"
+#include "engine/broker/tcp_queue.h"
+#include "engine/files/inet_diag.h"
+#include "engine/sysv/ipc_namespace.h"
+
+namespace icp {
+namespace {
+
+constexpr size_t kMostKnown = 1 << 20;
+constexpr size_t kMostPeek = 64 << 20;  // bytes of a TCP queue; the kernel's tcp_wmem is a few MiB
+constexpr size_t kMostIpBytes = 16;
+
+class Server {
+ public:
+  Server(int socket, const BrokerOptions& options, pid_t worker) : socket_(socket), options_(options), worker_(worker) {
+    program_ = privileged::open_program(options.init_program.empty() ? default_init_program() : options.init_program);
+  }
+
+  void serve() {
+    for (;;) {
+      Message request = receive_message(socket_, kMostRequest);
+      try {
+        send_reply(socket_, answer(request));
+      } catch (const Error& error) {
+        send_error(socket_, error);
+      }
+    }
+  }
+
+ private:
+  Message answer(Message& request) {
+    MessageReader reader(request);
+    const auto operation = reader.take<BrokerOp>();
+    switch (operation) {
+      case BrokerOp::kStartInit:
+        return start_init(reader, request);
+      case BrokerOp::kOpenIpc:
+        return open_ipc(reader);
+      case BrokerOp::kTrack:
+        return track(reader, request);
+      case BrokerOp::kHasModule:
+        return std::move(Message().put(privileged::has_module()));
+      case BrokerOp::kTcpRepair:
+      case BrokerOp::kTcpPeek:
+      case BrokerOp::kTcpWiden:
+        return tcp(operation, reader, request);
+      case BrokerOp::kEndLeftovers:
+        return end_leftovers(reader);
+      default:
+        break;
+    }
+    if (operation < BrokerOp::kFirstOfProgram) return watch(operation, reader, request);
+    const auto found = options_.more.find(static_cast<uint32_t>(operation));
+    if (found == options_.more.end()) throw_error(ErrorKind::kUsage, "an unknown request");
+    return found->second(reader, request);
+  }
+
+  // Throws unless the process is the user's, all four ids, and the user may look into it: /proc/PID is root's
+  // otherwise (fs/proc/base.c, task_dump_owner()).
+  void check_own(pid_t pid) const {
+    struct stat status {};
+    if (pid <= 0 || ::stat(fmt::format("/proc/{}", pid).c_str(), &status) != 0)
+      throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    const ProcStatus process = ProcStatus::read(pid);
+    const bool ids =
+        std::all_of(process.uid.begin(), process.uid.end(), [this](uid_t uid) { return uid == options_.identity.uid; });
+    if (!ids || status.st_uid != options_.identity.uid)
+      throw_error(ErrorKind::kPermission, "process {} is not one that user {} may look into", pid,
+                  options_.identity.uid);
+  }
+
+  int only_fd(const Message& request) const {
+    if (request.fds.size() != 1) throw_error(ErrorKind::kUsage, "the request needs one descriptor");
+    return request.fds.front().get();
+  }
+
+  Message start_init(MessageReader& reader, const Message& request) {
+    const auto like = reader.take<pid_t>();
+    if (request.fds.size() != 2) throw_error(ErrorKind::kUsage, "the request needs two descriptors");
+    if (like != 0) check_own(like);
+    if (like != 0 && !options_.join) throw_error(ErrorKind::kPermission, "there is no step whose cgroups to join");
+    const privileged::InitOrder order{
+        program_.get(), request.fds[0].get(), request.fds[1].get(), like, &options_.identity, true, options_.join};
+    return std::move(Message().put(privileged::start_init(order)));
+  }
+
+  // The process is held by its directory in /proc: the number may be another's by the time the namespace is opened.
+  Message open_ipc(MessageReader& reader) {
+    const auto pid = reader.take<pid_t>();
+    const UniqueFd process(::open(fmt::format("/proc/{}", pid).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!process) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    const UniqueFd space(::openat(process.get(), "ns/ipc", O_RDONLY | O_CLOEXEC));
+    if (!space) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    check_own(pid);
+    struct stat same {};
+    if (::fstatat(process.get(), "status", &same, 0) != 0) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    const pid_t worker = worker_;
+    const auto join = [this, worker](pid_t helper) {
+      if (options_.join) options_.join(helper, worker);
+    };
+    Message reply;
+    reply.fds.push_back(privileged::start_ipc_helper(space, options_.identity, join));
+    return reply;
+  }
+
+  Message track(MessageReader& reader, const Message& request) {
+    auto order = reader.take<icp_track>();
+    const int pidfd = only_fd(request);
+    pid_t pid = 0;
+    const std::string text = read_proc(::getpid(), fmt::format("fdinfo/{}", pidfd));
+    if (const size_t at = text.find("\nPid:"); at != std::string::npos) pid = std::atoi(text.c_str() + at + 5);
+    check_own(pid);
+    order.pidfd = pidfd;
+    Message reply;
+    UniqueFd device = privileged::track(order);
+    reply.put(device ? 0 : errno).put(order);
+    if (device) reply.fds.push_back(std::move(device));
+    return reply;
+  }
+
+  // Whoever holds the socket could be the connection's process. What repair mode gives beyond that is a connection of
+  // an own port with numbers of one's choice: docs/security.md.
+  Message tcp(BrokerOp operation, MessageReader& reader, const Message& request) {
+    const int socket = only_fd(request);
+    if (operation == BrokerOp::kTcpRepair) {
+      privileged::set_tcp_repair(socket, reader.take<int>());
+    } else if (operation == BrokerOp::kTcpWiden) {
+      const auto option = reader.take<int>();
+      privileged::widen_tcp_buffer(socket, option, reader.take<uint64_t>());
+    } else {
+      const auto queue = reader.take<int>();
+      const auto most = std::min<uint64_t>(reader.take<uint64_t>(), kMostPeek);
+      return std::move(Message().put_text(tcp_.peek(socket, queue, most)));
+    }
+    return {};
+  }
+
+  Message end_leftovers(MessageReader& reader) {
+    const auto end = [&reader] {
+      InetAddress address;
+      address.ip = reader.take_text().substr(0, kMostIpBytes);
+      address.port = reader.take<uint16_t>();
+      address.scope = reader.take<uint32_t>();
+      return address;
+    };
+    const InetAddress local = end();
+    std::optional<InetAddress> remote;
+    if (reader.take<bool>()) remote = end();
+    InetDiagSocket().end_leftovers(local, remote, options_.identity.uid);
+    return {};
+  }
+
+  // ---- who has an object, and who comes ----
+
+  // Files are asked about only by those who hold a descriptor of them.
+  void know(const Message& request) {
+    for (const UniqueFd& fd : request.fds) {
+      struct stat status {};
+      if (::fstat(fd.get(), &status) == 0 && known_.size() < kMostKnown) known_.insert(inode_id(status));
+    }
+  }
+
+  std::set<InodeId> take_inodes(MessageReader& reader) const {
+    std::set<InodeId> inodes;
+    for (const InodeId& inode : reader.take_all<InodeId>()) {
+      if (!known_.contains(inode)) throw_error(ErrorKind::kPermission, "a file nobody has shown");
+      inodes.insert(inode);
+    }
+    return inodes;
+  }
+
+  MachineWatch& machine() {
+    if (!watch_) throw_error(ErrorKind::kUsage, "no watch is there");
+    return *watch_;
+  }
+
+  Message watch(BrokerOp operation, MessageReader& reader, const Message& request) {
+    Message reply;
+    switch (operation) {
+      case BrokerOp::kKnow:
+        know(request);
+        break;
+      case BrokerOp::kWatchMake:
+        watch_ = MachineWatch::make();
+        seen_ = {};
+        break;
+      case BrokerOp::kWatchOutdated:
+        reply.put(machine().outdated());
+        break;
+      case BrokerOp::kWatchInodes: {
+        std::map<InodeId, int> files;
+        for (const InodeId& inode : take_inodes(reader)) files.emplace(inode, -1);
+        machine().set_inodes(files);
+        break;
+      }
+      case BrokerOp::kWatchChanges:
+        reply.put(machine().changes());
+        break;
+      case BrokerOp::kWatchBegin:
+        machine().begin();
+        seen_ = {};
+        break;
+      case BrokerOp::kWatchEnd:
+        machine().end();
+        break;
+      case BrokerOp::kWatchTake:
+        take_seen(reply);
+        break;
+      case BrokerOp::kMappedOutside: {
+        const std::set<InodeId> inodes = take_inodes(reader);
+        reply.put_all(as_vector(privileged::mapped_outside(inodes, reader.take_all<pid_t>())));
+        break;
+      }
+      case BrokerOp::kHeldOpen:
+        reply.put_all(as_vector(privileged::held_open(take_inodes(reader), {::getpid(), worker_})));
+        break;
+      default:
+        throw_error(ErrorKind::kUsage, "an unknown request");
+    }
+    return reply;
+  }
+
+  static std::vector<InodeId> as_vector(const std::set<InodeId>& inodes) { return {inodes.begin(), inodes.end()}; }
+
+  // All that was seen is kept here; the worker hears of the user's processes and of files that it has shown.
+  void take_seen(Message& reply) {
+    machine().take(seen_);
+    std::vector<InodeId> touched;
+    std::set_intersection(seen_.touched.begin(), seen_.touched.end(), known_.begin(), known_.end(),
+                          std::back_inserter(touched));
+    std::vector<pid_t> forked;
+    for (const pid_t pid : seen_.forked) {
+      struct stat status {};
+      if (::stat(fmt::format("/proc/{}", pid).c_str(), &status) == 0 && status.st_uid == options_.identity.uid)
+        forked.push_back(pid);
+    }
+    reply.put(seen_.complete).put_all(touched).put_all(forked);
+  }
+
+  int socket_;
+  const BrokerOptions& options_;
+  const pid_t worker_;
+  UniqueFd program_;
+  TcpQueuePeek tcp_;
+  std::set<InodeId> known_;
+  std::unique_ptr<MachineWatch> watch_;
+  MachineWatch::Seen seen_;
+};
+
+}  // namespace
+
+void serve_broker(int socket, const BrokerOptions& options, pid_t worker) {
+  try {
+    Server(socket, options, worker).serve();
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kGone)
+      spdlog::error("the broker of user {} ends: {}", options.identity.uid, error.what());
+  }
+}
+
+}  // namespace icp

@@ -1,0 +1,293 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/broker/operations.h"
+
+#include <fcntl.h>
+#include <linux/sched.h>
+#include <netinet/in.h>
+#include <netinet/tcp.h>
+#include <signal.h>
+#include <sys/ioctl.h>
+#include <sys/mount.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <sys/sysmacros.h>
+#include <sys/wait.h>
+
+#include <algorithm>
+#include <array>
+#include <cstdio>
+#include <cstring>
+#include <fstream>
+#include <sstream>
+
+#include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/broker/rights.h"
+#include "engine/sysv/ipc_namespace.h"
+
+namespace icp::privileged {
+namespace {
+
+constexpr int kChannelFd = 3, kCarrierFd = 4;  // as icp-init finds them
+constexpr unsigned kCloseAtExec = 1u << 2;     // CLOSE_RANGE_CLOEXEC of linux/close_range.h
+
+// ---- icp-init ----------------------------------------------------------------------------------------------------
+
+struct Limits {
+  std::array<rlimit, RLIM_NLIMITS> values{};
+  std::array<bool, RLIM_NLIMITS> known{};
+};
+
+// /proc/PID/limits, since prlimit(2) wants CAP_SYS_RESOURCE for another user's process. The rows are in the order of
+// the constants in fs/proc/base.c, lnames[].
+Limits limits_of(pid_t pid) {
+  static constexpr std::array<const char*, RLIM_NLIMITS> kNames = {
+      "Max cpu time",       "Max file size",     "Max data size",         "Max stack size",
+      "Max core file size", "Max resident set",  "Max processes",         "Max open files",
+      "Max locked memory",  "Max address space", "Max file locks",        "Max pending signals",
+      "Max msgqueue size",  "Max nice priority", "Max realtime priority", "Max realtime timeout"};
+  Limits limits;
+  std::istringstream text(read_proc(pid, "limits"));
+  for (std::string line; std::getline(text, line);) {
+    for (size_t i = 0; i < kNames.size(); ++i) {
+      if (!line.starts_with(kNames[i])) continue;
+      std::istringstream words(line.substr(std::strlen(kNames[i])));
+      std::string soft, hard;
+      words >> soft >> hard;
+      const auto value = [](const std::string& word) {
+        return word == "unlimited" ? RLIM_INFINITY : static_cast<rlim_t>(std::stoull(word));
+      };
+      limits.values[i] = {value(soft), value(hard)};
+      limits.known[i] = true;
+    }
+  }
+  return limits;
+}
+
+// What the new process needs, got ready before: between clone and exec it makes system calls only.
+struct InitPlan {
+  const InitOrder& order;
+  Limits limits;
+  std::vector<std::pair<std::string, std::string>> ipc_limits;  // file and text
+  int go = -1;
+};
+
+[[noreturn]] void fail(const char* what) {
+  char line[128];
+  const int length = std::snprintf(line, sizeof line, "E%d %s\n", errno, what);
+  ::send(kChannelFd, line, static_cast<size_t>(length), MSG_NOSIGNAL);
+  ::_exit(1);
+}
+
+void write_file(const std::string& path, const std::string& text) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CLOEXEC);
+  if (fd < 0) return;  // a value the kernel does not take is left as it was
+  static_cast<void>(!::write(fd, text.data(), text.size()));
+  ::close(fd);
+}
+
+[[noreturn]] void become_init(const InitPlan& plan) {
+  char byte;
+  if (::read(plan.go, &byte, 1) != 1) ::_exit(1);  // given up
+  // High numbers first, so that one move cannot overwrite the other's source.
+  const int channel = ::fcntl(plan.order.channel, F_DUPFD_CLOEXEC, 100),
+            carrier = ::fcntl(plan.order.carrier, F_DUPFD_CLOEXEC, 100),
+            program = ::fcntl(plan.order.program, F_DUPFD_CLOEXEC, 100);
+  if (::dup2(channel, kChannelFd) < 0 || ::dup2(carrier, kCarrierFd) < 0 || program < 0) ::_exit(1);
+  if (::chdir("/") != 0) fail("enter the root directory");
+  // Mounts made on the host later (automounter, NFS) still arrive; those of the capsule do not leave.
+  if (::mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0) fail("make the mounts of the capsule its own");
+  if (::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0)
+    fail("mount /proc of the capsule");
+  for (const auto& [path, text] : plan.ipc_limits) write_file(path, text);
+  for (size_t i = 0; i < RLIM_NLIMITS; ++i)
+    if (plan.limits.known[i]) ::setrlimit(static_cast<__rlimit_resource>(i), &plan.limits.values[i]);
+  // Numbers, and the running programs of processes: what its copies need until they are whole.
+  if (const char* what = take_identity(*plan.order.identity, 1ull << kCheckpointRestore, true); what != nullptr)
+    fail(what);
+  ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // after the change of ids, which clears it
+  ::syscall(SYS_close_range, 0, kChannelFd - 1, 0);
+  ::syscall(SYS_close_range, kCarrierFd + 1, ~0u, kCloseAtExec);
+  sigset_t none;
+  sigemptyset(&none);
+  ::sigprocmask(SIG_SETMASK, &none, nullptr);
+  // Its copies give their memory up while the kernel would still write to a registered struct rseq in it.
+  char no_rseq[] = "GLIBC_TUNABLES=glibc.pthread.rseq=0", name[] = "icp-init", number[] = "3";
+  char* environment[] = {no_rseq, nullptr};
+  char* arguments[] = {name, number, nullptr};
+  ::syscall(SYS_execveat, program, "", arguments, environment, AT_EMPTY_PATH);
+  fail("start");
+}
+
+}  // namespace
+
+UniqueFd open_program(const std::string& path) {
+  UniqueFd fd(::open(path.c_str(), O_PATH | O_CLOEXEC));
+  if (!fd) throw_errno("cannot open {}", path);
+  return fd;
+}
+
+pid_t start_init(const InitOrder& order) {
+  int go[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, go) != 0) throw_errno("cannot make a socket pair");
+  const UniqueFd go_here(go[0]);
+  UniqueFd go_there(go[1]);
+  InitPlan plan{order, {}, IpcLimits::read().as_files(), go_there.get()};
+  if (order.like != 0) plan.limits = limits_of(order.like);
+
+  clone_args arguments{};
+  arguments.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS | (order.sibling ? CLONE_PARENT : 0);
+  arguments.exit_signal = order.sibling ? 0 : SIGCHLD;  // a sibling has its maker's
+  const long pid = ::syscall(SYS_clone3, &arguments, sizeof arguments);
+  if (pid < 0) throw_errno("cannot make the namespaces of the capsule");
+  if (pid == 0) become_init(plan);
+  go_there.reset();
+  try {
+    if (order.like != 0 && order.join) order.join(static_cast<pid_t>(pid), order.like);
+    if (::send(go_here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start the init of the capsule");
+  } catch (...) {
+    ::kill(static_cast<pid_t>(pid), SIGKILL);
+    if (!order.sibling) ::waitpid(static_cast<pid_t>(pid), nullptr, __WALL);
+    throw;
+  }
+  return static_cast<pid_t>(pid);
+}
+
+// ---- System V objects ----------------------------------------------------------------------------------------------
+
+UniqueFd start_ipc_helper(const UniqueFd& namespace_fd, const Identity& identity,
+                          const std::function<void(pid_t)>& join) {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) throw_errno("cannot make a socket pair");
+  UniqueFd here(ends[0]);
+  const UniqueFd there(ends[1]);
+  const pid_t pid = ::fork();
+  if (pid < 0) throw_errno("cannot start a helper for System V objects");
+  if (pid == 0) {
+    const int socket = ::fcntl(there.get(), F_DUPFD_CLOEXEC, 100);
+    if (::setns(namespace_fd.get(), CLONE_NEWIPC) != 0) ::_exit(1);
+    ::syscall(SYS_close_range, 3, socket - 1, 0);
+    ::syscall(SYS_close_range, socket + 1, ~0u, 0);
+    if (join) join(::getpid());
+    if (take_identity(identity, 1ull << kCheckpointRestore, false) != nullptr) ::_exit(1);
+    ::prctl(PR_SET_NAME, "icp-ipc");
+    serve_ipc(socket);
+    ::_exit(0);
+  }
+  return here;
+}
+
+// ---- who else has an object ----------------------------------------------------------------------------------------
+
+namespace {
+
+// What `look` says of each process; `all` for those that it may not look at.
+std::set<InodeId> join_found(const std::vector<pid_t>& processes, const std::set<InodeId>& all,
+                             const std::function<void(pid_t, std::set<InodeId>&)>& look) {
+  std::set<InodeId> found;
+  for (const pid_t pid : processes) {
+    try {
+      look(pid, found);
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone && pid != 1) return all;
+    }
+    if (found.size() == all.size()) break;
+  }
+  return found;
+}
+
+}  // namespace
+
+std::set<InodeId> mapped_outside(const std::set<InodeId>& inodes, std::span<const pid_t> inside) {
+  std::vector<pid_t> outside = list_processes();
+  std::erase_if(outside, [&](pid_t pid) { return std::binary_search(inside.begin(), inside.end(), pid); });
+  return join_found(outside, inodes, [&](pid_t pid, std::set<InodeId>& found) {
+    for (const MapsEntry& entry : MapsEntry::read(pid)) {
+      const InodeId inode{makedev(entry.dev_major, entry.dev_minor), entry.ino};
+      if (entry.shared && inodes.count(inode) != 0) found.insert(inode);
+    }
+  });
+}
+
+std::set<InodeId> held_open(const std::set<InodeId>& inodes, const std::set<pid_t>& except) {
+  std::vector<pid_t> others = list_processes();
+  std::erase_if(others, [&](pid_t pid) { return except.contains(pid); });
+  return join_found(others, inodes, [&](pid_t pid, std::set<InodeId>& found) {
+    for (const int number : list_proc_numbers(pid, "fd")) {
+      struct stat status {};
+      if (::stat(fmt::format("/proc/{}/fd/{}", pid, number).c_str(), &status) != 0) continue;  // closed since
+      if (inodes.count(inode_id(status)) != 0) found.insert(inode_id(status));
+    }
+  });
+}
+
+// ---- the kernel module ---------------------------------------------------------------------------------------------
+
+namespace {
+
+UniqueFd open_module() {
+  UniqueFd device(::open(ICP_TRACK_DEVICE, O_RDWR | O_CLOEXEC));
+  icp_hello hello{};
+  hello.abi = ICP_TRACK_ABI;
+  if (!device || ::ioctl(device.get(), ICP_IOC_HELLO, &hello) != 0 || (hello.features & ICP_FEATURE_BROKEN) != 0)
+    device.reset();
+  return device;
+}
+
+}  // namespace
+
+bool has_module() { return static_cast<bool>(open_module()); }
+
+UniqueFd track(icp_track& track) {
+  UniqueFd device = open_module();
+  if (!device || ::ioctl(device.get(), ICP_IOC_TRACK, &track) != 0) {
+    const int error = errno;
+    device.reset();
+    errno = error;
+  }
+  return device;
+}
+
+// ---- TCP -----------------------------------------------------------------------------------------------------------
+
+namespace {
+
+void check_tcp(int socket) {
+  int type = 0, protocol = 0;
+  socklen_t length = sizeof type;
+  if (::getsockopt(socket, SOL_SOCKET, SO_TYPE, &type, &length) != 0 ||
+      ::getsockopt(socket, SOL_SOCKET, SO_PROTOCOL, &protocol, &length) != 0)
+    throw_errno("cannot look at a socket");
+  if (type != SOCK_STREAM || protocol != IPPROTO_TCP) throw_error(ErrorKind::kUsage, "the socket is none of TCP");
+}
+
+// The largest buffer that TCP takes by itself, in bytes (the third number of net.ipv4.tcp_rmem and tcp_wmem), or that a
+// user may ask for (net.core.rmem_max and wmem_max).
+size_t most_buffer(bool receive) {
+  size_t least = 0, usual = 0, most = 0, asked = 0;
+  std::ifstream(receive ? "/proc/sys/net/ipv4/tcp_rmem" : "/proc/sys/net/ipv4/tcp_wmem") >> least >> usual >> most;
+  std::ifstream(receive ? "/proc/sys/net/core/rmem_max" : "/proc/sys/net/core/wmem_max") >> asked;
+  return std::max(most, asked);
+}
+
+}  // namespace
+
+void set_tcp_repair(int socket, int mode) {
+  check_tcp(socket);
+  if (::setsockopt(socket, IPPROTO_TCP, TCP_REPAIR, &mode, sizeof mode) != 0)
+    throw_errno("cannot change the repair mode of a TCP socket");
+}
+
+void widen_tcp_buffer(int socket, int option, size_t bytes) {
+  check_tcp(socket);
+  if (option != SO_RCVBUFFORCE && option != SO_SNDBUFFORCE) throw_error(ErrorKind::kUsage, "not a socket's buffer");
+  // The kernel doubles what it is given, for its own needs (socket(7)).
+  const int value =
+      static_cast<int>(std::min({bytes, 4 * most_buffer(option == SO_RCVBUFFORCE), size_t{INT32_MAX / 2}}));
+  if (::setsockopt(socket, SOL_SOCKET, option, &value, sizeof value) != 0) throw_errno("cannot make room in a socket");
+}
+
+}  // namespace icp::privileged

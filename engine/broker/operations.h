@@ -1,0 +1,45 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The broker's operations as they are carried out, with root's rights. Who may ask for them is broker_server.cc's.
+#pragma once
+
+#include <sys/types.h>
+
+#include <functional>
+#include <map>
+#include <memory>
+#include <set>
+#include <span>
+#include <string>
+
+#include "engine/base/identity.h"
+#include "engine/base/unique_fd.h"
+#include "engine/broker/broker.h"
+
+namespace icp::privileged {
+
+struct InitOrder {
+  int program = -1;  // descriptor of icp-init
+  int channel = -1, carrier = -1;
+  pid_t like = 0;
+  const Identity* identity = nullptr;
+  bool sibling = false;  // a child of this process's parent, which the worker is
+  std::function<void(pid_t, pid_t)> join;
+};
+pid_t start_init(const InitOrder& order);
+
+// A descriptor of `path`, which is executed later by a user who may not reach it by its name.
+UniqueFd open_program(const std::string& path);
+
+// A helper process (serve_ipc) in the namespace, as `identity`; returns its socket. It ends when that is closed.
+UniqueFd start_ipc_helper(const UniqueFd& namespace_fd, const Identity& identity,
+                          const std::function<void(pid_t)>& join);
+
+std::set<InodeId> mapped_outside(const std::set<InodeId>& inodes, std::span<const pid_t> inside);
+std::set<InodeId> held_open(const std::set<InodeId>& inodes, const std::set<pid_t>& except);
+
+UniqueFd track(icp_track& track);
+bool has_module();
+void set_tcp_repair(int socket, int mode);
+void widen_tcp_buffer(int socket, int option, size_t bytes);
+
+}  // namespace icp::privileged
