@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <unistd.h>
 
@@ -165,6 +166,16 @@ int become_proxy(const std::string& proxy, const std::string& pmi) {
   return -1;
 }
 
+// What the agent, with its user's rights, cannot see before the exec: the process still counts as root's then.
+void describe_stream(Packet& ready, const std::string& name, int fd) {
+  struct stat stream {};
+  if (::fstat(fd, &stream) != 0) return;
+  ready.set_number("dev" + name, static_cast<int64_t>(stream.st_dev));
+  ready.set_number("ino" + name, static_cast<int64_t>(stream.st_ino));
+  ready.set_number("mode" + name, stream.st_mode);
+  ready.set_number("rdev" + name, static_cast<int64_t>(stream.st_rdev));
+}
+
 }  // namespace
 
 int start_task(spank_t handle) {
@@ -183,8 +194,13 @@ int start_task(spank_t handle) {
     ready.set_number("rank", rank).set_number("pid", ::getpid());
     const std::string pmi = job_env(handle, "PMI_FD");  // set by srun's --mpi plugins
     if (!pmi.empty()) ready.set("pmi", pmi);
+    for (int fd = 0; fd < 3; fd++) describe_stream(ready, std::to_string(fd), fd);
+    if (const int fd = std::atoi(pmi.c_str()); fd > 2) describe_stream(ready, "pmi", fd);
     answer = agent.announce(ready, kAnswerTimeout);
-    if (answer.type == protocol::kRun) return 0;
+    if (answer.type == protocol::kRun) {
+      if (const std::string text = answer.get("text"); !text.empty()) put_line(text);
+      return 0;
+    }
     if (answer.type == protocol::kRestart) return become_proxy(answer.get("proxy"), pmi);
     if (answer.type == protocol::kFail) {
       if (rank == 0) put_line(answer.get("text"));

@@ -43,11 +43,13 @@ void refuse_own_tree(pid_t root) {
 SessionConfig config_of_tree(const TreeOptions& options) {
   const ProcessHandle exists(options.pid);
   refuse_own_tree(options.pid);
+  const Identity identity = Identity::of_process(options.pid);
+  work_as(identity);
   std::string command = read_proc(options.pid, "cmdline");
   for (char& c : command)
     if (c == '\0') c = ' ';
   command.erase(command.find_last_not_of(' ') + 1);
-  return session_config(options.versions, Identity::of_process(options.pid), command);
+  return session_config(options.versions, identity, command);
 }
 
 int exit_code_of(const Versions& versions) { return versions.failure() ? exit_code(*versions.failure()) : kExitFailed; }
@@ -92,6 +94,7 @@ int watch(const TreeOptions& options, const Cli& cli) {
 int check(const TreeOptions& options) {
   require_root("check");
   const ProcessHandle exists(options.pid);
+  work_as(Identity::of_process(options.pid));
   const Findings findings = check_tree({options.pid}, outer_streams_of(options.pid, 0));
   if (options.json) {
     print_json(findings_json(findings));

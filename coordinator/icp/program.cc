@@ -29,30 +29,28 @@ Pipe make_pipe() {
 }
 
 // What the keeper tells icp, in this order: one of the first two, then the last.
-struct Message {
+struct KeeperMessage {
   enum Kind : int { kNotExecuted, kStarted, kEnded };
   Kind kind = kNotExecuted;
   int value = 0;  // errno, pid, wait(2) status
 };
 
 // False at the end of the pipe.
-bool receive(int fd, Message& message) {
+bool receive(int fd, KeeperMessage& message) {
   ssize_t got = 0;
   while ((got = read(fd, &message, sizeof message)) < 0 && errno == EINTR) {
   }
   return got == sizeof message;
 }
 
-void send(int fd, Message message) {
+void send(int fd, KeeperMessage message) {
   while (write(fd, &message, sizeof message) < 0 && errno == EINTR) {
   }
 }
 
-[[noreturn]] void execute(const std::vector<std::string>& command, const sigset_t& mask,
-                          const std::optional<Identity>& user, int failure_fd) {
+[[noreturn]] void execute(const std::vector<std::string>& command, const sigset_t& mask, int failure_fd) {
   int code = 0;
   try {
-    if (user) become(*user);
     std::vector<char*> arguments;
     arguments.reserve(command.size() + 1);
     for (const std::string& argument : command) arguments.push_back(const_cast<char*>(argument.c_str()));
@@ -71,6 +69,7 @@ void send(int fd, Message message) {
 
 [[noreturn]] void keep(const std::vector<std::string>& command, const sigset_t& mask,
                        const std::optional<Identity>& user, int report_fd) {
+  if (user) become(*user);  // the keeper's rights are no one else's either
   prctl(PR_SET_NAME, "icp-keeper");
   prctl(PR_SET_CHILD_SUBREAPER, 1);
   sigset_t all;
@@ -79,18 +78,19 @@ void send(int fd, Message message) {
 
   Pipe failure = make_pipe();
   const pid_t pid = fork();
-  if (pid == 0) execute(command, mask, user, failure.write_end.get());
+  if (pid == 0) execute(command, mask, failure.write_end.get());
   failure.write_end.reset();
   int code = pid < 0 ? errno : 0;
   if (code == 0 && read(failure.read_end.get(), &code, sizeof code) != sizeof code) code = 0;  // closed by the exec
-  send(report_fd, code != 0 ? Message{Message::kNotExecuted, code} : Message{Message::kStarted, pid});
+  send(report_fd,
+       code != 0 ? KeeperMessage{KeeperMessage::kNotExecuted, code} : KeeperMessage{KeeperMessage::kStarted, pid});
 
   // Whoever waits for the other end of these should not have to wait for the keeper.
   const UniqueFd null(open("/dev/null", O_RDWR | O_CLOEXEC));
   for (int fd = 0; fd < 3; ++fd) dup2(null.get(), fd);
   int status = 0;
   for (pid_t ended = 0; ended != pid && (ended >= 0 || errno == EINTR);) ended = waitpid(-1, &status, 0);
-  send(report_fd, {Message::kEnded, status});
+  send(report_fd, {KeeperMessage::kEnded, status});
   _exit(0);
 }
 
@@ -131,20 +131,20 @@ Program Program::start(const std::vector<std::string>& command, const sigset_t& 
     try {
       keep(command, mask, user, report.write_end.get());
     } catch (const Error& error) {
-      send(report.write_end.get(), {Message::kNotExecuted, error.error_number()});
+      send(report.write_end.get(), {KeeperMessage::kNotExecuted, error.error_number()});
     }
     _exit(1);
   }
   report.write_end.reset();
-  Message message;
+  KeeperMessage message;
   const bool told = receive(report.read_end.get(), message);
-  if (told && message.kind == Message::kStarted) return {std::move(report.read_end), keeper, message.value};
+  if (told && message.kind == KeeperMessage::kStarted) return {std::move(report.read_end), keeper, message.value};
   waitpid(keeper, nullptr, 0);
   throw NotExecuted(command.front(), told ? message.value : ECHILD);
 }
 
 int Program::take_status() {
-  Message message;
+  KeeperMessage message;
   const bool told = receive(pipe_.get(), message);
   waitpid(keeper_, nullptr, 0);
   if (!told) throw_error(ErrorKind::kGone, "the keeper of process {} was killed: its exit status is lost", pid_);

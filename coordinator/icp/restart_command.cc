@@ -121,6 +121,8 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.version = options.version;
   restore.node = options.versions.node;
   restore.identity = options.user.empty() ? reader_of(options.versions.dir) : user_identity(options.user);
+  if (options.user.empty()) check_roots_image(options.versions.dir, restore.identity);
+  work_as(restore.identity);
   restore.track = !options.interval.empty();
   restore.tracker = tracker_from(options.versions.tracker);
   restore.grown = grown_from(options.grown);

@@ -44,6 +44,7 @@ int run(const RunOptions& options, const Cli& cli, std::chrono::milliseconds int
   SessionConfig config = session_config(options.versions, user.value_or(caller_identity()), joined(cli.command));
   EventLoop loop({SIGUSR1, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR2});
   Program program = Program::start(cli.command, loop.old_mask(), user);
+  work_as(config.identity);  // after the program, which gets all that its user has
   reporter.note(fmt::format("process {}, a version every {} into {}", program.pid(), format_duration(interval),
                             config.image_path));
   config.more_processes = [&program] { return program.orphans(); };

@@ -4,6 +4,7 @@
 #include <grp.h>
 #include <pwd.h>
 #include <sys/stat.h>
+#include <sys/xattr.h>
 #include <unistd.h>
 
 #include <charconv>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "engine/broker/broker.h"
 
 namespace icp {
 
@@ -85,13 +87,35 @@ Identity reader_of(const std::string& image_path) {
   return {info.st_uid, info.st_gid, {}};  // an owner without an entry: a number is all there is
 }
 
+void work_as(const Identity& identity) {
+  BrokerOptions options;
+  options.identity = identity;
+  become_worker(std::move(options));
+}
+
+namespace {
+constexpr const char* kRootsMark = "trusted.slurm_icp";
+}
+
+void mark_roots_image(const std::string& image_path, const Identity& identity) {
+  // Where the file system has no such attributes, --user is asked for at the restart.
+  if (geteuid() == 0 && identity.uid == 0) lsetxattr(image_path.c_str(), kRootsMark, "root", 4, 0);
+}
+
+void check_roots_image(const std::string& image_path, const Identity& identity) {
+  if (geteuid() != 0 || identity.uid != 0 || getxattr(image_path.c_str(), kRootsMark, nullptr, 0) >= 0) return;
+  throw Error(ErrorKind::kPermission,
+              fmt::format("{} belongs to root, but it is not known that root's processes were saved in it", image_path),
+              0, "name the user whose processes they are: --user NAME, or --user root");
+}
+
 std::string user_name(uid_t uid) {
   const auto user = user_by_uid(uid);
   return user ? user->name : std::to_string(uid);
 }
 
 void become(const Identity& identity) {
-  if (setgroups(identity.groups.size(), identity.groups.data()) != 0 ||
+  if ((geteuid() == 0 && setgroups(identity.groups.size(), identity.groups.data()) != 0) ||
       setresgid(identity.gid, identity.gid, identity.gid) != 0 ||
       setresuid(identity.uid, identity.uid, identity.uid) != 0)
     throw_errno("cannot become user {}", identity.uid);

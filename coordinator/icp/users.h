@@ -21,6 +21,16 @@ Identity user_identity(const std::string& name);
 // leads no further than the owner could go.
 Identity reader_of(const std::string& image_path);
 
+// From here on the calling process, which has one thread, does everything with the rights of `identity` but what root's
+// broker does for it (engine/broker/broker.h). Nothing changes for root's own processes.
+void work_as(const Identity& identity);
+
+// Root's own images have a mark that only root can set (an extended attribute, trusted.slurm_icp): the copy that root
+// makes of a user's image is root's by its owner, and its programs would run as root. The first does nothing for others
+// than root; the second throws kPermission for an image without the mark.
+void mark_roots_image(const std::string& image_path, const Identity& identity);
+void check_roots_image(const std::string& image_path, const Identity& identity);
+
 // The login name, or the number.
 std::string user_name(uid_t uid);
 

@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "coordinator/icp/cli.h"
+#include "coordinator/icp/users.h"
 
 namespace icp {
 
@@ -54,6 +55,7 @@ SessionConfig session_config(const VersionOptions& options, const Identity& iden
   config.job.set_node(config.node);
   config.job.set_command(command);
   ImageDir::create(config.image_path, config.identity, config.node);
+  mark_roots_image(config.image_path, config.identity);
   return config;
 }
 

@@ -137,8 +137,11 @@ void Server::received(const PeerPointer& peer, const std::string& payload) {
 }
 
 void Server::agent(const PeerPointer& peer, const net::AgentHello& hello) {
-  // Step agents are root: what they say of a job's owner is believed.
+  // Step agents have root's word for which step they are; root itself may be any.
   if (peer->connection->uid() != 0) return drop(peer, "wants to be an agent and is not root");
+  const net::AgentName name{hello.job(), hello.step(), hello.restarts(), hello.uid()};
+  if (peer->connection->agent() && peer->connection->agent() != name)
+    return drop(peer, "wants to be another step's agent");
   if (peer->step) return drop(peer, "says twice who it is");
   std::string why;
   replace(StepKey{hello.job(), hello.step(), hello.restarts()}, hello.node());
@@ -160,7 +163,8 @@ void Server::replace(const StepKey& key, const std::string& node) {
 }
 
 void Server::command(const PeerPointer& peer, const net::Request& request) {
-  if (peer->step || peer->asked) return drop(peer, "asks out of turn");
+  // An agent's credential is root's, and it is not root that asks.
+  if (peer->step || peer->asked || peer->connection->agent()) return drop(peer, "asks out of turn");
   peer->asked = true;
   requests_.handle(peer->connection->uid(), request, [this, peer](const net::Reply& reply) {
     net::ToPeer message;

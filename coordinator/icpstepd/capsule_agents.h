@@ -20,8 +20,8 @@ namespace icp {
 
 class CapsuleAgents {
  public:
-  // One agent for each part, with the configuration file `config`. Throws Error with none left behind.
-  CapsuleAgents(const protocol::StepFacts& facts, const std::string& config, const std::vector<CapsulePart>& parts);
+  // One agent for each part. Throws Error with none left behind.
+  CapsuleAgents(const protocol::StepFacts& facts, const std::vector<CapsulePart>& parts);
   ~CapsuleAgents();  // kills those that still run
   CapsuleAgents(const CapsuleAgents&) = delete;
   CapsuleAgents& operator=(const CapsuleAgents&) = delete;
@@ -39,7 +39,7 @@ class CapsuleAgents {
     UniqueFd control, tasks;
     pid_t pid = 0;
   };
-  void start(Agent& agent, const protocol::StepFacts& facts, const std::string& config);
+  void start(Agent& agent, const protocol::StepFacts& facts);
   Agent* find(const protocol::Packet& packet);
   void end() noexcept;
 

@@ -158,12 +158,22 @@ std::vector<std::string> job_directories(const std::string& root, const std::str
 
 void leave_job_cgroups(uint32_t job) {
   for (CgroupPlace place : cgroups_of(::getpid())) {
+    // Under version 2 slurmstepd is below the job as well, where its memory counts and no task's signal reaches it.
     const auto above = above_job(place.path, job);
-    if (!above) continue;
+    if (!above || place.controllers.empty()) continue;
     place.path = *above;
     const std::string directory = place.directory();
-    // v2 has no processes in inner groups; slurmd keeps its own in "system".
-    if (!write_text(directory + "/cgroup.procs", "0")) write_text(directory + "/system/cgroup.procs", "0");
+    write_text(directory + "/cgroup.procs", "0");
+  }
+}
+
+void join_memory_of_step(pid_t pid, pid_t task) {
+  for (CgroupPlace place : cgroups_of(task)) {
+    if (("," + place.controllers + ",").find(",memory,") == std::string::npos) continue;
+    const size_t step = place.path.find("/step_");
+    if (step == std::string::npos) continue;  // Slurm does not limit memory by cgroups here
+    place.path.resize(std::min(place.path.find('/', step + 1), place.path.size()));
+    write_text(place.directory() + "/cgroup.procs", std::to_string(pid));
   }
 }
 

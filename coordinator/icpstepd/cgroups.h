@@ -26,9 +26,14 @@ std::vector<CgroupPlace> cgroups_of(pid_t pid);
 // user's, too, which is that of the user's other jobs as well. Nothing for a path of other processes.
 std::optional<std::string> above_job(const std::string& path, uint32_t job);
 
-// Moves the calling process out of the job's groups, to where slurmd keeps its own: a step's freezer, its signals and
-// its memory limit are the tasks' and not the agent's. Groups that cannot be left are kept.
+// Moves the calling process out of the job's groups of version 1, to where slurmd keeps its own: a step's freezer and
+// its signals are the tasks' and not the agent's; its memory group is joined again (join_memory_of_step) once a task is
+// in it. Groups that cannot be left are kept.
 void leave_job_cgroups(uint32_t job);
+
+// Puts `pid` into the memory group of the task's step, where there is one (version 1). Under version 2 a process is in
+// one group for everything, and the agent stays in slurmstepd's, below the job.
+void join_memory_of_step(pid_t pid, pid_t task);
 
 // Puts `pid` into every group of `like`. Throws Error naming the group that does not take it.
 void join_cgroups(pid_t pid, pid_t like);

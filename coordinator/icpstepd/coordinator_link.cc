@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <random>
 
+#include "coordinator/icpstepd/agent_broker.h"
 #include "engine/base/error.h"
 
 namespace icp {
@@ -37,7 +38,7 @@ uid_t uid_of_coordinator(const Config& config) {
 
 CoordinatorLink::CoordinatorLink(const Config& config, net::AgentHello hello, asio::io_context& agent, Events events)
     : coordinators_(config.coordinators),
-      munge_(config.munge_socket),
+      munge_(config.munge_socket, agent_credential),
       server_(uid_of_coordinator(config)),
       agent_(agent),
       events_(std::make_shared<Events>(std::move(events))),

@@ -13,6 +13,7 @@
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
+#include "engine/broker/broker.h"
 #include "engine/sysv/ipc_list.h"
 #include "engine/sysv/ipc_namespace.h"
 
@@ -49,11 +50,7 @@ std::map<int, std::set<pid_t>> attached_by(const std::vector<pid_t>& processes) 
 
 net::IpcObjects ipc_objects_of(pid_t process) {
   const UniqueFd ns = open_ipc_namespace(process);
-  std::vector<IpcObject> objects;
-  {
-    const IpcNamespaceScope inside(ns.get());
-    objects = list_ipc_objects();
-  }
+  const std::vector<IpcObject> objects = broker().open_ipc(process)->list();
   std::map<int, std::set<pid_t>> attached;
   if (std::any_of(objects.begin(), objects.end(), [](const IpcObject& object) { return object.attached > 0; }))
     attached = attached_by(processes_in(ipc_namespace_inode(ns.get())));

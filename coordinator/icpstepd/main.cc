@@ -10,6 +10,7 @@
 #include <cstdio>
 
 #include "coordinator/config.h"
+#include "coordinator/icpstepd/agent_broker.h"
 #include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/job_end.h"
 #include "coordinator/icpstepd/logging.h"
@@ -60,7 +61,8 @@ int run_step(const Options& options) {
   spdlog::info("user {}, {} task{}, interval {}, restart from {}", facts->uid, facts->local_tasks,
                facts->local_tasks == 1 ? "" : "s", facts->interval.empty() ? "none" : facts->interval,
                facts->restart_dir.empty() ? "its own" : facts->restart_dir);
-  StepAgent(*facts, config, options.config, problem, std::move(control), std::move(tasks)).run();
+  become_step_worker(*facts, config, options.config, {control.get(), tasks.get()});
+  StepAgent(*facts, config, problem, std::move(control), std::move(tasks)).run();
   return 0;
 }
 

@@ -46,23 +46,6 @@ UniqueFd find_stream(pid_t pid, const StreamId& stream) {
 
 }  // namespace
 
-StreamId stream_id(pid_t pid, int fd) {
-  struct stat facts {};
-  if (::stat(fmt::format("/proc/{}/fd/{}", pid, fd).c_str(), &facts) != 0) return {};
-  return {facts.st_dev, facts.st_ino, facts.st_mode, facts.st_rdev};
-}
-
-std::array<StreamId, 3> stream_ids(pid_t pid) {
-  std::array<StreamId, 3> ids;
-  for (size_t fd = 0; fd < ids.size(); fd++) {
-    ids[fd] = stream_id(pid, static_cast<int>(fd));
-    if (ids[fd].mode == 0 && ::access(fmt::format("/proc/{}", pid).c_str(), F_OK) != 0) {
-      throw_error(ErrorKind::kGone, "task process {} has ended", pid);
-    }
-  }
-  return ids;
-}
-
 bool write_to_task(pid_t pid, const StreamId& stream, const std::string& line) {
   if (stream.mode == 0) return false;
   const UniqueFd fd = find_stream(pid, stream);

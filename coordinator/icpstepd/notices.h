@@ -4,7 +4,6 @@
 
 #include <sys/types.h>
 
-#include <array>
 #include <cstdint>
 #include <functional>
 #include <string>
@@ -18,9 +17,6 @@ struct StreamId {
   uint32_t mode = 0;  // st_mode, 0: was closed
   uint64_t rdev = 0;
 };
-// Of a process that waits before its exec. Throws Error (kGone).
-std::array<StreamId, 3> stream_ids(pid_t pid);
-StreamId stream_id(pid_t pid, int fd);  // mode 0 when it is not open
 
 // Writes a line to the stderr a task was started with, found again in the task (descriptor 2, or wherever it put it).
 // The agent does not keep that stream open: srun waits until everybody has closed it. Never blocks for longer than a

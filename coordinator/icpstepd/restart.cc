@@ -66,8 +66,7 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
     options.streams[rank] = {proxy.fds[0].get(), proxy.fds[1].get(), proxy.fds[2].get()};
     if (proxy.pmi) options.pmi[rank] = proxy.pmi.get();
   }
-  const pid_t like = proxies.begin()->second.pid;
-  options.join = [like](pid_t init) { join_cgroups(init, like); };
+  options.like = proxies.begin()->second.pid;
   std::optional<Error> first;
   for (const uint32_t version : plan.versions) {
     try {

@@ -25,8 +25,9 @@ namespace {
   const int null = ::open("/dev/null", O_RDWR);
   for (int fd = 0; fd < 3; fd++) ::dup2(null, fd);
   ::close_range(3, ~0U, 0);
-  if (::setgroups(user.groups.size(), user.groups.data()) != 0 || ::setresgid(user.gid, user.gid, user.gid) != 0 ||
-      ::setresuid(user.uid, user.uid, user.uid) != 0) {
+  const bool root = ::geteuid() == 0;  // else it is the user already
+  if ((root && ::setgroups(user.groups.size(), user.groups.data()) != 0) ||
+      ::setresgid(user.gid, user.gid, user.gid) != 0 || ::setresuid(user.uid, user.uid, user.uid) != 0) {
     ::_exit(126);
   }
   if (::chdir(directory) != 0 && ::chdir("/") != 0) ::_exit(126);

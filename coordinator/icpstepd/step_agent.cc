@@ -7,8 +7,10 @@
 #include <sys/wait.h>
 
 #include <algorithm>
+#include <utility>
 
 #include "coordinator/duration.h"
+#include "coordinator/icpstepd/agent_broker.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/restart_dir.h"
 #include "engine/base/error.h"
@@ -24,13 +26,17 @@ constexpr auto kWatchInterval = std::chrono::milliseconds(500);
 constexpr int kPartsTimeout = 15'000;                   // ms; slurmstepd waits a little longer for this agent
 constexpr auto kRetry = std::chrono::milliseconds(70);  // no divisor of what programs like to sleep
 
+// What a task says of one of its streams.
+StreamId stream_in(const Packet& packet, const std::string& name) {
+  const auto number = [&](const char* key) { return static_cast<uint64_t>(packet.number(key + name).value_or(0)); };
+  return {number("dev"), number("ino"), static_cast<uint32_t>(number("mode")), number("rdev")};
+}
+
 }  // namespace
 
-StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string config_path, std::string problem,
-                     UniqueFd control, UniqueFd tasks)
+StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks)
     : facts_(std::move(facts)),
       config_(std::move(config)),
-      config_path_(std::move(config_path)),
       problem_(std::move(problem)),
       control_(io_, control.release()),
       ready_(io_, tasks.release()),
@@ -38,8 +44,7 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string confi
       watch_timer_(io_),
       signals_(io_, SIGTERM, SIGINT, SIGHUP),
       notices_([this](const std::string& line) { tell_user(line); }),
-      versions_(facts_, config_, notices_),
-      ipc_watch_(facts_, config_) {
+      versions_(facts_, config_, notices_) {
   std::string why;
   if (!facts_.interval.empty()) interval_ = parse_duration(facts_.interval, why).value_or(interval_);
   if (interval_.count() > 0) interval_ = std::max(interval_, config_.min_interval);
@@ -56,7 +61,7 @@ void StepAgent::run() {
   signals_.async_wait([this](boost::system::error_code error, int) {
     if (!error) finish(false);
   });
-  if (ipc_watch_.active()) on_watch_timer();
+  if (config_.ipc == IpcPolicy::kHost) on_watch_timer();
   io_.run();
 }
 
@@ -65,11 +70,30 @@ void StepAgent::on_watch_timer() {
   for (const auto& [rank, task] : tasks_) {
     if (task.state != Task::kEnded && task.pid > 0) pids.push_back(task.pid);
   }
-  ipc_watch_.look(pids);
+  watch_ipc(pids);
   watch_timer_.expires_after(kWatchInterval);
   watch_timer_.async_wait([this](boost::system::error_code error) {
     if (!error) on_watch_timer();
   });
+}
+
+void StepAgent::watch_ipc(const std::vector<pid_t>& tasks) {
+  if (config_.ipc != IpcPolicy::kHost) return;
+  try {
+    look_at_ipc(tasks);
+  } catch (const Error& error) {
+    spdlog::warn("{}", error.what());
+  }
+}
+
+// Once: all tasks of the step have one group for it.
+void StepAgent::charge(pid_t task) {
+  if (std::exchange(charged_, true)) return;
+  try {
+    charge_to_step(task);
+  } catch (const Error& error) {
+    spdlog::warn("the agent's memory is not charged to the step: {}", error.what());
+  }
 }
 
 std::string StepAgent::step() const { return fmt::format("{}.{}", facts_.job, protocol::step_name(facts_.step)); }
@@ -109,7 +133,8 @@ void StepAgent::slurmstepd_said(const Packet& packet) {
     Task& task = tasks_[static_cast<int>(*rank)];
     task.rank = static_cast<int>(*rank);
     task.pid = static_cast<pid_t>(packet.number("pid").value_or(0));
-    ipc_watch_.look({task.pid});
+    watch_ipc({task.pid});
+    charge(task.pid);
   } else if (packet.type == protocol::kTaskExit && rank) {
     Task* const task = find(*rank);
     if (task == nullptr) return;
@@ -131,7 +156,7 @@ void StepAgent::take_names(size_t tasks) {
 }
 
 void StepAgent::finish(bool goodbye) {
-  ipc_watch_.look({});  // what was made since the last look, and by the last processes
+  watch_ipc({});  // what was made since the last look, and by the last processes
   // Ended by themselves with status 0, all of them: a later requeue of the job must not restart this step.
   const bool all_well = !tasks_.empty() && tasks_.size() == facts_.local_tasks &&
                         std::all_of(tasks_.begin(), tasks_.end(),
@@ -175,7 +200,8 @@ void StepAgent::on_ready() {
       continue;
     }
     task->socket = std::make_unique<Socket>(io_, packet.fds[0]);
-    if (const auto fd = packet.number("pmi"); fd && *fd > 2) task->pmi = stream_id(task->pid, static_cast<int>(*fd));
+    for (size_t fd = 0; fd < task->streams.size(); fd++) task->streams[fd] = stream_in(packet, std::to_string(fd));
+    task->pmi = stream_in(packet, "pmi");
     answer(*task);
   }
   watch(ready_, [this] { on_ready(); });
@@ -208,11 +234,6 @@ void StepAgent::decide(const std::string& cwd) {
 }
 
 void StepAgent::answer(Task& task) {
-  try {
-    task.streams = stream_ids(task.pid);
-  } catch (const Error& error) {
-    spdlog::warn("task {}: {}", task.rank, error.what());
-  }
   Packet packet;
   if (plan_->kind == StartPlan::kFail) {
     fail_task(task, "cannot restart: " + plan_->text);
@@ -228,7 +249,7 @@ void StepAgent::answer(Task& task) {
   } else {
     packet = Packet(protocol::kRun);
     const bool first = task.rank == tasks_.begin()->first;
-    if (first && asked() && !plan_->text.empty()) tell_user("slurm-icp: step " + step() + ": " + plan_->text);
+    if (first && asked() && !plan_->text.empty()) packet.set("text", "step " + step() + ": " + plan_->text);
     task.state = Task::kStarting;
   }
   protocol::send_packet(task.socket->native_handle(), packet);

@@ -22,7 +22,6 @@
 #include "coordinator/icpstepd/coordinator_link.h"
 #include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/ipc_report.h"
-#include "coordinator/icpstepd/ipc_watch.h"
 #include "coordinator/icpstepd/notices.h"
 #include "coordinator/icpstepd/restart.h"
 #include "coordinator/icpstepd/versions.h"
@@ -35,10 +34,9 @@ namespace icp {
 
 class StepAgent {
  public:
-  // `control` and `tasks` are the sockets of slurmstepd, `config_path` is where `config` was read. `problem`: why this
+  // `control` and `tasks` are the sockets of slurmstepd, `problem`: why this
   // step gets no checkpoints (a wrong configuration); the tasks are told so.
-  StepAgent(protocol::StepFacts facts, Config config, std::string config_path, std::string problem, UniqueFd control,
-            UniqueFd tasks);
+  StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks);
   ~StepAgent();
   // Until slurmstepd says goodbye or is gone.
   void run();
@@ -70,6 +68,8 @@ class StepAgent {
   void on_capsule();
   void on_timer();
   void on_watch_timer();
+  void watch_ipc(const std::vector<pid_t>& tasks);
+  void charge(pid_t task);
 
   void answer(Task& task);
   void decide(const std::string& cwd);
@@ -105,7 +105,6 @@ class StepAgent {
 
   protocol::StepFacts facts_;
   Config config_;
-  const std::string config_path_;
   std::string problem_;
   boost::asio::io_context io_{1};
   Socket control_, ready_;
@@ -114,7 +113,6 @@ class StepAgent {
   std::map<int, Task> tasks_;  // by rank
   Notices notices_;
   Versions versions_;
-  IpcWatch ipc_watch_;
   std::optional<StartPlan> plan_;
   std::string image_;                              // the step's own
   std::unique_ptr<CapsuleAgents> capsule_agents_;  // they do everything else then
@@ -126,6 +124,7 @@ class StepAgent {
   std::chrono::steady_clock::time_point due_;  // the next version
   std::unique_ptr<CoordinatorLink> link_;      // none without a coordinator
   std::chrono::steady_clock::time_point link_since_;
+  bool charged_ = false;                 // the agent's memory, to the step
   bool absence_told_ = false;            // of the coordinator, to the user
   std::optional<IpcReport> ipc_report_;  // none without one, or if objects are not the job's alone
 };

@@ -53,7 +53,7 @@ void StepAgent::choose_capsules() {
     std::vector<CapsuleOnHost> together;
     for (const CapsulePart& part : here) together.push_back({part.name, part.host, &part.state});
     check_shared_host(together);
-    capsule_agents_ = std::make_unique<CapsuleAgents>(facts_, config_path_, here);
+    capsule_agents_ = std::make_unique<CapsuleAgents>(facts_, here);
     for (const auto& [rank, task] : tasks_)
       capsule_agents_->slurmstepd_said(Packet(protocol::kTask).set_number("rank", rank).set_number("pid", task.pid));
   } catch (const Error& error) {

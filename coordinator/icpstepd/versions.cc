@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "coordinator/icpstepd/versions.h"
 
-#include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
 #include <sys/sysmacros.h>
@@ -9,11 +8,11 @@
 
 #include <algorithm>
 
+#include "coordinator/icpstepd/agent_broker.h"
 #include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/site_script.h"
 #include "engine/base/error.h"
-#include "engine/sysv/run_dir.h"
 
 namespace icp {
 namespace {
@@ -107,13 +106,7 @@ void Versions::keep_newest() const {
 // after its first step would make Slurm number the next ones from 0 again.
 bool Versions::script_has_steps() const {
   if (facts_.step != protocol::kBatchStep) return false;
-  try {
-    const auto run_dir = RunDir::find(config_.run_dir, facts_.node);
-    return run_dir && run_dir->open(RunDir::job_file(facts_.job, "steps"), O_RDONLY);
-  } catch (const Error& error) {
-    spdlog::warn("whether the batch script runs steps is not known: {}", error.what());
-    return false;
-  }
+  return job_has_steps();
 }
 
 bool Versions::take() {

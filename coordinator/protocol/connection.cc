@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <sstream>
 
 #include "engine/base/error.h"
 
@@ -41,6 +42,20 @@ void watch_peer(asio::ip::tcp::socket& socket) {
 }
 
 }  // namespace
+
+std::string AgentName::text() const { return fmt::format("agent {} {} {} {}", job, step, restarts, uid); }
+
+std::optional<AgentName> AgentName::parse(const std::string& text) {
+  AgentName name;
+  std::istringstream words(text);
+  std::string mark;
+  if (!(words >> mark >> name.job >> name.step >> name.restarts >> name.uid) || name.text() != text) return {};
+  return name;
+}
+
+bool is_client_payload(const std::string& payload) {
+  return payload.size() == kClientMark.size() + kKeyBytes && payload.starts_with(kClientMark);
+}
 
 Connection::Connection(Socket socket, const MungeAuth& munge, asio::thread_pool& pool, bool server_side, uid_t server,
                        std::chrono::milliseconds timeout, Handlers handlers)
@@ -186,8 +201,11 @@ void Connection::credential_arrived(const std::string& text) {
 }
 
 void Connection::accept_peer(const Credential& credential) {
-  if (credential.payload.size() != kClientMark.size() + kKeyBytes || !credential.payload.starts_with(kClientMark)) {
-    return fail("the credential was made for something else");
+  const size_t own = kClientMark.size() + kKeyBytes;
+  if (!is_client_payload(credential.payload.substr(0, own))) return fail("the credential was made for something else");
+  if (credential.payload.size() > own) {
+    agent_ = AgentName::parse(credential.payload.substr(own));
+    if (!agent_ || credential.uid != 0) return fail("the credential was made for something else");
   }
   std::memcpy(client_half_.data(), credential.payload.data() + kClientMark.size(), kKeyBytes);
   uid_ = credential.uid;

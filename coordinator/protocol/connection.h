@@ -14,6 +14,7 @@
 #include <deque>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <utility>
 
@@ -29,6 +30,20 @@ inline constexpr size_t kMaxQueued = 64 << 20;  // bytes waiting for a peer that
 // be it that its machine is, or that it hangs.
 inline constexpr std::chrono::milliseconds kHeartbeat{5'000}, kSilence{20'000};
 inline constexpr uint16_t kDefaultPort = 6830;
+
+// Which step's agent a peer is, by root's word: the end of the payload of its credential, "agent JOB STEP RESTARTS
+// UID". An agent works with its user's rights; root's broker makes its credential.
+struct AgentName {
+  uint32_t job = 0;
+  int32_t step = 0;
+  uint32_t restarts = 0;
+  uid_t uid = 0;
+  std::string text() const;
+  static std::optional<AgentName> parse(const std::string& text);
+  friend bool operator==(const AgentName&, const AgentName&) = default;
+};
+// Whether these bytes are what a peer says in its credential when it connects, without a name.
+bool is_client_payload(const std::string& payload);
 
 // All members are to be called in the thread that runs the io_context; so are the handlers. Keeps itself alive while
 // something is under way; close() ends that.
@@ -61,6 +76,8 @@ class Connection : public std::enable_shared_from_this<Connection> {
 
   uid_t uid() const { return uid_; }
   gid_t gid() const { return gid_; }
+  // The peer, if it is an agent whose credential says so.
+  const std::optional<AgentName>& agent() const { return agent_; }
   std::string address() const { return address_; }
   // Bytes held for the peer at this moment.
   size_t queued() const { return queued_; }
@@ -97,6 +114,7 @@ class Connection : public std::enable_shared_from_this<Connection> {
   std::string address_;
   uid_t uid_ = static_cast<uid_t>(-1);
   gid_t gid_ = static_cast<gid_t>(-1);
+  std::optional<AgentName> agent_;
   Key client_half_{}, server_half_{};
   std::unique_ptr<FrameWriter> writer_;
   std::unique_ptr<FrameReader> reader_;

@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <functional>
 #include <string>
 
 namespace icp::net {
@@ -18,7 +19,9 @@ struct Credential {
 class MungeAuth {
  public:
   // `socket`: munged's socket; empty: MUNGE's default (or $MUNGE_SOCKET).
-  explicit MungeAuth(std::string socket) : socket_(std::move(socket)) {}
+  // `maker`: makes credentials instead of this process, in another one's name; thread-safe. May be empty.
+  using Maker = std::function<std::string(const std::string& payload, uid_t reader)>;
+  explicit MungeAuth(std::string socket, Maker maker = {}) : socket_(std::move(socket)), maker_(std::move(maker)) {}
   // A credential that only `reader` can decode, once. Throws Error naming what to look at.
   std::string encode(const std::string& payload, uid_t reader) const;
   // Throws Error (kPermission) for one that is expired, replayed, forged or meant for somebody else.
@@ -26,6 +29,7 @@ class MungeAuth {
 
  private:
   std::string socket_;
+  Maker maker_;
 };
 
 }  // namespace icp::net
