@@ -148,7 +148,8 @@ void Connection::send_credential() {
   } catch (const Error& error) {
     return fail(error.what());
   }
-  const uid_t reader = server_side_ ? uid_ : server_;
+  // Root's word names an agent; the agent itself, which reads the answer, is its user.
+  const uid_t reader = !server_side_ ? server_ : agent_ ? agent_->uid : uid_;
   in_pool([munge = munge_, payload, reader] { return munge.encode(payload, reader); },
           [this](const std::string& credential) {
             auto message = std::make_shared<std::string>(kMagic);

@@ -203,7 +203,8 @@ void ObjectRestore::fill_file(const pb::MemoryObject& object, int fd) {
 
 void ObjectRestore::fill_segment(const pb::MemoryObject& object) {
   const int id = new_shmid(object);
-  const UniqueFd segment = ipc_->open_segment(id);
+  const std::shared_ptr<IpcAccess> own = ipc_ == nullptr ? IpcAccess::enter(current_ipc_namespace()) : nullptr;
+  const UniqueFd segment = (own ? own.get() : ipc_)->open_segment(id);
   struct stat status {};
   if (::fstat(segment.get(), &status) != 0) throw_errno("cannot look at System V segment {}", id);
   if (static_cast<uint64_t>(status.st_size) < object.size()) {

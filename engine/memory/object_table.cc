@@ -328,9 +328,14 @@ uint64_t ObjectTable::untracked_bytes() const {
   return bytes;
 }
 
+IpcAccess& ObjectTable::ipc() {
+  if (!ipc_) ipc_ = IpcAccess::enter(current_ipc_namespace());
+  return *ipc_;
+}
+
 void ObjectTable::list_segments() {
   const bool any = std::any_of(seen_.begin(), seen_.end(), is_segment);
-  segments_ = any && ipc_ ? ipc_->list() : std::vector<IpcObject>();
+  segments_ = any ? ipc().list() : std::vector<IpcObject>();
 }
 
 void ObjectTable::save_detached_segment(pb::ShmSegment& segment, StagingArena& arena) {
@@ -338,7 +343,7 @@ void ObjectTable::save_detached_segment(pb::ShmSegment& segment, StagingArena& a
   segment.set_object(object(key).id());
   if (object(key).has_source()) return;
   SharedObject& found = object(key, fmt::format("/SYSV{:08x}", segment.perm().key()),
-                               [&] { return ipc_->open_segment(segment.perm().id()); });
+                               [&] { return ipc().open_segment(segment.perm().id()); });
   armed_.erase(key);
   found.update_all(&arena);
 }

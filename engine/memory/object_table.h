@@ -40,7 +40,7 @@ struct SysvStamp {
 //
 class ObjectTable {
  public:
-  // Where the capsule's System V objects are; before anything else.
+  // Where the capsule's System V objects are, if not in this process's namespace; before anything else.
   void set_ipc(std::shared_ptr<IpcAccess> ipc) { ipc_ = std::move(ipc); }
   void begin(VersionWriter& version);
   // Before the first pre-copy pass: watches the memory of `processes` (ascending) up to the stop, where the kernel
@@ -123,6 +123,7 @@ class ObjectTable {
   void find_others();
   std::optional<SysvStamp> take_stamp(const SharedObject& object) const;
   void list_segments();
+  IpcAccess& ipc();
 
   std::shared_ptr<IpcAccess> ipc_;
   VersionWriter* version_ = nullptr;
