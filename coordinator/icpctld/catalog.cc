@@ -24,6 +24,7 @@ CREATE TABLE IF NOT EXISTS steps (
   nodes INTEGER NOT NULL, interval_ms INTEGER NOT NULL, seen INTEGER NOT NULL, ended INTEGER,
   last_code INTEGER NOT NULL DEFAULT 0, last_error BLOB NOT NULL DEFAULT '',
   PRIMARY KEY (job, step, restarts)) WITHOUT ROWID;
+CREATE INDEX IF NOT EXISTS steps_of_user ON steps (uid, job DESC, restarts DESC, step);
 CREATE TABLE IF NOT EXISTS versions (
   job INTEGER NOT NULL, step INTEGER NOT NULL, restarts INTEGER NOT NULL, version INTEGER NOT NULL,
   taken_ns INTEGER NOT NULL, stop_ns INTEGER NOT NULL, total_ns INTEGER NOT NULL, bytes INTEGER NOT NULL,
@@ -105,11 +106,25 @@ Catalog::Catalog(const std::string& directory) : path_(directory + "/catalog.sql
   }
 }
 
+Catalog::Catalog(std::string path, ReadOnly) : path_(std::move(path)) {
+  try {
+    if (sqlite3_open_v2(path_.c_str(), &db_, SQLITE_OPEN_READONLY, nullptr) != SQLITE_OK) fail("open");
+    sqlite3_busy_timeout(db_, 5000);
+  } catch (...) {
+    close();
+    throw;
+  }
+}
+
+std::unique_ptr<const Catalog> Catalog::reader() const {
+  return std::unique_ptr<const Catalog>(new Catalog(path_, ReadOnly{}));
+}
+
 Catalog::~Catalog() { close(); }
 
 void Catalog::close() {
   sqlite3_close(db_);
-  ::close(lock_);
+  if (lock_ >= 0) ::close(lock_);
 }
 
 void Catalog::fail(const char* doing) const {
@@ -165,13 +180,21 @@ void Catalog::version(const StepKey& key, const net::VersionNumbers& numbers, ui
       .next();
 }
 
-std::vector<StepFactsRecord> Catalog::steps(uint32_t job, size_t limit) const {
-  Statement query(
-      *this,
+std::vector<StepFactsRecord> Catalog::steps(uint32_t job, size_t limit, std::optional<uid_t> owner,
+                                            std::optional<int32_t> step_number) const {
+  // Only conditions that hold for something, so that an index serves them.
+  std::string sql =
       "SELECT job, step, restarts, uid, image, nodes, interval_ms, ended, last_code, last_error, "
       "(SELECT count(*) FROM versions v WHERE v.job = s.job AND v.step = s.step AND v.restarts = s.restarts) "
-      "FROM steps s WHERE ?1 = 0 OR job = ?1 ORDER BY job DESC, restarts DESC, step LIMIT ?2");
-  query.bind(job).bind(static_cast<int64_t>(limit));
+      "FROM steps s WHERE 1";
+  if (job != 0) sql += " AND job = ?";
+  if (owner) sql += " AND uid = ?";
+  if (step_number) sql += " AND step = ?";
+  Statement query(*this, (sql + " ORDER BY job DESC, restarts DESC, step LIMIT ?").c_str());
+  if (job != 0) query.bind(job);
+  if (owner) query.bind(*owner);
+  if (step_number) query.bind(*step_number);
+  query.bind(static_cast<int64_t>(limit));
   std::vector<StepFactsRecord> all;
   while (query.next()) {
     StepFactsRecord step;

@@ -44,6 +44,8 @@ class Catalog {
   // Opens or makes <directory>/catalog.sqlite; the directory must exist. kBusy when another icpctld has it open.
   explicit Catalog(const std::string& directory);
   ~Catalog();
+  // Another connection, that only reads: for a thread of its own. What is written is seen at once.
+  std::unique_ptr<const Catalog> reader() const;
   Catalog(const Catalog&) = delete;
   Catalog& operator=(const Catalog&) = delete;
 
@@ -53,7 +55,9 @@ class Catalog {
   // A version that is committed on all nodes. One that is known already is left as it is.
   void version(const StepKey& key, const net::VersionNumbers& numbers, uint32_t nodes);
   // A step and all, newest first; job 0: all jobs.
-  std::vector<StepFactsRecord> steps(uint32_t job, size_t limit) const;
+  // With `owner` or `step` only what matches.
+  std::vector<StepFactsRecord> steps(uint32_t job, size_t limit, std::optional<uid_t> owner = {},
+                                     std::optional<int32_t> step = {}) const;
   std::vector<net::VersionRecord> versions(const StepKey& key, size_t limit) const;
 
   // How often checkpoints were disabled and not enabled again. `step`: of one step, else of the whole job.
@@ -69,6 +73,8 @@ class Catalog {
 
  private:
   class Statement;
+  struct ReadOnly {};
+  Catalog(std::string path, ReadOnly);
   void close();
   void run(const char* sql) const;
   [[noreturn]] void fail(const char* doing) const;

@@ -15,7 +15,7 @@ using std::chrono::milliseconds;
 constexpr uint32_t kDefaultMaxWait = 10;  // seconds, as Slurm's
 constexpr uint32_t kMostMaxWait = 7 * 24 * 3600;
 constexpr size_t kMostSteps = 10'000, kMostVersions = 1000;
-constexpr size_t kMostOfReply = 8 << 20;  // bytes, about; a frame may have kMaxToPeer
+constexpr size_t kMostOfReply = 2 << 20;  // bytes, about: a frame of so many takes some milliseconds
 
 constexpr size_t kLongestDirectory = 3000;  // as the plugin takes it
 constexpr const char* kWrongDirectory = "ImageDir wants an absolute path of at most 3000 bytes, without line breaks";
@@ -41,15 +41,28 @@ uint64_t unix_ms(std::chrono::system_clock::time_point time) {
 }  // namespace
 
 Requests::Requests(boost::asio::io_context& io, Steps& steps, Catalog& catalog, uid_t self)
-    : io_(io), steps_(steps), catalog_(catalog), self_(self) {}
+    : io_(io), steps_(steps), catalog_(catalog), self_(self), reader_(catalog.reader()), slurm_(io), reading_(io) {}
 
-Requests::~Requests() { slurm_.join(); }
+void Requests::in_pool(const Pointer& asked, std::function<uint32_t()> work, std::function<void(uint32_t)> then) {
+  const auto code = std::make_shared<uint32_t>(0);
+  slurm_.run(
+      asked->caller, [code, work = std::move(work)] { *code = work(); },
+      [asked, code, then = std::move(then)](const std::string& why) {
+        if (!why.empty()) return asked->answer(failure(kCheckpointFailed, why));
+        then(*code);
+      });
+}
 
-void Requests::in_pool(std::function<uint32_t()> work, std::function<void(uint32_t)> then) {
-  boost::asio::post(slurm_, [this, work = std::move(work), then = std::move(then)] {
-    const uint32_t code = work();
-    boost::asio::post(io_, [code, then] { then(code); });
-  });
+void Requests::from_catalog(const Pointer& asked, std::function<void(const Catalog&, net::Reply&)> look,
+                            std::function<void(net::Reply&)> then) {
+  const auto reply = std::make_shared<net::Reply>();
+  reading_.run(
+      asked->caller, [this, reply, look = std::move(look)] { look(*reader_, *reply); },
+      [asked, reply, then = std::move(then)](const std::string& why) {
+        if (!why.empty()) return asked->answer(failure(kCheckpointFailed, why));
+        then(*reply);
+        asked->answer(*reply);
+      });
 }
 
 std::optional<int32_t> Requests::step_of(const Asked& asked) const {
@@ -58,6 +71,18 @@ std::optional<int32_t> Requests::step_of(const Asked& asked) const {
 
 void Requests::handle(uid_t caller, const net::Request& request, Answer answer) {
   const auto asked = std::make_shared<Asked>(Asked{caller, request, std::move(answer), {}, false});
+  if (may_all(caller)) return begin(asked);
+  const auto wait = budget_.take(caller, UserBudget::Clock::now());
+  if (!wait) return asked->answer(failure(kCheckpointFailed, "you ask too often: try again in a moment"));
+  if (wait->count() == 0) return begin(asked);
+  const auto timer = std::make_shared<boost::asio::steady_timer>(io_, *wait);
+  timer->async_wait([this, asked, timer](boost::system::error_code error) {
+    if (!error) begin(asked);
+  });
+}
+
+void Requests::begin(const Pointer& asked) {
+  const net::Request& request = asked->request;
   switch (request.operation()) {
     case net::OP_STATUS:
       return status(asked);
@@ -79,8 +104,9 @@ void Requests::handle(uid_t caller, const net::Request& request, Answer answer) 
   }
   if (request.job() == 0) return asked->answer(failure(kInvalidJobId));
   // Who owns a job is Slurm's to say, never its agents'.
-  in_pool([asked] { return load_job(asked->request.job(), asked->job); },
-          [this, asked](uint32_t code) { judge(asked, code); });
+  in_pool(
+      asked, [asked] { return load_job(asked->request.job(), asked->job); },
+      [this, asked](uint32_t code) { judge(asked, code); });
 }
 
 void Requests::judge(const Pointer& asked, uint32_t code) {
@@ -145,15 +171,18 @@ void Requests::change_disabled(const Pointer& asked, bool disable) {
 }
 
 void Requests::last_error(const Pointer& asked) {
-  net::Reply reply;
-  // The newest run of the job; of several steps, one that went wrong tells more than one that did not.
-  for (const StepFactsRecord& step : catalog_.steps(asked->request.job(), kMostSteps)) {
-    if (asked->request.has_step() && step.key.step != asked->request.step()) continue;
-    if (reply.last_code() != 0) break;
-    reply.set_last_code(step.last_code);
-    reply.set_text(step.last_error);
-  }
-  asked->answer(reply);
+  const std::optional<int32_t> step_number = step_of(*asked);
+  from_catalog(
+      asked,
+      [job = asked->request.job(), step_number](const Catalog& catalog, net::Reply& reply) {
+        // The newest run of the job; of several steps, one that went wrong tells more than one that did not.
+        for (const StepFactsRecord& step : catalog.steps(job, kMostSteps, {}, step_number)) {
+          if (reply.last_code() != 0) break;
+          reply.set_last_code(step.last_code);
+          reply.set_text(step.last_error);
+        }
+      },
+      [](net::Reply&) {});
 }
 
 // create, vacate, requeue: of one step, or of all that the job runs. With several, the first error is the answer, and
@@ -197,12 +226,13 @@ void Requests::create(const Pointer& asked, bool kill, bool requeue) {
     };
     if (all->code != 0) return tell("another step of the job could not be checkpointed");
     const uint32_t job = asked->request.job();
-    in_pool([job, requeue] { return requeue ? requeue_job(job) : cancel_job(job); },
-            [tell, requeue](uint32_t code) {
-              tell(code == 0 ? std::string()
-                             : fmt::format("slurmctld does not {} the job: {}", requeue ? "requeue" : "cancel",
-                                           slurm_text(code)));
-            });
+    in_pool(
+        asked, [job, requeue] { return requeue ? requeue_job(job) : cancel_job(job); },
+        [tell, requeue](uint32_t code) {
+          tell(code == 0 ? std::string()
+                         : fmt::format("slurmctld does not {} the job: {}", requeue ? "requeue" : "cancel",
+                                       slurm_text(code)));
+        });
   };
   const uint32_t max_wait = request.max_wait_s() == 0 ? kDefaultMaxWait : request.max_wait_s();
   const bool wait = request.wait();
@@ -242,8 +272,9 @@ void Requests::restart(const Pointer& asked) {
     return asked->answer(failure(kCheckpointFailed, error.what()));
   }
   const std::string nodes = request.stick_to_nodes() ? asked->job.nodes : "";
-  in_pool([job = request.job(), nodes] { return nodes.empty() ? requeue_job(job) : requeue_job_on(job, nodes); },
-          [asked](uint32_t code) { asked->answer(failure(code)); });
+  in_pool(
+      asked, [job = request.job(), nodes] { return nodes.empty() ? requeue_job(job) : requeue_job_on(job, nodes); },
+      [asked](uint32_t code) { asked->answer(failure(code)); });
 }
 
 // What an agent asks of a job that was requeued: does somebody want it to go on from another directory than its own?
@@ -254,13 +285,13 @@ void Requests::restart_dir(const Pointer& asked) {
   asked->answer(reply);
 }
 
-void Requests::status(const Pointer& asked) {
-  const net::Request& request = asked->request;
-  net::Reply reply;
+namespace {
+
+// What the catalog knows of steps: all but what is true at this moment only.
+void look_up_steps(const Catalog& catalog, const net::Request& request, std::optional<uid_t> owner, net::Reply& reply) {
   size_t bytes = 0;
-  for (const StepFactsRecord& record : catalog_.steps(request.job(), kMostSteps)) {
-    if (request.has_step() && record.key.step != request.step()) continue;
-    if (!may(asked->caller, record.uid)) continue;
+  const std::optional<int32_t> step = request.has_step() ? std::optional(request.step()) : std::nullopt;
+  for (const StepFactsRecord& record : catalog.steps(request.job(), kMostSteps, owner, step)) {
     if (bytes > kMostOfReply) {
       reply.set_text("more is known than fits into one answer: ask for one job, or for fewer versions");
       break;
@@ -277,26 +308,45 @@ void Requests::status(const Pointer& asked) {
     status.set_last_code(record.last_code);
     status.set_last_error(record.last_error);
     status.set_versions_total(record.versions);
+    status.set_disabled(record.running && (catalog.disabled(record.key.job, std::nullopt) > 0 ||
+                                           catalog.disabled(record.key.job, record.key.step) > 0));
     const size_t limit = std::min<size_t>(request.versions(), kMostVersions);
-    for (net::VersionRecord& version : catalog_.versions(record.key, limit))
-      *status.add_versions() = std::move(version);
+    if (limit > 0) {
+      for (net::VersionRecord& version : catalog.versions(record.key, limit))
+        *status.add_versions() = std::move(version);
+    }
     bytes += status.ByteSizeLong();
-    const auto live = steps_.all().find(record.key);
-    if (live == steps_.all().end()) continue;
-    const Step& step = *live->second;
-    for (const auto& [node, hello] : step.hellos) {
-      status.add_nodes(node);
-      status.add_hosts(hello.host());
-    }
-    status.set_disabled(steps_.is_disabled(step));
-    if (record.interval_ms > 0) status.set_next_unix_ms(unix_ms(step.next_due));
-    if (step.round) {
-      status.set_phase(step.round->phase());
-      status.set_round_began_unix_ms(unix_ms(step.round_began));
-    }
   }
-  if (request.job() != 0 && reply.steps_size() == 0) reply = failure(kInvalidJobId);
-  asked->answer(reply);
+}
+
+}  // namespace
+
+void Requests::status(const Pointer& asked) {
+  const auto owner = only(asked->caller);
+  from_catalog(
+      asked,
+      [asked, owner](const Catalog& catalog, net::Reply& reply) {
+        look_up_steps(catalog, asked->request, owner, reply);
+      },
+      [this, asked](net::Reply& reply) {
+        for (net::StepStatus& status : *reply.mutable_steps()) add_live(status);
+        if (asked->request.job() != 0 && reply.steps_size() == 0) reply = failure(kInvalidJobId);
+      });
+}
+
+void Requests::add_live(net::StepStatus& status) const {
+  const auto live = steps_.all().find(StepKey{status.job(), status.step(), status.restarts()});
+  if (live == steps_.all().end()) return status.set_disabled(false);
+  const Step& step = *live->second;
+  for (const auto& [node, hello] : step.hellos) {
+    status.add_nodes(node);
+    status.add_hosts(hello.host());
+  }
+  if (status.interval_ms() > 0) status.set_next_unix_ms(unix_ms(step.next_due));
+  if (step.round) {
+    status.set_phase(step.round->phase());
+    status.set_round_began_unix_ms(unix_ms(step.round_began));
+  }
 }
 
 void Requests::ipc(const Pointer& asked) {

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "coordinator/icpctld/catalog.h"
+#include "coordinator/icpctld/fair_queue.h"
 #include "coordinator/icpctld/slurm_jobs.h"
 #include "coordinator/icpctld/steps.h"
 #include "coordinator/protocol/asio.h"
@@ -17,14 +18,14 @@
 
 namespace icp {
 
-// One thread; libslurm is called in a pool of its own.
+// One thread; libslurm is called, and what may be much is looked up, in threads of their own, which each user has in
+// turn. Users other than root may ask so often (UserBudget).
 class Requests {
  public:
   using Answer = std::function<void(const net::Reply&)>;
 
   // `self`: whom icpctld runs as, who may do everything, as root may.
   Requests(boost::asio::io_context& io, Steps& steps, Catalog& catalog, uid_t self);
-  ~Requests();
   // Answers exactly once, now or later.
   void handle(uid_t caller, const net::Request& request, Answer answer);
 
@@ -47,16 +48,27 @@ class Requests {
   void able(const Pointer& asked);
   void last_error(const Pointer& asked);
   void status(const Pointer& asked);
+  void add_live(net::StepStatus& status) const;
   void ipc(const Pointer& asked);
-  bool may(uid_t caller, uid_t owner) const { return caller == 0 || caller == self_ || caller == owner; }
+  bool may(uid_t caller, uid_t owner) const { return may_all(caller) || caller == owner; }
   std::optional<int32_t> step_of(const Asked& asked) const;
-  void in_pool(std::function<uint32_t()> work, std::function<void(uint32_t)> then);
+  void begin(const Pointer& asked);
+  // libslurm's work, whose result is a code of Slurm's.
+  void in_pool(const Pointer& asked, std::function<uint32_t()> work, std::function<void(uint32_t)> then);
+  // What the catalog knows, looked up in a thread of its own, and then told.
+  void from_catalog(const Pointer& asked, std::function<void(const Catalog&, net::Reply&)> look,
+                    std::function<void(net::Reply&)> then);
+  // Nobody: of whomever.
+  std::optional<uid_t> only(uid_t caller) const { return may_all(caller) ? std::nullopt : std::optional(caller); }
+  bool may_all(uid_t caller) const { return caller == 0 || caller == self_; }
 
   boost::asio::io_context& io_;
   Steps& steps_;
   Catalog& catalog_;
   const uid_t self_;
-  boost::asio::thread_pool slurm_{1};  // libslurm is asked one question at a time
+  const std::unique_ptr<const Catalog> reader_;
+  UserBudget budget_;
+  FairQueue slurm_, reading_;  // libslurm is asked one question at a time
 };
 
 }  // namespace icp

@@ -19,6 +19,21 @@ constexpr milliseconds kHandshake{10'000};
 constexpr milliseconds kFirstWord{10'000};  // after the handshake a peer says who it is
 constexpr size_t kMostConnectionsInAll = 20'000;
 constexpr size_t kMostOfOneUser = 100;  // connections of commands; agents are root
+// Connections of one address that have not said who they are yet. Agents of as many steps may come at once.
+constexpr size_t kMostUnknown = 1100;
+
+// Whose turn it is to be counted: an IPv4 address, or the network of an IPv6 one, in which a host has as many as it
+// likes.
+std::string origin_of(const tcp::socket& socket) {
+  error_code error;
+  const asio::ip::address address = socket.remote_endpoint(error).address();
+  if (error) return "?";
+  if (address.is_v4()) return address.to_string();
+  const asio::ip::address_v6 v6 = address.to_v6();
+  if (v6.is_v4_mapped()) return asio::ip::make_address_v4(asio::ip::v4_mapped, v6).to_string();
+  const auto bytes = v6.to_bytes();
+  return {bytes.begin(), bytes.begin() + bytes.size() / 2};
+}
 
 }  // namespace
 
@@ -95,9 +110,19 @@ void Server::came(tcp::socket socket) {
     spdlog::error("{} connections: another one is turned away", peers_.size());
     return;
   }
+  const std::string origin = origin_of(socket);
+  size_t& unknown = unknown_[origin];
+  if (unknown >= kMostUnknown) return;
+  if (++unknown == kMostUnknown) {
+    error_code error;
+    spdlog::warn("{} connections of {} have not said who they are: more are turned away meanwhile", unknown,
+                 socket.remote_endpoint(error).address().to_string());
+  }
   const auto peer = std::make_shared<Peer>(io_);
+  peer->unknown = origin;
   net::Connection::Handlers handlers;
   handlers.ready = [this, peer] {
+    known(peer);
     const uid_t uid = peer->connection->uid();
     const auto same = [uid](const PeerPointer& other) { return other->connection->uid() == uid; };
     if (uid != 0 && static_cast<size_t>(std::count_if(peers_.begin(), peers_.end(), same)) > kMostOfOneUser)
@@ -181,7 +206,14 @@ void Server::drop(const PeerPointer& peer, const std::string& why) {
   gone(peer, why);
 }
 
+void Server::known(const PeerPointer& peer) {
+  const auto found = unknown_.find(peer->unknown);
+  if (found != unknown_.end() && --found->second == 0) unknown_.erase(found);
+  peer->unknown.clear();
+}
+
 void Server::gone(const PeerPointer& peer, const std::string& why) {
+  if (!peer->unknown.empty()) known(peer);
   peer->gone = true;
   peer->silent.cancel();
   if (peer->step) {

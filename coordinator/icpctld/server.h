@@ -3,6 +3,7 @@
 #pragma once
 
 #include <list>
+#include <map>
 #include <memory>
 #include <string>
 
@@ -26,7 +27,8 @@ class Server {
     net::Connection::Pointer connection;
     std::shared_ptr<Step> step;  // of an agent
     std::string node;
-    bool asked = false;  // a command, whose answer is not out yet
+    std::string unknown;  // where it comes from, as long as nobody has said who it is
+    bool asked = false;   // a command, whose answer is not out yet
     bool gone = false;
     boost::asio::steady_timer silent;
     explicit Peer(boost::asio::io_context& io) : silent(io) {}
@@ -44,6 +46,7 @@ class Server {
   void command(const PeerPointer& peer, const net::Request& request);
   void drop(const PeerPointer& peer, const std::string& why);
   void gone(const PeerPointer& peer, const std::string& why);
+  void known(const PeerPointer& peer);
 
   boost::asio::io_context& io_;
   const Config& config_;
@@ -54,6 +57,7 @@ class Server {
   boost::asio::ip::tcp::acceptor acceptor_;
   boost::asio::steady_timer again_, heartbeat_;
   std::list<PeerPointer> peers_;
+  std::map<std::string, size_t> unknown_;  // connections before their handshake's end, by where they come from
 };
 
 }  // namespace icp

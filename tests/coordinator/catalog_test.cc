@@ -77,6 +77,28 @@ TEST(Catalog, RemembersAcrossOpenings) {
   EXPECT_TRUE(catalog.versions({7, 1, 0}, 10).empty());
 }
 
+TEST(Catalog, AnswersForOneOwnerAndForAThreadOfItsOwn) {
+  const test::TempDir dir;
+  Catalog catalog(dir.path());
+  for (uint32_t job = 1; job <= 50; job++) {
+    StepFactsRecord record = step_of(job);
+    record.uid = 1000 + job % 2;
+    catalog.step_seen(record);
+    catalog.step_seen(step_of(job, 1));
+  }
+  const auto reader = catalog.reader();
+  EXPECT_EQ(reader->steps(0, 1000).size(), 100u);
+  const auto own = reader->steps(0, 10, 1001);
+  ASSERT_EQ(own.size(), 10u);
+  EXPECT_EQ(own[0].key, (StepKey{49, 0, 0}));
+  EXPECT_EQ(own[9].key, (StepKey{31, 0, 0}));
+  EXPECT_TRUE(reader->steps(2, 10, 1001).empty());
+  EXPECT_EQ(reader->steps(2, 10, {}, 1).size(), 1u);
+  catalog.version({7, 0, 0}, numbers_of(1), 3);  // seen at once
+  EXPECT_EQ(reader->steps(7, 10, {}, 0).at(0).versions, 1u);
+  std::thread([&reader] { EXPECT_EQ(reader->versions({7, 0, 0}, 10).size(), 1u); }).join();
+}
+
 TEST(Catalog, SeenAgainRunsAgainWithItsNewFacts) {
   const test::TempDir dir;
   Catalog catalog(dir.path());

@@ -189,6 +189,32 @@ class Hostile(Coordinated):
         self.assertEqual(peers[50].ask(ABLE, 999_999), INVALID_JOB)
         self.assertEqual(self.peer(self.user).handshake().ask(ABLE, 999_999), INVALID_JOB)
 
+    def test_one_user_asks_so_often(self):
+        """300 questions at once: they are answered by and by, and others' at once."""
+        answered = 0
+        peers = [self.peer(self.other).handshake() for _ in range(10)]
+        begin = time.monotonic()
+        while time.monotonic() - begin < 3:
+            for peer in peers:
+                peer.send(field(6, field(1, STATUS) + field(2, 0)))
+            if answered >= 100:  # its burst is over
+                asked = time.monotonic()
+                self.assertEqual(self.peer(self.user).handshake().ask(ABLE, 999_999), INVALID_JOB)
+                self.assertLess(time.monotonic() - asked, 1)
+            for peer in peers:
+                peer.receive()
+                answered += 1
+        self.assertGreaterEqual(answered, 100)
+        self.assertLess(answered, 100 + 10 * 6)
+
+    def test_one_address_has_so_many_unknown_connections(self):
+        peers = [self.peer() for _ in range(1110)]
+        self.assertTrue(peers[-1].is_closed())
+        for peer in peers[:20]:
+            peer.close()
+        time.sleep(0.5)
+        self.assertEqual(self.peer(self.user).handshake().ask(ABLE, 999_999), INVALID_JOB)
+
     def test_memory_stays(self):
         def hundred():
             for i in range(100):
