@@ -150,9 +150,9 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   files.create();
 
   builder.build(capsule, steps);
+  builder.end_helpers(steps);  // while their parents, who wait for them, still run
   for (const pb::Process& process : capsule.processes())
     if (process.state() == pb::Process::ZOMBIE) builder.end_as_zombie(process.pid(), process.exit_status());
-  builder.end_helpers(steps);
 
   const RestoreShared shared{builder, memory_restore, files, sysv, options.identity, carrier};
   std::vector<std::unique_ptr<ProcessRestore>> processes;

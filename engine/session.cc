@@ -246,6 +246,7 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
 }
 
 bool Session::Impl::alive() const {
+  Tracee::let_go_late();
   const std::vector<ProcessRef> all = processes();
   return std::any_of(all.begin(), all.end(), [](const ProcessRef& ref) { return !ref.zombie; });
 }

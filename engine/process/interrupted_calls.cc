@@ -145,10 +145,9 @@ bool TimeoutPlaces::write(const Place& place, uint64_t at) const {
   return memory && ::pwrite(memory.get(), &place, sizeof place, static_cast<off_t>(at)) == sizeof place;
 }
 
-void put_time_left(pid_t pid, uint64_t left_ns, user_regs_struct& regs) {
+void put_time_left(TimeoutPlaces& places, uint64_t left_ns, user_regs_struct& regs) {
   unsigned long long* const timeout = timeout_address(regs);
   if (timeout == nullptr || !in_system_call(regs)) return;
-  TimeoutPlaces places(pid);
   const auto taken = [&places](uint64_t at) { return places.given_at(at) != at; };
   const uint64_t place = places.put(to_timespec(std::min<uint64_t>(left_ns, kLongestNs)), *timeout, taken);
   if (place != 0) *timeout = place;

@@ -44,8 +44,8 @@ class TimeoutPlaces {
 
 // Lets a restored process's thread, which is about to make its interrupted call again, wait for what was left: `regs`
 // get the address of that instead of the program's own time-out. The numbers are an image's; what makes no sense does
-// nothing. Call it for one thread after the other.
-void put_time_left(pid_t pid, uint64_t left_ns, user_regs_struct& regs);
+// nothing. Call it for one thread after the other, with the same places for those of a process.
+void put_time_left(TimeoutPlaces& places, uint64_t left_ns, user_regs_struct& regs);
 
 // System calls found interrupted at the stops of a session, by thread. Two things are put right:
 // - restart_syscall(2) hides which call it goes on with, and only the first stop sees that;

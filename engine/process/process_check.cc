@@ -9,16 +9,28 @@
 
 #include <array>
 #include <map>
+#include <set>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
 #include "engine/process/attributes.h"
 #include "engine/process/credentials.h"
+#include "engine/process/thread_check.h"
 #include "engine/restore/tree_plan.h"
 
 namespace icp {
 namespace {
+
+// Kernels before 5.6, or built without them, have no time namespaces.
+std::string time_namespace(pid_t pid, const char* name) {
+  try {
+    return read_proc_link(pid, name);
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kGone) throw;
+    return {};
+  }
+}
 
 void check_namespaces(const ProcessRef& process, const ProcessRef& first, Findings& findings) {
   for (const char* name : {"mnt", "net", "uts", "ipc", "pid", "cgroup"}) {
@@ -34,6 +46,12 @@ void check_namespaces(const ProcessRef& process, const ProcessRef& first, Findin
   if (read_proc_link(process.pid, "ns/pid") != read_proc_link(process.pid, "ns/pid_for_children"))
     findings.push_back({process.pid, process.comm, "", "makes its children in another pid namespace",
                         "run the job without containers of its own inside"});
+  // The restored process will be in the agent's.
+  const std::string time = time_namespace(::getpid(), "ns/time");
+  if (time_namespace(process.pid, "ns/time") != time || time_namespace(process.pid, "ns/time_for_children") != time)
+    findings.push_back({process.pid, process.comm, "",
+                        "is in a time namespace of its own, or makes its children in one",
+                        "run the job without containers of its own inside"});
   if (process.vpid == 1)
     findings.push_back(
         {process.pid, process.comm, "", "is the init of its pid namespace", "name its children instead (--pid)"});
@@ -47,24 +65,34 @@ void check_program(const ProcessRef& process, Findings& findings) {
     findings.push_back({process.pid, process.comm, "", "is a 32-bit program", "use a 64-bit build of it"});
 }
 
-void check_threads(const ProcessRef& process, Findings& findings) {
+// Nothing else can be read of such a process.
+bool check_main_thread(const ProcessRef& process, Findings& findings) {
   const ProcStat leader = ProcStat::parse(read_proc(process.pid, fmt::format("task/{}/stat", process.pid)));
-  if (leader.state == 'Z' && list_proc_numbers(process.pid, "task").size() > 1)
-    findings.push_back({process.pid, process.comm, "", "its main thread has ended while others run",
-                        "let main() wait for its threads"});
+  if (leader.state != 'Z') return true;
+  findings.push_back(
+      {process.pid, process.comm, "", "its main thread has ended while others run", "let main() wait for its threads"});
+  return false;
 }
 
-// vfork() and posix_spawn() share the memory until the child has called exec: a passing moment.
-void check_shared_memory_maps(const ProcessRef& process, const std::map<pid_t, ProcessRef>& all, Findings& findings) {
-  const auto parent = all.find(ProcStat::read(process.pid).ppid);
-  if (parent == all.end() || parent->second.zombie) return;
+// Processes that share something no two restored ones would. vfork() and posix_spawn() share the memory until the child
+// has called exec: a passing moment.
+void check_shared(const std::vector<ProcessRef>& processes, Findings& findings) {
+  std::set<pid_t> found;
   for (const auto& [kind, what] :
        {std::pair{KCMP_VM, "memory"}, {KCMP_FILES, "descriptor table"}, {KCMP_FS, "working directory"}}) {
-    if (::syscall(SYS_kcmp, process.pid, parent->first, kind, 0, 0) != 0) continue;
-    findings.push_back({process.pid, process.comm, "",
-                        fmt::format("shares its {} with process {} (a vfork under way?)", what, parent->first),
-                        "try again in a moment", true});
-    return;
+    const auto compare = [kind = kind](const ProcessRef* one, const ProcessRef* other) {
+      return ::syscall(SYS_kcmp, one->pid, other->pid, kind, 0, 0);
+    };
+    const auto before = [&](const ProcessRef* one, const ProcessRef* other) { return compare(one, other) == 1; };
+    std::set<const ProcessRef*, decltype(before)> owners(before);  // in the kernel's order
+    for (const ProcessRef& process : processes) {
+      if (process.zombie) continue;
+      const auto [owner, is_new] = owners.insert(&process);
+      if (is_new || compare(*owner, &process) != 0 || !found.insert(process.pid).second) continue;
+      findings.push_back({process.pid, process.comm, "",
+                          fmt::format("shares its {} with process {} (a vfork under way?)", what, (*owner)->pid),
+                          "try again in a moment", true});
+    }
   }
 }
 
@@ -91,23 +119,22 @@ void describe(const ProcessRef& process, const ProcStat& stat, const ProcStatus&
 }  // namespace
 
 void check_processes(const std::vector<ProcessRef>& processes, Findings& findings) {
-  std::map<pid_t, ProcessRef> all;
-  for (const ProcessRef& process : processes) all[process.pid] = process;
   const ProcessRef* first = nullptr;
   for (const ProcessRef& process : processes) {
     if (process.zombie) continue;
     try {
+      if (!check_main_thread(process, findings)) continue;
       if (first == nullptr) first = &process;
       check_credentials(process, findings);
       check_attributes(process, findings);
       check_namespaces(process, *first, findings);
       check_program(process, findings);
-      check_threads(process, findings);
-      check_shared_memory_maps(process, all, findings);
+      check_thread_states(process, ProcStatus::read(process.pid), findings);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kGone) throw;
     }
   }
+  check_shared(processes, findings);
   try {
     pb::Capsule capsule;
     describe_tree(processes, capsule);

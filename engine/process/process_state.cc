@@ -3,6 +3,7 @@
 
 #include <sys/syscall.h>
 
+#include <chrono>
 #include <deque>
 #include <exception>
 
@@ -47,8 +48,12 @@ uint64_t signals_of(const Infos& infos) {
 class ThreadCapture {
  public:
   ThreadCapture(StoppedProcess& process, size_t index, pb::Process& state)
-      : process_(process), index_(index), state_(state), thread_(*state.add_threads()) {
-    capture_thread(process, index, calls_, thread_);
+      : process_(process),
+        index_(index),
+        state_(state),
+        thread_(*state.add_threads()),
+        end_(std::chrono::steady_clock::now() + Tracee::kLongestStop) {
+    capture_thread(process, index, calls_, state, thread_);
     if (index > 0) return;
     capture_attributes(process, calls_, state);
     capture_limits(calls_, state);
@@ -68,7 +73,7 @@ class ThreadCapture {
                                            back, process_.ref.vpid, signal);
   }
   void finish() {
-    if (started_) calls_.finish();
+    if (started_) calls_.finish(end_);
   }
   void run_singly() {
     if (started_) return;
@@ -96,6 +101,7 @@ class ThreadCapture {
   pb::Thread& thread_;
   CallBatch calls_;
   bool started_ = false;
+  std::chrono::steady_clock::time_point end_;  // of all waits, which are one
 };
 
 // Whatever goes wrong with one, no other may be left running.

@@ -54,13 +54,18 @@ siginfo_t checked_siginfo(const std::string& bytes) {
   siginfo_t info;
   if (bytes.size() != sizeof info) throw_error(ErrorKind::kImage, "a pending signal has {} bytes", bytes.size());
   std::memcpy(&info, bytes.data(), sizeof info);
-  if (info.si_signo < 1 || info.si_signo > static_cast<int>(kSignals) || info.si_signo == SIGKILL ||
-      info.si_signo == SIGSTOP)
+  if (info.si_signo < 1 || info.si_signo > static_cast<int>(kSignals) || info.si_signo == SIGKILL)
     throw_error(ErrorKind::kImage, "signal {} cannot be pending", info.si_signo);
   return info;
 }
 
 }  // namespace
+
+bool note_stop(const siginfo_t& info, pb::Process& state) {
+  if (info.si_signo != SIGSTOP) return false;
+  state.set_state(pb::Process::STOPPED);
+  return true;
+}
 
 void capture_signals(const StoppedProcess& process, CallBatch& calls, pb::Process& state) {
   const ProcStatus& status = process.status;
@@ -81,7 +86,8 @@ void capture_signals(const StoppedProcess& process, CallBatch& calls, pb::Proces
                                  saved.set_mask(action.mask);
                                });
   }
-  for (const siginfo_t& info : process.threads[0].pending_signals(true)) signals.add_pending(&info, sizeof info);
+  for (const siginfo_t& info : process.threads[0].pending_signals(true))
+    if (!note_stop(info, state)) signals.add_pending(&info, sizeof info);
 }
 
 int find_quiet_signal(const ProcStatus& status, uint64_t pending) {
@@ -117,6 +123,7 @@ void restore_process_signals(RemoteProcess& remote, const pb::Process& state) {
     throw_error(ErrorKind::kImage, "process {} has {} pending signals", state.pid(), state.signals().pending_size());
   for (const std::string& bytes : state.signals().pending()) {
     const siginfo_t info = checked_siginfo(bytes);
+    if (info.si_signo == SIGSTOP) continue;  // images of earlier releases: the process is stopped anyway
     remote.reset_scratch();
     // A process may queue any siginfo to itself, whatever its si_code.
     remote.call("rt_sigqueueinfo", SYS_rt_sigqueueinfo,
@@ -129,6 +136,7 @@ void restore_thread_signals(RemoteProcess& remote, const pb::Process& state, con
     throw_error(ErrorKind::kImage, "thread {} has {} pending signals", thread.tid(), thread.pending_size());
   for (const std::string& bytes : thread.pending()) {
     const siginfo_t info = checked_siginfo(bytes);
+    if (info.si_signo == SIGSTOP) continue;
     remote.reset_scratch();
     remote.call("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo,
                 {state.pid(), thread.tid(), static_cast<uint64_t>(info.si_signo), remote.stage_value(info).value});

@@ -10,6 +10,8 @@ namespace icp {
 
 // Handlers and signals pending for the process.
 void capture_signals(const StoppedProcess& process, CallBatch& calls, pb::Process& state);
+// True for a pending SIGSTOP, which nothing can hold back: the saved process is then a stopped one, without the signal.
+bool note_stop(const siginfo_t& info, pb::Process& state);
 // A signal that means nothing to the process: not caught, not pending (a mask of those that are), and ignored, by
 // default or by its wish. 0 when there is none.
 int find_quiet_signal(const ProcStatus& status, uint64_t pending);

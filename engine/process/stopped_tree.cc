@@ -8,6 +8,8 @@
 
 #include "engine/base/error.h"
 #include "engine/process/rseq.h"
+#include "engine/process/thread_check.h"
+#include "engine/trace/return_frame.h"
 
 namespace icp {
 namespace {
@@ -21,7 +23,7 @@ bool read_process(pid_t pid, ProcessRef& ref) {
     ref.vpid = status.ns_tgid.empty() ? pid : status.ns_tgid.back();
     ref.start_time = stat.start_time_ticks;
     ref.comm = stat.comm;
-    ref.zombie = stat.state == 'Z';
+    ref.zombie = stat.state == 'Z' && stat.threads <= 1;  // else its main thread alone has ended
     ref.ppid = stat.ppid;
     return true;
   } catch (const Error& error) {
@@ -42,6 +44,15 @@ void add_with_descendants(pid_t pid, std::set<pid_t>& seen, std::vector<ProcessR
   }
 }
 
+// Nothing can be called in a process without its main thread. It may also be a process that is ending this moment.
+void refuse_ended_leader(const ProcessRef& ref) {
+  ProcessRef now;
+  if (read_process(ref.pid, now) && now.start_time == ref.start_time && !now.zombie)
+    throw_error(ErrorKind::kBusy,
+                "process {} ({}): its main thread has ended while others run; let main() wait for them", ref.pid,
+                ref.comm);
+}
+
 // Seizes and interrupts the threads that are not held yet. Returns whether there were any.
 bool seize_new_threads(StoppedProcess& process) {
   const pid_t pid = process.ref.pid;
@@ -55,6 +66,7 @@ bool seize_new_threads(StoppedProcess& process) {
       process.threads.back().interrupt();
     } catch (const Error& error) {
       if (error.kind() == ErrorKind::kGone && tid != pid) continue;  // a thread that has just ended
+      if (error.kind() == ErrorKind::kGone) refuse_ended_leader(process.ref);
       throw;
     }
     found_new = true;
@@ -112,6 +124,7 @@ void note_starts(StoppedProcess& process, InterruptedCalls& calls) {
 void prepare_calls(StoppedProcess& process) {
   const pid_t pid = process.ref.pid;
   process.status = ProcStatus::read(pid);
+  check_stopped_threads(process);
   process.maps = MapsEntry::read(pid);
   const CallStubs stubs = install_call_stubs(pid, process.maps);
   process.calls_protected = stubs.single.value != 0;
@@ -176,9 +189,22 @@ StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
   return process;
 }
 
+namespace {
+
+// A thread in whose calls the agent has lost patience. True when it has found its way back by itself meanwhile.
+bool stop_late(const StoppedProcess& process, Tracee& thread) {
+  thread.interrupt();
+  thread.wait_stopped();
+  const uint64_t at = thread.regs().rip, stub = process.remote ? process.remote->batch_stub().value : 0;
+  return at < stub || at >= stub + kBatchStub.size();
+}
+
+}  // namespace
+
 void settle_thread(StoppedProcess& process, size_t index) {
   Tracee& thread = process.threads[index];
   if (thread.settled()) return;
+  if (!thread.stopped() && stop_late(process, thread)) return thread.set_settled();
   if (thread.in_call()) thread.restop();
   // In this order: should the agent die in between, the way back of the call sets the mask once more.
   thread.set_signal_mask(process.starts[index].signal_mask);
@@ -208,7 +234,7 @@ void resume_process(StoppedProcess& process) noexcept {
       if (thread.tid() != 0 && index < process.starts.size()) settle_thread(process, index);
       thread.detach();
     } catch (const std::exception&) {
-      thread.forget_ended();
+      if (thread.stopped()) thread.forget_ended();  // else the destructor lets it go as soon as it can
     }
     process.threads.pop_back();
   }

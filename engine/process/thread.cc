@@ -45,7 +45,8 @@ void restore_altstack(RemoteProcess& remote, const pb::Thread& state) {
 
 }  // namespace
 
-void capture_thread(const StoppedProcess& process, size_t index, CallBatch& calls, pb::Thread& state) {
+void capture_thread(const StoppedProcess& process, size_t index, CallBatch& calls, pb::Process& process_state,
+                    pb::Thread& state) {
   const Tracee& thread = process.threads[index];
   const ThreadStart& start = process.starts[index];
   state.set_gpr(&start.image, sizeof start.image);
@@ -53,7 +54,8 @@ void capture_thread(const StoppedProcess& process, size_t index, CallBatch& call
   const std::vector<std::byte> xstate = thread.xstate();
   state.set_xstate(xstate.data(), xstate.size());
   state.set_signal_mask(start.signal_mask);
-  for (const siginfo_t& info : thread.pending_signals(false)) state.add_pending(&info, sizeof info);
+  for (const siginfo_t& info : thread.pending_signals(false))
+    if (!note_stop(info, process_state)) state.add_pending(&info, sizeof info);
   state.set_rseq(start.rseq);
   state.set_rseq_len(start.rseq_len);
   state.set_rseq_signature(start.rseq_signature);
@@ -85,13 +87,13 @@ void restore_thread(RemoteProcess& remote, const pb::Thread& state) {
   restore_rseq(remote, state);
 }
 
-void restore_registers(Tracee& thread, const pb::Thread& state) {
+void restore_registers(Tracee& thread, TimeoutPlaces& places, const pb::Thread& state) {
   user_regs_struct regs;
   if (state.gpr().size() != sizeof regs)
     throw_error(ErrorKind::kImage, "thread {} has {} bytes of registers instead of {}", state.tid(), state.gpr().size(),
                 sizeof regs);
   std::memcpy(&regs, state.gpr().data(), sizeof regs);
-  if (state.has_time_left_ns()) put_time_left(thread.tid(), state.time_left_ns(), regs);
+  if (state.has_time_left_ns()) put_time_left(places, state.time_left_ns(), regs);
   std::vector<std::byte> xstate = thread.xstate();  // as large as this processor's
   const std::string& saved = state.xstate();
   if (saved.size() < kXstateMinimum || xstate.size() < kXstateMinimum)

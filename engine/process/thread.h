@@ -10,11 +10,13 @@
 namespace icp {
 
 // Fills `state` for thread `index` of a stopped process, all but its number; `calls` are to be made in that thread.
-void capture_thread(const StoppedProcess& process, size_t index, CallBatch& calls, pb::Thread& state);
+void capture_thread(const StoppedProcess& process, size_t index, CallBatch& calls, pb::Process& process_state,
+                    pb::Thread& state);
 
 // Everything that takes calls in the thread, while it still has root's rights.
 void restore_thread(RemoteProcess& remote, const pb::Thread& state);
 // Registers and signal mask: the last thing before the thread goes on; it must be in a stop made by restop().
-void restore_registers(Tracee& thread, const pb::Thread& state);
+// `places`: the same for all threads of a process.
+void restore_registers(Tracee& thread, TimeoutPlaces& places, const pb::Thread& state);
 
 }  // namespace icp

@@ -6,9 +6,11 @@
 #include <sys/time.h>
 #include <time.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <sstream>
+#include <vector>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
@@ -129,7 +131,10 @@ void restore_timers(RemoteProcess& remote, const pb::Process& state) {
   }
   if (state.posix_timers_size() > kMostTimers)
     throw_error(ErrorKind::kImage, "process {} has {} POSIX timers", state.pid(), state.posix_timers_size());
-  for (const pb::PosixTimer& timer : state.posix_timers()) {
+  // Ids are handed out upwards; the kernel lists the newest first, which is how images have them.
+  std::vector<pb::PosixTimer> timers(state.posix_timers().begin(), state.posix_timers().end());
+  std::sort(timers.begin(), timers.end(), [](const auto& one, const auto& other) { return one.id() < other.id(); });
+  for (const pb::PosixTimer& timer : timers) {
     create_timer(remote, timer);
     if (timer.remaining_ns() == 0) continue;
     remote.reset_scratch();

@@ -99,9 +99,10 @@ void ProcessRestore::finish() {
 }
 
 void ProcessRestore::set_registers() {
+  TimeoutPlaces places(stopped_.ref.pid);
   for (size_t i = 0; i < stopped_.threads.size(); ++i) {
     stopped_.threads[i].restop();
-    restore_registers(stopped_.threads[i], state_.threads(static_cast<int>(i)));
+    restore_registers(stopped_.threads[i], places, state_.threads(static_cast<int>(i)));
   }
 }
 

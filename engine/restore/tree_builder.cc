@@ -12,6 +12,7 @@
 #include <sys/syscall.h>
 #include <sys/wait.h>
 
+#include <algorithm>
 #include <array>
 #include <cstring>
 
@@ -151,21 +152,40 @@ void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>&
   }
 }
 
+namespace {
+
+// An ordinary kill would wait behind the mask, so that is opened for this one. SIGKILL ends it where it is.
+void end_by_signal(Seed& seed, int signal) {
+  if (signal == SIGKILL) {
+    ::kill(seed.pid, signal);
+    return seed.leader->forget_ended();
+  }
+  seed.leader->set_signal_mask(~(1ull << (signal - 1)));
+  ::kill(seed.pid, signal);
+  int stop = 0;
+  do {
+    stop = seed.leader->resume_and_wait(PTRACE_CONT, signal);
+  } while (WIFSTOPPED(stop));
+}
+
+// A number from the image: a signal whose default action ends a process.
+bool ends_a_process(int signal) {
+  constexpr std::array kHarmless{SIGCHLD, SIGCONT, SIGSTOP, SIGTSTP, SIGTTIN, SIGTTOU, SIGURG, SIGWINCH};
+  return signal >= 1 && signal <= 64 && std::find(kHarmless.begin(), kHarmless.end(), signal) == kHarmless.end();
+}
+
+}  // namespace
+
 void TreeBuilder::end_as_zombie(uint32_t pid, int status) {
   Seed& seed = seeds_.at(pid);
   const int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
   if (signal != 0) {
+    if (!ends_a_process(signal))
+      throw_error(ErrorKind::kImage, "process {} was ended by signal {}, which ends none", pid, signal);
     seed.remote->reset_scratch();
     const RemoteAddr no_core = seed.remote->stage_value(rlimit{0, 0});
     seed.remote->call("setrlimit", SYS_prlimit64, {0, RLIMIT_CORE, no_core.value, 0});
-    // An ordinary kill would wait behind the mask; SIGKILL cannot be told from others afterwards, so the mask is opened
-    // for this one.
-    seed.leader->set_signal_mask(~(1ull << (signal - 1)));
-    ::kill(seed.pid, signal);
-    int stop = 0;
-    do {
-      stop = seed.leader->resume_and_wait(PTRACE_CONT, signal);
-    } while (WIFSTOPPED(stop));
+    end_by_signal(seed, signal);
   } else {
     try {
       seed.remote->syscall(SYS_exit_group, {static_cast<uint64_t>(WEXITSTATUS(status))});

@@ -91,9 +91,21 @@ bool CallBatch::at_end() const {
   return regs.rip == stub_.value + kBatchAfterCall && static_cast<uint32_t>(regs.rbp) == 1;
 }
 
-void CallBatch::finish() {
+int CallBatch::await_stop(std::chrono::steady_clock::duration longest) {
+  try {
+    return thread_->await_stop(longest);
+  } catch (const Error& error) {
+    // It is still in a call, and finds back from there by what lies on its stack: that is never taken away.
+    static auto& kept = *new std::vector<std::shared_ptr<BorrowedStack>>;
+    if (error.kind() != ErrorKind::kGone) kept.push_back(stack_);
+    throw;
+  }
+}
+
+void CallBatch::finish(std::chrono::steady_clock::time_point end) {
   for (;;) {
-    const int status = thread_->await_stop();
+    const auto left = end - std::chrono::steady_clock::now();
+    const int status = await_stop(std::max(left, decltype(left)::zero()));
     if (!WIFSTOPPED(status)) throw_error(ErrorKind::kGone, "process {} has ended during calls in it", pid_);
     if (Tracee::is_signal_stop(status, signal_)) {
       if (!thread_->signal_sent_by(tgid_)) thread_->owe(signal_);

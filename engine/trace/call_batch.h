@@ -5,6 +5,7 @@
 #include <sys/user.h>
 
 #include <array>
+#include <chrono>
 #include <cstdint>
 #include <cstring>
 #include <functional>
@@ -60,9 +61,9 @@ class CallBatch {
   // itself. `signal`: one that the process neither catches nor has pending, and that is ignored otherwise. False, with
   // nothing changed, when it cannot be done so: the process has no stub or no writable stack there.
   bool start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal);
-  // Waits for the end. The stop is one where the thread's own registers and mask can be set. Throws kGone if the thread
-  // has ended.
-  void finish();
+  // Waits for the end, until `end`. The stop is one where the thread's own registers and mask can be set. Throws kGone
+  // if the thread has ended.
+  void finish(std::chrono::steady_clock::time_point end);
   // Instead of start() and finish(): call by call, in scratch memory of its own.
   void run_singly(RemoteProcess& process);
   // The thread's number for itself; after the run.
@@ -85,6 +86,7 @@ class CallBatch {
   };
   void add(Call call);
   std::vector<CallEntry> make_table(RemoteAddr table, RemoteAddr answers, pid_t tgid, int signal) const;
+  int await_stop(std::chrono::steady_clock::duration longest);
   bool at_end() const;
 
   std::vector<Call> calls_;

@@ -10,7 +10,9 @@
 #include <unistd.h>
 
 #include <array>
+#include <chrono>
 #include <utility>
+#include <vector>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
@@ -35,6 +37,21 @@ constexpr int kQuickLooks = 200;           // a stop comes within microseconds, 
 constexpr useconds_t kLookInterval = 100;  // microseconds
 constexpr int kLooksForAnEnd = 20'000;     // two seconds: how long a killed thread may take to be gone
 
+// Every wait for a thread has an end: whatever holds it up, the others must not stand still for ever.
+using Clock = std::chrono::steady_clock;
+constexpr auto kLongestCall = std::chrono::seconds(120);           // a restart's may map gigabytes
+constexpr auto kLongestFarewell = std::chrono::milliseconds(500);  // for one that has been waited for in vain
+constexpr auto kPatience = std::chrono::seconds(1);                // then the agent's user may break it off
+
+// Threads that did not stop even to be let go. They are, when they do (Tracee::let_go_late).
+thread_local std::vector<pid_t> late_threads;
+
+// Signals that ask the agent to end; it blocks them in a version, and takes them after it.
+bool asked_to_end() {
+  sigset_t pending;
+  return ::sigpending(&pending) == 0 && (sigismember(&pending, SIGINT) == 1 || sigismember(&pending, SIGTERM) == 1);
+}
+
 // A zombie or nothing; seizing one fails with EPERM, as if another tracer held it.
 bool has_ended(pid_t tid) {
   const int saved = errno;
@@ -56,9 +73,23 @@ bool take_event(pid_t tid, int& status) {
   return got == tid;
 }
 
+[[noreturn]] void throw_overdue(pid_t tid, Clock::duration waited) {
+  char state = '?';
+  try {
+    state = ProcStat::read(tid).state;
+  } catch (const Error&) {
+    // Gone now; the sentence is the same.
+  }
+  throw Error(ErrorKind::kSystem,
+              fmt::format("thread {} did not come to a stop within {} seconds (state {})", tid,
+                          std::chrono::duration_cast<std::chrono::seconds>(waited).count(), state),
+              ETIMEDOUT, "see in /proc/TID/stack what it waits for");
+}
+
 // Not a blocking wait: the end of a process's leader is reported only when its other threads have been waited for,
 // which is for us, their tracer, to do. A leader found dead is therefore an end, with its status still to come.
-int wait_for(pid_t tid) {
+int wait_for(pid_t tid, Clock::duration longest) {
+  Clock::time_point end{};
   for (int look = 0;; ++look) {
     int status = 0;
     if (take_event(tid, status)) return status;
@@ -70,6 +101,11 @@ int wait_for(pid_t tid) {
       if (take_event(tid, status)) return status;
       throw_error(ErrorKind::kGone, "thread {} has ended", tid);
     }
+    if (end == Clock::time_point{}) end = Clock::now() + longest;
+    const Clock::time_point now = Clock::now();
+    if (now >= end) throw_overdue(tid, longest);
+    if (now - (end - longest) > kPatience && asked_to_end())
+      throw_error(ErrorKind::kSystem, "broken off by a signal while thread {} did not come to a stop", tid);
     ::usleep(kLookInterval);
   }
 }
@@ -109,6 +145,7 @@ Tracee::Tracee(Tracee&& other) noexcept
       job_stopped_(other.job_stopped_),
       in_call_(other.in_call_),
       settled_(other.settled_),
+      overdue_(other.overdue_),
       signals_blocked_(other.signals_blocked_),
       owed_signals_(other.owed_signals_) {}
 
@@ -118,6 +155,7 @@ Tracee& Tracee::operator=(Tracee&& other) noexcept {
   std::swap(job_stopped_, other.job_stopped_);
   std::swap(in_call_, other.in_call_);
   std::swap(settled_, other.settled_);
+  std::swap(overdue_, other.overdue_);
   std::swap(signals_blocked_, other.signals_blocked_);
   std::swap(owed_signals_, other.owed_signals_);
   return *this;
@@ -127,12 +165,39 @@ Tracee::~Tracee() {
   if (tid_ == 0) return;
   try {
     if (!stopped_) {  // only a stopped thread can be detached
+      overdue_ = true;
       interrupt();
       wait_stopped();
     }
     detach();
-  } catch (const Error&) {
-    forget_ended();  // killed: nothing is left to let go
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kGone)
+      forget_ended();  // killed: nothing is left to let go
+    else
+      late_threads.push_back(std::exchange(tid_, 0));
+  }
+}
+
+void Tracee::let_go_late() noexcept {
+  std::erase_if(late_threads, [](pid_t tid) {
+    int status = 0;
+    const pid_t got = ::waitpid(tid, &status, __WALL | WNOHANG);
+    if (got == 0) return false;
+    if (got != tid || !WIFSTOPPED(status)) return true;
+    const int signal = is_plain_signal_stop(status) ? WSTOPSIG(status) : 0;
+    request(PTRACE_DETACH, tid, 0L, static_cast<long>(signal));
+    return true;
+  });
+}
+
+int Tracee::next_status(Clock::duration longest) {
+  // With many of them, the first one's wait was everybody's.
+  if (overdue_) longest = late_threads.empty() ? kLongestFarewell : Clock::duration::zero();
+  try {
+    return wait_for(tid_, longest);
+  } catch (const Error& error) {
+    overdue_ = overdue_ || error.kind() == ErrorKind::kSystem;
+    throw;
   }
 }
 
@@ -142,7 +207,7 @@ void Tracee::interrupt() {
 
 void Tracee::wait_stopped() {
   for (;;) {
-    const int status = wait_for(tid_);
+    const int status = next_status(kLongestStop);
     if (!WIFSTOPPED(status)) {
       const pid_t tid = std::exchange(tid_, 0);
       throw_error(ErrorKind::kGone, "thread {} has ended", tid);
@@ -221,9 +286,9 @@ void Tracee::start(int kind, int signal) {
   stopped_ = settled_ = false;
 }
 
-int Tracee::await(int kind) {
+int Tracee::await(int kind, Clock::duration longest) {
   for (;;) {
-    const int status = wait_for(tid_);
+    const int status = next_status(longest);
     if (!WIFSTOPPED(status)) {
       tid_ = 0;
       return status;
@@ -241,12 +306,12 @@ int Tracee::await(int kind) {
 
 int Tracee::resume_and_wait(int kind, int signal) {
   start(kind, signal);
-  return await(kind);
+  return await(kind, kLongestCall);
 }
 
 void Tracee::run_on() { start(PTRACE_CONT, 0); }
 
-int Tracee::await_stop() { return await(PTRACE_CONT); }
+int Tracee::await_stop(Clock::duration longest) { return await(PTRACE_CONT, longest); }
 
 bool Tracee::signal_sent_by(pid_t tgid) const {
   siginfo_t info{};

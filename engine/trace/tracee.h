@@ -6,6 +6,7 @@
 #include <sys/types.h>
 #include <sys/user.h>
 
+#include <chrono>
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -19,6 +20,9 @@ namespace icp {
 //
 // If the agent dies, the kernel detaches every thread and lets it run on from the registers it has at
 // that moment; RemoteProcess keeps the time short in which those are not the thread's own.
+//
+// Every wait has an end: kSystem with ETIMEDOUT when the thread does not come to a stop, whatever holds it up (a file
+// server that is away), or when the agent has been asked to end (SIGINT, SIGTERM) after a second of waiting.
 //
 // ptrace belongs to one thread of the agent: use a Tracee from the thread that made it.
 class Tracee {
@@ -34,6 +38,10 @@ class Tracee {
   Tracee& operator=(Tracee&&) noexcept;
   // Detaches and lets the thread run, unless released or gone.
   ~Tracee();
+  // Lets those go that did not stop in time for their destructor, and have since. To be called now and then.
+  static void let_go_late() noexcept;
+
+  static constexpr auto kLongestStop = std::chrono::seconds(20);  // a wait for a disk, the exec of a vfork
 
   pid_t tid() const { return tid_; }
 
@@ -60,7 +68,7 @@ class Tracee {
   int resume_and_wait(int request, int signal = 0);
   // The same in two steps, so that several threads run side by side: lets it run (PTRACE_CONT), waits for its stop.
   void run_on();
-  int await_stop();
+  int await_stop(std::chrono::steady_clock::duration longest = kLongestStop);
   // What a status of these stands for: a signal about to be delivered; an interrupt, or the job control's.
   static bool is_signal_stop(int status, int signal);
   static bool is_event_stop(int status);
@@ -90,7 +98,8 @@ class Tracee {
  private:
   explicit Tracee(pid_t tid) : tid_(tid) {}
   void start(int request, int signal);
-  int await(int request);
+  int await(int request, std::chrono::steady_clock::duration longest);
+  int next_status(std::chrono::steady_clock::duration longest);
   void send_owed_signals(pid_t tid) const;
 
   pid_t tid_ = 0;
@@ -98,6 +107,7 @@ class Tracee {
   bool job_stopped_ = false;
   bool in_call_ = false;
   bool settled_ = false;
+  bool overdue_ = false;  // has been waited for in vain: not so long again
   bool signals_blocked_ = false;
   uint64_t owed_signals_ = 0;  // met during remote calls, sent again at detach: SIGSTOP is never blocked
 };

@@ -356,6 +356,31 @@ TEST_F(ProcessRoundtrip, PosixTimerKeepsIdAndRest) {
 }
 
 // /proc names the thread by the agent's number, which is not the thread's own from the second generation on.
+TEST_F(ProcessRoundtrip, SeveralPosixTimersKeepTheirIds) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  std::array<timer_t, 5> timers{};
+                  for (size_t i = 0; i < timers.size(); ++i) {
+                    sigevent event{};
+                    event.sigev_notify = SIGEV_NONE;
+                    CHECK_OR_DIE(::timer_create(CLOCK_MONOTONIC, &event, &timers[i]) == 0);
+                    const itimerspec time{{0, 0}, {static_cast<time_t>(1000 * (i + 1)), 0}};
+                    CHECK_OR_DIE(::timer_settime(timers[i], 0, &time, nullptr) == 0);
+                  }
+                  CHECK_OR_DIE(::timer_delete(timers[1]) == 0);
+                  gate.ready_and_go();
+                  for (const size_t i : {0u, 2u, 3u, 4u}) {
+                    itimerspec time{};
+                    CHECK_OR_DIE(::timer_gettime(timers[i], &time) == 0);
+                    const auto full = static_cast<time_t>(1000 * (i + 1));
+                    CHECK_OR_DIE(time.it_value.tv_sec < full && time.it_value.tv_sec > full - 100);
+                  }
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
 TEST_F(ProcessRoundtrip, PosixTimerOfAThreadNotifiesItInEveryGeneration) {
   EXPECT_EQ(roundtrip(
                 [](Gate& gate) {
@@ -437,6 +462,68 @@ TEST_F(ProcessRoundtrip, StoppedChildStaysStopped) {
               }
               int status = 0;
               CHECK_OR_DIE(::waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
+              gate.ready_and_go();
+              ::usleep(50'000);
+              CHECK_OR_DIE(::waitpid(child, &status, WNOHANG) == 0);
+              CHECK_OR_DIE(::kill(child, SIGCONT) == 0);
+              CHECK_OR_DIE(::waitpid(child, &status, 0) == child && WIFEXITED(status) && WEXITSTATUS(status) == 4);
+              return 0;
+            }),
+            0);
+}
+
+// SIGKILL and a signal that only the default action lets end a process; nobody has waited for them yet.
+TEST_F(ProcessRoundtrip, ZombieThatSigkillEnded) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              const pid_t child = ::fork();
+              if (child == 0)
+                for (;;) ::pause();
+              CHECK_OR_DIE(::kill(child, SIGKILL) == 0);
+              siginfo_t info;
+              CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(child), &info, WEXITED | WNOWAIT) == 0);
+              gate.ready_and_go();
+              int status = 0;
+              CHECK_OR_DIE(::waitpid(child, &status, 0) == child && status == SIGKILL);
+              return 0;
+            }),
+            0);
+}
+
+// The group's leader is gone for good, its only member a zombie.
+TEST_F(ProcessRoundtrip, ZombieInAGroupWithoutLeader) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              const pid_t leader = ::fork();
+              if (leader == 0)
+                for (;;) ::pause();
+              CHECK_OR_DIE(::setpgid(leader, leader) == 0);
+              const pid_t member = ::fork();
+              if (member == 0)
+                for (;;) ::pause();
+              CHECK_OR_DIE(::setpgid(member, leader) == 0);
+              siginfo_t info;
+              int status = 0;
+              CHECK_OR_DIE(::kill(member, SIGTERM) == 0);
+              CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(member), &info, WEXITED | WNOWAIT) == 0);
+              CHECK_OR_DIE(::kill(leader, SIGKILL) == 0 && ::waitpid(leader, &status, 0) == leader);
+              gate.ready_and_go();
+              CHECK_OR_DIE(::waitpid(-leader, &status, 0) == member && WTERMSIG(status) == SIGTERM);
+              return 0;
+            }),
+            0);
+}
+
+// As scontrol suspend does to a process that its user has stopped.
+TEST_F(ProcessRoundtrip, StopOfAStoppedChild) {
+  EXPECT_EQ(roundtrip([](Gate& gate) {
+              const pid_t child = ::fork();
+              if (child == 0) {
+                ::setpgid(0, 0);  // in a group that its parent, in another one, keeps from being an orphan
+                ::raise(SIGTSTP);
+                ::_exit(4);
+              }
+              int status = 0;
+              CHECK_OR_DIE(::waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
+              CHECK_OR_DIE(::kill(child, SIGSTOP) == 0);
               gate.ready_and_go();
               ::usleep(50'000);
               CHECK_OR_DIE(::waitpid(child, &status, WNOHANG) == 0);
