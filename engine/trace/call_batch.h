@@ -63,7 +63,7 @@ class CallBatch {
   bool start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal);
   // Waits for the end, until `end`. The stop is one where the thread's own registers and mask can be set. Throws kGone
   // if the thread has ended.
-  void finish(std::chrono::steady_clock::time_point end);
+  void finish(std::chrono::steady_clock::time_point end = std::chrono::steady_clock::now() + Tracee::kLongestStop);
   // Instead of start() and finish(): call by call, in scratch memory of its own.
   void run_singly(RemoteProcess& process);
   // The thread's number for itself; after the run.
