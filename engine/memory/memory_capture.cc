@@ -85,6 +85,32 @@ void add_mapping(pid_t pid, const MemoryMapping& mapping, uint32_t object, pb::A
   }
 }
 
+// Processes that may share pages by fork(): those whose program has its stack at one address, which fork() hands on and
+// exec chooses anew. (Without address space randomisation all look alike: that only costs time.)
+class Relatives {
+ public:
+  void add(pid_t pid, const ProcStat& stat) {
+    if (members_.insert(pid).second) ++count_[stat.start_stack];
+  }
+  // Parents outside of the capsule, once all its processes have been added: a worker alone of its pool is one case.
+  void add_parent(const ProcStat& child) {
+    if (child.ppid <= 0 || members_.count(child.ppid) != 0) return;
+    try {
+      add(child.ppid, ProcStat::read(child.ppid));
+    } catch (const Error&) {
+      return;  // it has ended
+    }
+  }
+  bool has(const ProcStat& stat) const {
+    const auto count = count_.find(stat.start_stack);
+    return count != count_.end() && count->second > 1;
+  }
+
+ private:
+  std::set<pid_t> members_;
+  std::map<uint64_t, size_t> count_;
+};
+
 // The store of one process in one version. The times tell versions of one boot apart, which is as long as a cookie
 // lives, and go along when a version is folded into another one or copied elsewhere.
 TrackingCookie cookie_of(const pb::Manifest& version, const std::string& store) {
@@ -108,6 +134,7 @@ struct MemoryCapture::Impl {
   std::set<std::string> names;  // stores of the version under way
   std::set<pid_t> in_version;   // processes of the version, once collected
   bool precopied = false;
+  bool has_relatives = false;                        // the process being collected
   std::optional<VersionReader> inherited;            // where processes begin that have no tracker yet ...
   std::map<uint32_t, std::string> inherited_stores;  // ... by their number in the capsule
 
@@ -168,6 +195,7 @@ struct MemoryCapture::Impl {
     inherited.reset();
     inherited_stores.clear();
   }
+  static void note_relatives(std::vector<PrivateMemory*>& running);
   // Before the mappings of the first pass are read.
   void watch_objects(const std::vector<PrivateMemory*>& running);
   uint64_t precopy_round(std::vector<PrivateMemory*>& running);
@@ -259,6 +287,24 @@ uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running
   return written;
 }
 
+// Those that have ended meanwhile are out.
+void MemoryCapture::Impl::note_relatives(std::vector<PrivateMemory*>& running) {
+  Relatives relatives;
+  std::map<pid_t, ProcStat> stats;
+  std::erase_if(running, [&](const PrivateMemory* space) {
+    const pid_t pid = space->process().pid;
+    try {
+      relatives.add(pid, stats[pid] = ProcStat::read(pid));
+      return false;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone) throw;
+      return true;
+    }
+  });
+  for (const PrivateMemory* space : running) relatives.add_parent(stats[space->process().pid]);
+  for (PrivateMemory* space : running) space->set_has_relatives(relatives.has(stats[space->process().pid]));
+}
+
 void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
   std::vector<PrivateMemory*> running;
   for (const ProcessRef& process : processes) {
@@ -270,6 +316,7 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
       if (error.kind() != ErrorKind::kGone) throw;
     }
   }
+  Impl::note_relatives(running);
   impl_->watch_objects(running);
   uint64_t before = ~0ull, written = 0;
   for (unsigned round = 0; round < impl_->options.precopy_rounds && !running.empty(); ++round) {
@@ -293,6 +340,7 @@ bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
     space = spaces.at(process.ref.pid).get();
   }
   begin(*space);
+  space->set_has_relatives(has_relatives);
   in_version.insert(process.ref.pid);
   const pid_t pid = process.ref.pid;
   const bool direct = capsule.files().empty() ? has_direct_io(pid) : has_direct_io(state, capsule);
@@ -319,8 +367,14 @@ bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
 void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
                             pb::Capsule& capsule) {
   bool direct = false;
+  Relatives relatives;
+  for (const StoppedProcess& process : processes)
+    if (process.remote) relatives.add(process.ref.pid, process.stat);
+  for (const StoppedProcess& process : processes)
+    if (process.remote) relatives.add_parent(process.stat);
   for (size_t i = 0; i < processes.size(); ++i) {
     if (!processes[i].remote) continue;
+    impl_->has_relatives = relatives.has(processes[i].stat);
     direct = impl_->collect_process(processes[i], *states[i], capsule) || direct;
   }
   impl_->objects.collect(impl_->arena, direct, capsule);

@@ -39,31 +39,62 @@ void PageCopier::copy(std::span<const Range> ranges, const Allocate& allocate, c
   flush();
 }
 
+// Cut where pages that only this process maps and others meet.
+std::vector<PageCopier::Part> PageCopier::parts_of(std::span<const Range> batch) {
+  std::vector<Part> parts;
+  parts.reserve(batch.size());
+  if (!has_relatives_) {
+    for (const Range& range : batch) parts.push_back({range, false});
+    return parts;
+  }
+  if (!pagemap_) pagemap_.emplace(pid_);
+  constexpr uint64_t kOwn = kPagemapPresent | kPagemapExclusive;
+  for (const Range& range : batch) {
+    const size_t first = parts.size();
+    pagemap_->read(range.start, range.end, [&](uint64_t at, std::span<const uint64_t> entries) {
+      for (const uint64_t entry : entries) {
+        const bool shared = (entry & kOwn) != kOwn;
+        if (parts.size() > first && parts.back().shared == shared) {
+          parts.back().range.end += kPageSize;
+        } else {
+          parts.push_back({{at, at + kPageSize}, shared});
+        }
+        at += kPageSize;
+      }
+    });
+  }
+  return parts;
+}
+
 void PageCopier::copy_batch(std::span<const Range> batch, std::byte* to, const Deliver& deliver,
                             std::vector<Range>& missing) {
   std::array<iovec, kMaxRanges> remote;
+  const std::vector<Part> parts = parts_of(batch);
   std::vector<Piece> pieces;
-  pieces.reserve(batch.size());
-  for (size_t next = 0; next < batch.size();) {
-    size_t wanted = 0;
-    for (size_t i = next; i < batch.size(); ++i) {
-      remote[i - next] = {reinterpret_cast<void*>(batch[i].start), batch[i].bytes()};
-      wanted += batch[i].bytes();
+  pieces.reserve(parts.size());
+  for (size_t next = 0; next < parts.size();) {
+    size_t wanted = 0, count = 0;
+    for (; count < kMaxRanges && next + count < parts.size() && !parts[next + count].shared; ++count) {
+      const Range& range = parts[next + count].range;
+      remote[count] = {reinterpret_cast<void*>(range.start), range.bytes()};
+      wanted += range.bytes();
     }
-    const iovec local{to, wanted};
-    ssize_t got = ::process_vm_readv(pid_, &local, 1, remote.data(), batch.size() - next, 0);
-    if (got < 0 && errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended", pid_);
-    if (got < 0 && errno != EFAULT) throw_errno("cannot read memory of process {}", pid_);
-    // What was read ends at the first page that cannot be read. Ranges before that are whole.
-    size_t left = got < 0 ? 0 : static_cast<size_t>(got);
-    for (; next < batch.size() && left >= batch[next].bytes(); ++next) {
-      pieces.push_back({batch[next].start, {to, batch[next].bytes()}});
-      to += batch[next].bytes();
-      left -= batch[next].bytes();
+    if (count > 0) {
+      const iovec local{to, wanted};
+      const ssize_t got = ::process_vm_readv(pid_, &local, 1, remote.data(), count, 0);
+      if (got < 0 && errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended", pid_);
+      if (got < 0 && errno != EFAULT) throw_errno("cannot read memory of process {}", pid_);
+      // What was read ends at the first page that cannot be read. Ranges before that are whole.
+      size_t left = got < 0 ? 0 : static_cast<size_t>(got);
+      for (; count > 0 && left >= parts[next].range.bytes(); ++next, --count) {
+        pieces.push_back({parts[next].range.start, {to, parts[next].range.bytes()}});
+        to += parts[next].range.bytes();
+        left -= parts[next].range.bytes();
+      }
+      if (count == 0) continue;
     }
-    if (next == batch.size()) break;
-    // The range it stopped in, by the other way.
-    Range range = batch[next++];
+    // A shared one, or the one it stopped in, by the other way.
+    Range range = parts[next++].range;
     while (range.start < range.end) {
       const size_t forced = read_forced(range, to);
       if (forced > 0) pieces.push_back({range.start, {to, forced}});

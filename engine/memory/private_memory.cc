@@ -136,7 +136,7 @@ void PrivateMemory::copy_side_by_side(std::span<const Range> ranges, std::vector
       std::vector<std::byte> buffer;
       Copying copying;
     };
-    const auto worker = std::make_shared<Worker>(Worker{PageCopier(process_.pid), {}, {}});
+    const auto worker = std::make_shared<Worker>(Worker{PageCopier(process_.pid, has_relatives_), {}, {}});
     worker->copying = make(worker->buffer);
     return [&, worker](size_t number) {
       std::vector<Range> not_there;

@@ -64,6 +64,9 @@ class PrivateMemory {
   // Instead of write(), when the process is not part of the version after all: what was pre-copied stays unused.
   void close_unused();
 
+  // Whether fork() may have let it share pages with other processes (see PageCopier).
+  void set_has_relatives(bool has) { has_relatives_ = has; }
+
   // Goes on from a restored version: the index describes the memory as it is at this moment (stopped).
   void adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings);
   // Goes on from a version of an earlier agent: the index describes the memory as it was when the tracker's last pass
@@ -105,6 +108,7 @@ class PrivateMemory {
   std::unique_ptr<PageHashes> hashes_;       // of what the index describes; null: pages are stored whenever written
   std::unique_ptr<PageStoreWriter> writer_;  // after index_: it refers to it
   bool full_ = true;
+  bool has_relatives_ = true;
   uint64_t written_ = 0;
 
   std::vector<Armed> armed_;      // what the last pass collected, ascending

@@ -13,6 +13,7 @@
 namespace icp {
 
 inline constexpr uint64_t kPagemapSoftDirty = 1ull << 55;
+inline constexpr uint64_t kPagemapExclusive = 1ull << 56;  // no other page table has the page
 inline constexpr uint64_t kPagemapFileOrShared = 1ull << 61;
 inline constexpr uint64_t kPagemapSwapped = 1ull << 62;
 inline constexpr uint64_t kPagemapPresent = 1ull << 63;

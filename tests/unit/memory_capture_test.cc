@@ -6,6 +6,7 @@
 #include <sys/shm.h>
 #include <sys/syscall.h>
 
+#include <atomic>
 #include <cstring>
 
 #include "tests/unit/memory_test_support.h"
@@ -42,6 +43,55 @@ TEST(MemoryCapture, OnlyWhatWasWrittenIsStoredAgain) {
   EXPECT_GE(rig.stats.pages_written, 40u);
   EXPECT_NEAR(static_cast<double>(rig.stats.pages_total), static_cast<double>(total), 50);
   ::munmap(at, 16 * kMiB);
+}
+
+uint64_t shared_out_kib(const std::vector<pid_t>& pids) {
+  uint64_t sum = 0;
+  for (const pid_t pid : pids) {
+    const std::string text = read_proc(pid, "smaps_rollup");
+    sum += std::stoull(text.substr(text.find("Pss:") + 4));
+  }
+  return sum;
+}
+
+std::vector<pid_t> pids_below(pid_t root) {
+  std::vector<pid_t> pids;
+  for (const ProcessRef& ref : find_processes({root})) pids.push_back(ref.pid);
+  return pids;
+}
+
+// A pool of workers: what they share since fork() they share after a version, too.
+TEST(MemoryCapture, PagesSharedByForkStaySharedInTheRunningProcesses) {
+  char* at = map_anonymous(32 * kMiB);
+  auto* const done = reinterpret_cast<std::atomic<int>*>(map_anonymous(kPageSize, MAP_SHARED));
+  TestChild child([at, done](uint64_t step) {
+    if (step == 2) return void(at[5 * kMiB] = 2);
+    std::memset(at, 1, 32 * kMiB);
+    for (char worker = 1; worker <= 3; ++worker) {
+      if (::fork() != 0) continue;
+      for (size_t page = 0; page < 64; ++page) at[page * 7 * kPageSize] = worker;  // some of its own in between
+      ++*done;
+      for (;;) ::pause();
+    }
+    while (*done < 3) ::usleep(1000);
+  });
+  ASSERT_TRUE(child.run(1));
+  CaptureRig rig(child.pid());
+  const std::vector<pid_t> pids = pids_below(child.pid());
+  ASSERT_EQ(pids.size(), 4u);
+  const uint64_t before = shared_out_kib(pids);
+  for (uint64_t version = 1; version <= 3; ++version) {
+    rig.take();
+    EXPECT_EQ(rig.difference, "");
+    EXPECT_LT(shared_out_kib(pids), before + 2048) << version;
+    ASSERT_TRUE(child.run(2));
+  }
+  // One of them alone: its parent is a relative, too.
+  CaptureRig alone(pids[1]);
+  alone.take();
+  EXPECT_EQ(alone.difference, "");
+  EXPECT_LT(shared_out_kib(pids), before + 2048);
+  ::munmap(at, 32 * kMiB);
 }
 
 TEST(MemoryCapture, AnAbandonedVersionMakesTheNextOneFull) {
