@@ -138,7 +138,10 @@ void Session::Impl::prepare(VersionWriter& writer) {
   }
   const auto first = std::find_if(running.begin(), running.end(), [](const ProcessRef& ref) { return !ref.zombie; });
   if (first == running.end()) throw_error(ErrorKind::kGone, "all processes have ended");
-  memory.set_quiesce([this] { const StoppedTree passing(processes(), {}, calls, true); });
+  memory.set_quiesce([this](const std::function<void()>& stopped) {
+    const StoppedTree passing(processes(), {}, calls, true);
+    stopped();
+  });
   open_ipc(first->pid);
   memory.precopy(running);
 }

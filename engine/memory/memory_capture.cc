@@ -134,6 +134,7 @@ struct MemoryCapture::Impl {
   std::set<std::string> names;  // stores of the version under way
   std::set<pid_t> in_version;   // processes of the version, once collected
   bool precopied = false;
+  bool new_mappings = false, new_shared = false;     // met in the last pre-copy round, tracked since
   bool has_relatives = false;                        // the process being collected
   std::optional<VersionReader> inherited;            // where processes begin that have no tracker yet ...
   std::map<uint32_t, std::string> inherited_stores;  // ... by their number in the capsule
@@ -171,6 +172,7 @@ struct MemoryCapture::Impl {
     auto& space = spaces[process.ref.pid];
     if (space && space->begun()) unused.push_back(std::move(space));
     space = std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote, options.keep));
+    space->tracker().track_mappings(process.maps, true);
     take_first_look(process.ref, *space);
     const auto store = inherited_stores.find(static_cast<uint32_t>(process.ref.vpid));
     if (store != inherited_stores.end()) {
@@ -198,6 +200,7 @@ struct MemoryCapture::Impl {
   static void note_relatives(std::vector<PrivateMemory*>& running);
   // Before the mappings of the first pass are read.
   void watch_objects(const std::vector<PrivateMemory*>& running);
+  void track_new_mappings(std::vector<PrivateMemory*>& running);
   uint64_t precopy_round(std::vector<PrivateMemory*>& running);
   // Returns whether it has descriptors that write past the page tables.
   bool collect_process(StoppedProcess& process, pb::Process& state, const pb::Capsule& capsule);
@@ -248,9 +251,23 @@ void MemoryCapture::Impl::watch_objects(const std::vector<PrivateMemory*>& runni
   if (shared >= kWorthWatching) objects.watch(std::move(pids));
 }
 
+// In a stop.
+void MemoryCapture::Impl::track_new_mappings(std::vector<PrivateMemory*>& running) {
+  for (PrivateMemory* space : running) {
+    if (!space->tracker().wants_mappings()) continue;
+    try {
+      new_mappings = true;
+      new_shared = space->tracker().track_mappings(MapsEntry::read(space->process().pid), false) || new_shared;
+    } catch (const Error& error) {
+      if (error.kind() != ErrorKind::kGone) throw;  // it has been killed
+    }
+  }
+}
+
 // One round over all running processes: arm everything, then copy. Returns the bytes found written.
 uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running) {
   std::atomic<uint64_t> written = 0;
+  new_mappings = new_shared = false;
   objects.start_pass();
   // Those that have ended meanwhile, or run another program, are out.
   const auto each = [&](size_t threads, const std::function<void(PrivateMemory&)>& work) {
@@ -281,7 +298,7 @@ uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running
     }
   });
   written += objects.precopy_collect();
-  if (options.quiesce) options.quiesce();
+  if (options.quiesce) options.quiesce([&] { track_new_mappings(running); });
   each(1, [](PrivateMemory& space) { space.precopy_copy(); });  // each with several threads
   objects.precopy_copy(options.staging_limit);
   return written;
@@ -322,9 +339,11 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
   for (unsigned round = 0; round < impl_->options.precopy_rounds && !running.empty(); ++round) {
     written = impl_->precopy_round(running);
     impl_->precopied = true;
-    // Each round passes every thread through a stop: one is enough where the next would find next to nothing.
-    if (written <= kSmallRest || (round > 0 && written > before - before / 4)) break;
-    before = written;
+    // Each round passes every thread through a stop: one is enough where the next would find next to nothing. New
+    // mappings are copied by the round after the one that met them, and shared ones not in the stop at all, then.
+    const bool small = written <= kSmallRest && !impl_->new_shared;
+    if (small || (round > 0 && !impl_->new_mappings && written > before - before / 4)) break;
+    before = impl_->new_mappings ? ~0ull : written;
   }
   impl_->first_looks.clear();
   // What the last round found is about what the stop will find. (The first one of a first version finds everything.)
@@ -390,7 +409,7 @@ uint32_t MemoryCapture::object_of_file(int local_fd, const std::string& target) 
 
 void MemoryCapture::set_ipc(std::shared_ptr<IpcAccess> ipc) { impl_->objects.set_ipc(std::move(ipc)); }
 
-void MemoryCapture::set_quiesce(std::function<void()> quiesce) { impl_->options.quiesce = std::move(quiesce); }
+void MemoryCapture::set_quiesce(MemoryOptions::Quiesce quiesce) { impl_->options.quiesce = std::move(quiesce); }
 
 MemoryStats MemoryCapture::write() {
   for (auto& space : impl_->unused) space->close_unused();

@@ -36,8 +36,10 @@ struct MemoryOptions {
   std::string root;    // not used: files are looked at through /proc/PID/map_files
   // Makes every thread of the capsule pass through a stop. Called in each pre-copy round between arming and copying: a
   // kernel write that was under way when the pages were armed (O_DIRECT, process_vm_writev) has pinned them and goes
-  // unseen, but no system call outlives a stop. Without it such writes can be missed in a pre-copy.
-  std::function<void()> quiesce = {};
+  // unseen, but no system call outlives a stop. Without it such writes can be missed in a pre-copy. Calls what it is
+  // given while all are stopped: that is when trackers begin with new mappings.
+  using Quiesce = std::function<void(const std::function<void()>& stopped)>;
+  Quiesce quiesce = {};
 };
 
 struct MemoryStats {
@@ -73,7 +75,7 @@ class MemoryCapture {
   // Where the System V objects of the capsule are, before precopy(), collect() and adopt().
   void set_ipc(std::shared_ptr<IpcAccess> ipc);
   // Sets MemoryOptions::quiesce, for an object that came without it (a restored capsule's).
-  void set_quiesce(std::function<void()> quiesce);
+  void set_quiesce(MemoryOptions::Quiesce quiesce);
   void begin(VersionWriter& version);
   void precopy(const std::vector<ProcessRef>& processes);
   // All processes are stopped, with no scratch memory of ours mapped in them; zombies have no memory. Fills

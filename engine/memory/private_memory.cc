@@ -44,13 +44,14 @@ void PrivateMemory::forget() {
   full_ = true;
 }
 
-// One mapping of a pass: appends its pages with data; `written` also where rule 1 distrusts the tracker.
-void PrivateMemory::collect_mapping(const MemoryMapping& mapping, std::vector<Armed>& armed,
+// One mapping of a pass: appends its pages with data; `written` also where rule 1 distrusts the tracker. False when it
+// was not tracked before.
+bool PrivateMemory::collect_mapping(const MemoryMapping& mapping, std::vector<Armed>& armed,
                                     std::vector<PageRange>& pages) {
   const MappingClass kind = *mapping.tracked_as();
   const Range whole{mapping.maps.start, mapping.maps.end};
   std::vector<PageRange> found;
-  tracker_->collect(whole.start, whole.end, kind, true, found);
+  const bool tracked = tracker_->collect(whole.start, whole.end, kind, true, found);
   armed.push_back({whole, kind});
 
   std::vector<Range> trusted;
@@ -68,6 +69,7 @@ void PrivateMemory::collect_mapping(const MemoryMapping& mapping, std::vector<Ar
       append_page_range(pages, {part.start, part.end, !inside, page.zero});
     });
   }
+  return tracked;
 }
 
 uint64_t PrivateMemory::precopy_collect() {
@@ -83,15 +85,16 @@ uint64_t PrivateMemory::precopy_collect() {
   }
   std::vector<Armed> armed;
   std::vector<Range> written;
-  tracker_->begin_pass(true);
+  tracker_->begin_pass(true, false);
   for (const MemoryMapping& mapping : running_) {
     if (!mapping.takes_private_pages()) continue;
     std::vector<PageRange> pages;
-    collect_mapping(mapping, armed, pages);
+    const bool tracked = collect_mapping(mapping, armed, pages) || !tracker_->wants_mappings();
     for (const PageRange& page : pages) {
       if (!page.written) continue;
       append_range(written, {page.start, page.end});
-      if (!page.zero) to_copy_.push_back({{page.start, page.end}, zeros_are_absent(*mapping.tracked_as())});
+      // What is not tracked yet would have to be copied again.
+      if (!page.zero && tracked) to_copy_.push_back({{page.start, page.end}, zeros_are_absent(*mapping.tracked_as())});
     }
   }
   armed_ = std::move(armed);
@@ -177,7 +180,7 @@ void PrivateMemory::collect(const std::vector<MemoryMapping>& mappings, StagingA
   data_.clear();
   std::vector<Armed> armed;
   std::vector<Range> missing, copy;
-  tracker_->begin_pass(true);
+  tracker_->begin_pass(true, true);
   bool zeros = true;
   const auto flush = [&] {
     stage(copy, zeros, arena, missing);
@@ -283,7 +286,7 @@ void PrivateMemory::adopt(const std::string& store, PageIndex index, const std::
   store_ = store;
   index_ = std::make_unique<PageIndex>(std::move(index));
   armed_.clear();
-  tracker_->begin_pass(true);
+  tracker_->begin_pass(true, true);
   std::vector<Armed> armed;
   for (const MemoryMapping& mapping : mappings) {
     if (!mapping.takes_private_pages()) continue;

@@ -90,7 +90,7 @@ class PrivateMemory {
     std::vector<Piece> pieces;
     bool zeros_are_absent;
   };
-  void collect_mapping(const MemoryMapping& mapping, std::vector<Armed>& armed, std::vector<PageRange>& pages);
+  bool collect_mapping(const MemoryMapping& mapping, std::vector<Armed>& armed, std::vector<PageRange>& pages);
   // Where one thread copies to, and what it does with it then.
   struct Copying {
     PageCopier::Allocate allocate;

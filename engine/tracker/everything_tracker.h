@@ -16,7 +16,7 @@ class EverythingTracker final : public PageTracker {
   bool atomic_rearm() const override { return false; }
   // Looks at whatever address space the process has now: made anew after an exec by comparing address spaces.
   bool alive() const override;
-  void begin_pass(bool) override {}
+  void begin_pass(bool, bool) override {}
   bool collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out) override;
 
  private:

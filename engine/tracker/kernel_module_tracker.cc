@@ -155,7 +155,7 @@ void KernelModuleTracker::take(const std::vector<icp_range>& records) {
   }
 }
 
-void KernelModuleTracker::begin_pass(bool rearm) {
+void KernelModuleTracker::begin_pass(bool rearm, bool) {
   take(ask(rearm, !data_known_));
   data_known_ = true;
 }

@@ -32,7 +32,7 @@ class KernelModuleTracker final : public PageTracker {
   bool incremental() const override { return true; }
   bool atomic_rearm() const override { return true; }
   bool alive() const override;
-  void begin_pass(bool rearm) override;
+  void begin_pass(bool rearm, bool stopped) override;
   bool collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out) override;
   void saved_as(const TrackingCookie& cookie) override;
 

@@ -14,6 +14,7 @@
 namespace icp {
 
 class RemoteProcess;
+struct MapsEntry;
 
 // Names what the passes of a tracker were saved in, for a tracking that outlives its agent; all zeros: nothing.
 using TrackingCookie = std::array<uint64_t, 2>;
@@ -53,15 +54,29 @@ class PageTracker {
   // while the process is stopped.
   virtual bool alive() const = 0;
 
-  // Starts a pass over all mappings: the collects up to the next begin_pass belong together.
-  virtual void begin_pass(bool rearm) = 0;
+  // Starts a pass over all mappings: the collects up to the next begin_pass belong together. With `stopped`, the process
+  // is, and stays so until the last of them: only then are their bounds sure to be those of whole mappings.
+  virtual void begin_pass(bool rearm, bool stopped) = 0;
   // Scans [start, end), which should lie within one mapping, and appends pages to `out`, ascending, merged:
   // kAnonymous and kPrivateFile: every page that holds private data, with what is known about it;
   // kShared: only pages that may have been written through this mapping, whether present or not.
   // With `rearm` the pages reported are tracked afresh from this moment on: a write during the call is reported now or
   // by the next call, never lost. A range that was not tracked yet (new mapping, moved, fork child) is reported whole
-  // as written, and tracked from now on. Returns false when (part of) the range was not tracked before.
+  // as written, and tracked from now on, but for what wants_mappings() says. Returns false when (part of) the range was
+  // not tracked before.
   virtual bool collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out) = 0;
+
+  // True when collect, while the process ran, has met mappings that are not tracked yet. A tracker that attaches itself
+  // to mappings must not do so with bounds which the process may have changed meanwhile: cut in two, they would make its
+  // next mremap(2) fail. track_mappings(), with the process stopped, tracks those.
+  virtual bool wants_mappings() const { return false; }
+  // `whole`: mappings as they are at this moment. With `all` all of them are tracked from now on.
+  // True when there was shared memory among them.
+  virtual bool track_mappings(const std::vector<MapsEntry>& whole, bool all) {
+    static_cast<void>(whole);
+    static_cast<void>(all);
+    return false;
+  }
 
   // All passes so far are saved in what `cookie` names: who finds that name later may go on from there. Nothing without
   // make_tracker()'s `keep`.

@@ -81,7 +81,7 @@ void SoftDirtyTracker::snapshot(uint64_t start, uint64_t end) {
   });
 }
 
-void SoftDirtyTracker::begin_pass(bool rearm) {
+void SoftDirtyTracker::begin_pass(bool rearm, bool) {
   entries_.clear();
   fresh_.clear();
   std::set<std::string> now;

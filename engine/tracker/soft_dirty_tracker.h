@@ -25,7 +25,7 @@ class SoftDirtyTracker final : public PageTracker {
   bool incremental() const override { return true; }
   bool atomic_rearm() const override { return false; }
   bool alive() const override;
-  void begin_pass(bool rearm) override;
+  void begin_pass(bool rearm, bool stopped) override;
   bool collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out) override;
 
  private:

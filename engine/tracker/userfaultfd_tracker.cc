@@ -65,6 +65,12 @@ PageRange to_range(const PagemapRegion& region, MappingClass kind, bool all_writ
   return range;
 }
 
+// Shared memory in tmpfs, of which some is worth tracking; of files on disk nothing is.
+bool is_memory(const MapsEntry& entry) {
+  return entry.path.starts_with("/SYSV") || entry.path.starts_with("/dev/shm/") || entry.path.starts_with("/memfd:") ||
+         entry.path == "/dev/zero";
+}
+
 }  // namespace
 
 UserfaultfdTracker::UserfaultfdTracker(pid_t pid, UniqueFd uffd, UniqueFd pagemap)
@@ -129,24 +135,65 @@ bool UserfaultfdTracker::alive() const {
   return ::ioctl(uffd_.get(), UFFDIO_WRITEPROTECT, &probe) == 0 || errno != ESRCH;
 }
 
-// Makes all of [start, end) tracked, with no page protected. False when the kernel cannot (a device, or mappings that
-// change at this moment).
-bool UserfaultfdTracker::register_range(uint64_t start, uint64_t end) {
+// Makes [start, end), whole mappings of a stopped process, tracked. False when the kernel cannot (a device).
+bool UserfaultfdTracker::attach(uint64_t start, uint64_t end) {
   uffdio_register range{};
   range.range = {start, end - start};
   range.mode = UFFDIO_REGISTER_MODE_WP;
-  if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &range) != 0) {
-    if (errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended or started another program", pid_);
-    return false;
-  }
-  // Before 6.14 mremap kept the protection bit of pages whose mapping had lost its tracking: such a page can be
-  // written and still look unwritten. Wipe all bits before the first scan.
+  if (::ioctl(uffd_.get(), UFFDIO_REGISTER, &range) == 0) return true;
+  if (errno == ESRCH) throw_error(ErrorKind::kGone, "process {} has ended or started another program", pid_);
+  return false;
+}
+
+// Leaves no page of [start, end) protected, before its first scan: up to 6.13 mremap kept the protection bit of pages
+// whose mapping had lost its tracking, and such a page can be written and still look unwritten. Any part of tracked
+// mappings will do. False when some of it is not tracked.
+bool UserfaultfdTracker::wipe(uint64_t start, uint64_t end) {
   uffdio_writeprotect clear{};
   clear.range = {start, end - start};
-  if (::ioctl(uffd_.get(), UFFDIO_WRITEPROTECT, &clear) == 0) return true;
-  uffdio_range whole{start, end - start};
-  ::ioctl(uffd_.get(), UFFDIO_UNREGISTER, &whole);
-  return false;
+  return ::ioctl(uffd_.get(), UFFDIO_WRITEPROTECT, &clear) == 0;
+}
+
+// What was attached in a stop is wiped after it: that takes a walk through all page tables.
+bool UserfaultfdTracker::wipe_fresh(uint64_t start, uint64_t end) {
+  if (fresh_.empty()) return true;
+  const Range whole{start, end};
+  const std::vector<Range> fresh = intersect(fresh_, std::span(&whole, 1));
+  for (const Range& range : fresh)
+    if (!wipe(range.start, range.end)) return false;
+  fresh_ = subtract(fresh_, fresh);
+  return true;
+}
+
+bool UserfaultfdTracker::track_mappings(const std::vector<MapsEntry>& whole, bool all) {
+  const auto is_wanted = [&](const MapsEntry& entry) {
+    const bool special = entry.path.starts_with("[v") || entry.path == "[uprobes]";
+    if (all) return !special && (!entry.shared || is_memory(entry));
+    return std::any_of(wanted_.begin(), wanted_.end(), [&](const Wanted& wanted) {
+      return wanted.shared == entry.shared && wanted.range.start < entry.end && entry.start < wanted.range.end;
+    });
+  };
+  bool shared = false;
+  std::vector<Range> attached;
+  // Neighbours in one call: most of a process lies in a few such runs.
+  for (size_t i = 0; i < whole.size();) {
+    if (!is_wanted(whole[i])) {
+      ++i;
+      continue;
+    }
+    size_t after = i + 1;
+    while (after < whole.size() && whole[after].start == whole[after - 1].end && is_wanted(whole[after])) ++after;
+    const bool together = attach(whole[i].start, whole[after - 1].end);
+    for (; i < after; ++i) {
+      if (!together && !attach(whole[i].start, whole[i].end)) continue;
+      append_range(attached, {whole[i].start, whole[i].end});
+      shared = shared || whole[i].shared;
+    }
+  }
+  fresh_.insert(fresh_.end(), attached.begin(), attached.end());
+  normalise(fresh_);
+  wanted_.clear();
+  return shared;
 }
 
 void UserfaultfdTracker::collect_untracked(uint64_t start, uint64_t end, MappingClass kind,
@@ -175,7 +222,9 @@ void UserfaultfdTracker::collect_untracked(uint64_t start, uint64_t end, Mapping
 
 // The dense runs are worth their trouble only while they are dense: pages discarded in them count as written there, and
 // would be read as zeros. Resident memory tells when many must be gone.
-void UserfaultfdTracker::begin_pass(bool) {
+void UserfaultfdTracker::begin_pass(bool, bool stopped) {
+  stopped_ = stopped;
+  wanted_.clear();
   dense_ = std::move(next_dense_);
   next_dense_.clear();
   uint64_t pages = 0;
@@ -192,9 +241,11 @@ void UserfaultfdTracker::begin_pass(bool) {
 // A run of anonymous memory that held data throughout. Asked for written pages and nothing else the kernel goes through
 // a page table 20 times faster, but it takes holes for written and marks them. That is right as well: what was
 // discarded since reads as zeros, and a marked hole as unwritten.
-bool UserfaultfdTracker::scan_dense(uint64_t start, uint64_t end, bool rearm, std::vector<PageRange>& out) {
+bool UserfaultfdTracker::scan_dense(Part part, Range whole, bool rearm, std::vector<PageRange>& out) {
   std::vector<PageRange> written;
-  const bool tracked = scan(start, end, MappingClass::kShared, rearm, written);
+  const bool tracked = scan(part, whole, MappingClass::kShared, rearm, written);
+  uint64_t start = part.start;
+  const uint64_t end = part.end;
   for (const PageRange& range : written) {
     if (start < range.start) append_page_range(out, {start, range.start, false, false});
     append_page_range(out, {range.start, range.end, true, false});
@@ -248,6 +299,19 @@ std::vector<UserfaultfdTracker::Part> UserfaultfdTracker::shares_of(const std::v
 bool UserfaultfdTracker::collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm,
                                  std::vector<PageRange>& out) {
   if (start >= end) return true;
+  const Range whole{start, end};
+  const auto want = [&] {
+    if (!stopped_) wanted_.push_back({whole, kind == MappingClass::kShared});
+  };
+  if (!wipe_fresh(start, end)) {
+    // It has changed since it was attached.
+    if (!stopped_ || !attach(start, end) || !wipe(start, end)) {
+      want();
+      collect_untracked(start, end, kind, out);
+      return false;
+    }
+    fresh_ = subtract(fresh_, std::span(&whole, 1));
+  }
   std::vector<Part> parts = parts_of(start, end, kind);
   // Where tracking has to begin it does for the mapping as a whole.
   const bool shared = end - start > kShareBytes && is_tracked(start);
@@ -257,11 +321,12 @@ bool UserfaultfdTracker::collect(uint64_t start, uint64_t end, MappingClass kind
   share_out(parts.size(), shared ? (end - start) / kShareBytes + 1 : 1, [&]() -> ItemWork {
     return [&](size_t i) {
       const Part& part = parts[i];
-      const bool known = part.dense ? scan_dense(part.start, part.end, rearm, found_in[i])
-                                    : scan(part.start, part.end, kind, rearm, found_in[i]);
+      const bool known = part.dense ? scan_dense(part, whole, rearm, found_in[i])
+                                    : scan(part, whole, kind, rearm, found_in[i]);
       if (!known) tracked = false;
     };
   });
+  if (!tracked) want();
   std::vector<PageRange> found;
   for (const std::vector<PageRange>& some : found_in)
     for (const PageRange& range : some) append_page_range(found, range);
@@ -288,9 +353,9 @@ bool UserfaultfdTracker::collect(uint64_t start, uint64_t end, MappingClass kind
   return tracked;
 }
 
-// The general way: looks at every page's entry.
-bool UserfaultfdTracker::scan(uint64_t start, uint64_t end, MappingClass kind, bool rearm,
-                              std::vector<PageRange>& out) {
+// The general way: looks at every page's entry. `whole`: the mapping that it is a part of.
+bool UserfaultfdTracker::scan(Part part, Range whole, MappingClass kind, bool rearm, std::vector<PageRange>& out) {
+  const uint64_t start = part.start, end = part.end;
   Regions regions;
   PagemapScanArg arg{};
   arg.size = sizeof arg;
@@ -312,9 +377,9 @@ bool UserfaultfdTracker::scan(uint64_t start, uint64_t end, MappingClass kind, b
     }
     if (count < 0) {
       // Some of [at, end) is not tracked. What the failed call has already re-protected was not returned, so all of
-      // the rest counts as written, and register_range lifts the protection again.
+      // the rest counts as written, and the wiping lifts the protection again.
       tracked = false;
-      if (rearm && tries++ < 3 && register_range(at, end)) continue;
+      if (rearm && stopped_ && tries++ < 3 && attach(whole.start, whole.end) && wipe(whole.start, whole.end)) continue;
       collect_untracked(at, end, kind, out);
       return false;
     }

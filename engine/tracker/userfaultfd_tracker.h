@@ -5,6 +5,7 @@
 #include <memory>
 
 #include "engine/base/unique_fd.h"
+#include "engine/memory/page_ranges.h"
 #include "engine/tracker/page_tracker.h"
 
 namespace icp {
@@ -12,6 +13,8 @@ namespace icp {
 // The kernel write-protects pages and lifts the protection by itself at the first write; the protection bit in the
 // page-table entry is the record. Nobody waits for anybody: if the agent dies, its descriptor closes and the
 // protection is gone.
+//
+// A userfaultfd attaches to mappings, and cuts them where it is told to: it is only told while the process is stopped.
 //
 // Only pages that hold data are protected in private mappings, so reserves cost nothing and every page populated
 // later reads as written. Shared mappings are protected whole, holes included, because their entries may be dropped
@@ -28,8 +31,10 @@ class UserfaultfdTracker final : public PageTracker {
   bool incremental() const override { return true; }
   bool atomic_rearm() const override { return true; }
   bool alive() const override;
-  void begin_pass(bool rearm) override;
+  void begin_pass(bool rearm, bool stopped) override;
   bool collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out) override;
+  bool wants_mappings() const override { return !wanted_.empty(); }
+  bool track_mappings(const std::vector<MapsEntry>& whole, bool all) override;
 
  private:
   UserfaultfdTracker(pid_t pid, UniqueFd uffd, UniqueFd pagemap);
@@ -40,13 +45,22 @@ class UserfaultfdTracker final : public PageTracker {
   std::vector<Part> parts_of(uint64_t start, uint64_t end, MappingClass kind) const;
   static std::vector<Part> shares_of(const std::vector<Part>& parts);
   bool is_tracked(uint64_t page) const;
-  bool register_range(uint64_t start, uint64_t end);
-  bool scan(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out);
-  bool scan_dense(uint64_t start, uint64_t end, bool rearm, std::vector<PageRange>& out);
+  bool attach(uint64_t start, uint64_t end);
+  bool wipe(uint64_t start, uint64_t end);
+  bool wipe_fresh(uint64_t start, uint64_t end);
+  bool scan(Part part, Range whole, MappingClass kind, bool rearm, std::vector<PageRange>& out);
+  bool scan_dense(Part part, Range whole, bool rearm, std::vector<PageRange>& out);
   void collect_untracked(uint64_t start, uint64_t end, MappingClass kind, std::vector<PageRange>& out);
 
   pid_t pid_;
   UniqueFd uffd_, pagemap_;
+  bool stopped_ = false;
+  struct Wanted {
+    Range range;
+    bool shared;
+  };
+  std::vector<Wanted> wanted_;
+  std::vector<Range> fresh_;  // attached by track_mappings(), ascending; not wiped yet
   // Long runs of anonymous data found by the last pass, ascending, and by this one so far.
   std::vector<PageRange> dense_, next_dense_;
 };

@@ -130,7 +130,7 @@ TEST_P(Trackers, NoWriteIsLost) {
     if (!tracker) tracker = make_tracker(kind, *process.remote);
     EXPECT_TRUE(tracker->alive());
     std::vector<PageRange> pages;
-    tracker->begin_pass(true);
+    tracker->begin_pass(true, true);
     tracker->collect(start, start + kBytes, one.kind, true, pages);
     resume_process(process);
     const PageContents now = read_memory(child.pid(), start, start + kBytes);
