@@ -15,11 +15,10 @@
 #include <cstring>
 #include <string>
 
-#include "engine/base/procfs.h"
 #include "engine/base/timespec.h"
 #include "engine/base/unique_fd.h"
+#include "engine/process/partial_calls.h"
 #include "engine/trace/peek.h"
-#include "engine/trace/return_frame.h"
 
 namespace icp {
 
@@ -73,8 +72,6 @@ int64_t socket_timeout_ns(pid_t pid, int fd, bool receiving) {
   return time.tv_sec * kNsPerSecond + time.tv_usec * 1000;
 }
 
-constexpr uint64_t kMark = 0x74756f656d697469;  // "itimeout"
-
 // The register with the address of a relative time-out, for calls that leave that as it is; null: none.
 unsigned long long* timeout_address(user_regs_struct& regs) {
   switch (regs.orig_rax) {
@@ -108,35 +105,36 @@ bool TimeoutPlaces::read(uint64_t at, timespec& time) const {
 
 uint64_t TimeoutPlaces::end() {
   if (end_) return *end_;
-  const std::vector<MapsEntry> maps = MapsEntry::read(pid_);
-  const auto vdso =
-      std::find_if(maps.begin(), maps.end(), [](const MapsEntry& entry) { return entry.path == "[vdso]"; });
-  end_ = vdso == maps.end() ? 0 : (vdso->end - kCallStubBytes) / alignof(Place) * alignof(Place);
+  end_ = end_of_vdso_room(pid_);
   return *end_;
 }
 
 uint64_t TimeoutPlaces::given_at(uint64_t at) {
   if (at / kPageBytes != end() / kPageBytes) return at;
   Place place{};
-  return peek(pid_, at - offsetof(Place, time), place) && place.mark == kMark ? place.given : at;
+  return peek(pid_, at - offsetof(Place, time), place) && place.mark == kTimeoutMark ? place.given : at;
 }
 
 uint64_t TimeoutPlaces::put(const timespec& time, uint64_t given, const std::function<bool(uint64_t)>& is_used) {
-  const Place zeros{}, place{kMark, given, time};
+  const Place zeros{}, place{kTimeoutMark, given, time};
   const uint64_t first = end() / kPageBytes * kPageBytes;
   for (uint64_t at = end(); at >= first + sizeof(Place);) {
+    if (const size_t other = partial_call_bytes(pid_, at); other > 0) {
+      at -= other;
+      continue;
+    }
     at -= sizeof(Place);
     if (is_used(at + offsetof(Place, time))) continue;
     Place found{};
     if (!peek(pid_, at, found)) return 0;
-    if (found.mark != kMark && std::memcmp(&found, &zeros, sizeof found) != 0) return 0;
+    if (found.mark != kTimeoutMark && std::memcmp(&found, &zeros, sizeof found) != 0) return 0;
     return write(place, at) ? at + offsetof(Place, time) : 0;
   }
   return 0;
 }
 
 bool TimeoutPlaces::put_again(const timespec& time, uint64_t place) {
-  return write({kMark, given_at(place), time}, place - offsetof(Place, time));
+  return write({kTimeoutMark, given_at(place), time}, place - offsetof(Place, time));
 }
 
 // /proc/PID/mem may write where the process itself may not, as debuggers do for breakpoints.

@@ -116,6 +116,7 @@ void note_starts(StoppedProcess& process, InterruptedCalls& calls) {
     start.live = thread.regs();
     find_rseq(thread, process.ref.pid, start);
     leave_rseq_section(process.ref.pid, start);
+    start.partial = continue_partial_call(process.ref.pid, thread.tid(), start.live);
     start.time_left_ns = calls.normalise(thread.tid(), places, start.live, start.image);
   }
   process.starts = std::move(starts);

@@ -15,6 +15,7 @@
 
 #include "engine/base/procfs.h"
 #include "engine/process/interrupted_calls.h"
+#include "engine/process/partial_calls.h"
 #include "engine/trace/remote_process.h"
 #include "engine/trace/tracee.h"
 
@@ -39,6 +40,7 @@ struct ThreadStart {
   user_regs_struct
       image{};  // registers to save: the same, but for system calls that only the running kernel can resume
   std::optional<uint64_t> time_left_ns;  // of such a call's time-out, when that is in memory
+  std::optional<PartialCall> partial;    // for the image: what the thread goes on with in instructions of ours
   uint64_t signal_mask = 0;
   uint64_t rseq = 0;  // address of its struct rseq, 0 when none is registered
   uint32_t rseq_len = 0, rseq_signature = 0;

@@ -49,7 +49,9 @@ void capture_thread(const StoppedProcess& process, size_t index, CallBatch& call
                     pb::Thread& state) {
   const Tracee& thread = process.threads[index];
   const ThreadStart& start = process.starts[index];
-  state.set_gpr(&start.image, sizeof start.image);
+  const user_regs_struct& regs = start.partial ? start.partial->regs : start.image;
+  state.set_gpr(&regs, sizeof regs);
+  if (start.partial) state.set_call_done(start.partial->done);
   if (start.time_left_ns) state.set_time_left_ns(*start.time_left_ns);
   const std::vector<std::byte> xstate = thread.xstate();
   state.set_xstate(xstate.data(), xstate.size());
@@ -93,6 +95,7 @@ void restore_registers(Tracee& thread, TimeoutPlaces& places, const pb::Thread& 
     throw_error(ErrorKind::kImage, "thread {} has {} bytes of registers instead of {}", state.tid(), state.gpr().size(),
                 sizeof regs);
   std::memcpy(&regs, state.gpr().data(), sizeof regs);
+  if (state.has_call_done()) restore_partial_call(thread.tid(), state.call_done(), regs);
   if (state.has_time_left_ns()) put_time_left(places, state.time_left_ns(), regs);
   std::vector<std::byte> xstate = thread.xstate();  // as large as this processor's
   const std::string& saved = state.xstate();

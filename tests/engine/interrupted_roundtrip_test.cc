@@ -8,7 +8,9 @@
 #include <sys/ipc.h>
 #include <sys/rseq.h>
 #include <sys/sem.h>
+#include <sys/socket.h>
 #include <sys/syscall.h>
+#include <sys/uio.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <ucontext.h>
@@ -17,6 +19,7 @@
 #include <array>
 #include <cstdio>
 #include <thread>
+#include <vector>
 
 #include "tests/engine/roundtrip.h"
 
@@ -278,6 +281,114 @@ TEST_F(InterruptedRoundtrip, Wait4) {
               return 0;
             }),
             0);
+}
+
+// Calls that have done a part at each stop, and go on with the rest. Another process takes, or gives, piece by piece.
+void expect_whole(int type, const std::function<ssize_t(int fd, std::vector<char>& bytes)>& call, bool receives) {
+  expect_call_survives([&] {
+    int ends[2];  // ours, the other's
+    if (type == 0) {
+      CHECK_OR_DIE(::pipe(ends) == 0);
+      std::swap(ends[0], ends[1]);
+    } else {
+      CHECK_OR_DIE(::socketpair(AF_UNIX, type, 0, ends) == 0);
+    }
+    constexpr size_t kBytes = 3 << 20, kPieces = 12;
+    const auto byte_at = [](size_t i) { return static_cast<char>(i * 2654435761u >> 9); };
+    const pid_t other = ::fork();
+    if (other == 0) {
+      ::close(ends[0]);
+      std::vector<char> piece(kBytes / kPieces);
+      size_t at = 0;
+      for (size_t i = 0; i < kPieces; ++i) {
+        ::usleep(70'000);
+        for (size_t got = 0; got < piece.size();) {
+          if (receives)
+            for (size_t k = got; k < piece.size(); ++k) piece[k] = byte_at(at + k);
+          const ssize_t now = receives ? ::write(ends[1], piece.data() + got, piece.size() - got)
+                                       : ::read(ends[1], piece.data() + got, piece.size() - got);
+          if (now <= 0) _exit(1);
+          got += static_cast<size_t>(now);
+        }
+        if (!receives)
+          for (size_t k = 0; k < piece.size(); ++k)
+            if (piece[k] != byte_at(at + k)) _exit(2);
+        at += piece.size();
+      }
+      char byte;
+      _exit(receives || ::read(ends[1], &byte, 1) == 0 ? 0 : 3);
+    }
+    ::close(ends[1]);
+    std::vector<char> bytes(kBytes);
+    if (!receives)
+      for (size_t i = 0; i < kBytes; ++i) bytes[i] = byte_at(i);
+    const ssize_t done = call(ends[0], bytes);
+    if (done != static_cast<ssize_t>(kBytes)) dprintf(2, "%zd of %zu bytes (%m)\n", done, kBytes);
+    for (size_t i = 0; i < kBytes; ++i) CHECK_OR_DIE(bytes[i] == byte_at(i));
+    ::close(ends[0]);
+    int status = -1;
+    CHECK_OR_DIE(::waitpid(other, &status, 0) == other && status == 0);
+    return done == static_cast<ssize_t>(kBytes);
+  });
+}
+
+// Three buffers, the first of which is done soon.
+std::array<iovec, 3> in_buffers(std::vector<char>& bytes) {
+  return {iovec{bytes.data(), 1000},
+          {bytes.data() + 1000, 1 << 20},
+          {bytes.data() + 1000 + (1 << 20), bytes.size() - 1000 - (1 << 20)}};
+}
+
+TEST_F(InterruptedRoundtrip, WriteToAPipe) {
+  expect_whole(
+      0, [](int fd, std::vector<char>& bytes) { return ::write(fd, bytes.data(), bytes.size()); }, false);
+}
+
+TEST_F(InterruptedRoundtrip, WriteOfBuffersToAPipe) {
+  expect_whole(
+      0,
+      [](int fd, std::vector<char>& bytes) {
+        const auto buffers = in_buffers(bytes);
+        return ::writev(fd, buffers.data(), buffers.size());
+      },
+      false);
+}
+
+TEST_F(InterruptedRoundtrip, WriteToASocket) {
+  expect_whole(
+      SOCK_STREAM, [](int fd, std::vector<char>& bytes) { return ::write(fd, bytes.data(), bytes.size()); }, false);
+}
+
+TEST_F(InterruptedRoundtrip, SendOfBuffers) {
+  expect_whole(
+      SOCK_STREAM,
+      [](int fd, std::vector<char>& bytes) {
+        auto buffers = in_buffers(bytes);
+        msghdr message{};
+        message.msg_iov = buffers.data();
+        message.msg_iovlen = buffers.size();
+        return ::sendmsg(fd, &message, 0);
+      },
+      false);
+}
+
+TEST_F(InterruptedRoundtrip, ReceiveOfAll) {
+  expect_whole(
+      SOCK_STREAM, [](int fd, std::vector<char>& bytes) { return ::recv(fd, bytes.data(), bytes.size(), MSG_WAITALL); },
+      true);
+}
+
+TEST_F(InterruptedRoundtrip, ReceiveOfAllAsAMessage) {
+  expect_whole(
+      SOCK_STREAM,
+      [](int fd, std::vector<char>& bytes) {
+        iovec buffer{bytes.data(), bytes.size()};
+        msghdr message{};
+        message.msg_iov = &buffer;
+        message.msg_iovlen = 1;
+        return ::recvmsg(fd, &message, MSG_WAITALL);
+      },
+      true);
 }
 
 }  // namespace
