@@ -147,6 +147,11 @@ void ObjectRestore::create() {
 
 void ObjectRestore::create_one(const pb::MemoryObject& object) {
   Made& made = made_[object.id()];
+  if (object.kind() == pb::MemoryObject::SHM_FILE && runs(object)) {
+    made.fd = files_.open(object.path(), O_RDONLY | O_NOFOLLOW);
+    if (made.fd && holds_saved_content(object, made.fd.get())) return;
+    made.fd.reset();
+  }
   switch (object.kind()) {
     case pb::MemoryObject::SYSV:
       fill_segment(object);
@@ -166,15 +171,55 @@ void ObjectRestore::create_one(const pb::MemoryObject& object) {
       create_file(object, made);
   }
   if (!made.late) fill_file(object, made.fd.get());
+  if (runs(object)) keep_readable_only(object, made);
+}
+
+// Whether it is the program of a process.
+bool ObjectRestore::runs(const pb::MemoryObject& object) const {
+  if (object.kind() == pb::MemoryObject::SYSV) return false;
+  return std::any_of(capsule_.processes().begin(), capsule_.processes().end(), [&](const pb::Process& process) {
+    return process.memory().exe().ino() == object.ino() && process.memory().exe().dev() == object.dev();
+  });
+}
+
+// A file that is open for writing cannot be a program (prctl(PR_SET_MM_MAP): EACCES), nor can a program be written to,
+// so nobody needs it otherwise.
+void ObjectRestore::keep_readable_only(const pb::MemoryObject& object, Made& made) {
+  UniqueFd readable(::open(fmt::format("/proc/self/fd/{}", made.fd.get()).c_str(), O_RDONLY | O_CLOEXEC));
+  if (!readable) throw_errno("cannot open the program {} again", describe(object));
+  made.fd = std::move(readable);
+}
+
+// A file in /dev/shm that is still what it was: what it holds is compared, since a copy that was put there after a
+// reboot is another file.
+bool ObjectRestore::holds_saved_content(const pb::MemoryObject& object, int fd) const {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0 || static_cast<uint64_t>(status.st_size) != object.size()) return false;
+  bool same = true;
+  std::vector<std::byte> have;
+  for_each_saved(version_, object, [&](uint64_t offset, std::span<const std::byte> want) {
+    have.resize(want.size());
+    same = same &&
+           ::pread(fd, have.data(), have.size(), static_cast<off_t>(offset)) == static_cast<ssize_t>(have.size()) &&
+           std::memcmp(have.data(), want.data(), want.size()) == 0;
+  });
+  return same;
 }
 
 void ObjectRestore::create_file(const pb::MemoryObject& object, Made& made) {
   const unsigned mode = object.mode() & 0777;
-  if (object.kind() == pb::MemoryObject::DELETED_FILE) {
+  // A program in /dev/shm whose name another file has by now runs on without one.
+  const bool nameless =
+      object.kind() == pb::MemoryObject::SHM_FILE && runs(object) && files_.open(object.path(), O_PATH | O_NOFOLLOW);
+  if (object.kind() == pb::MemoryObject::DELETED_FILE || nameless) {
     const std::string directory = object.path().substr(0, object.path().rfind('/') + 1);
     made.fd = files_.open(directory, O_TMPFILE | O_RDWR, mode);
-    if (!made.fd) made.fd.reset(::memfd_create(object.path().substr(directory.size(), 240).c_str(), MFD_CLOEXEC));
-    if (!made.fd) throw_errno("cannot make the deleted file {} again", object.path());
+    if (made.fd) return;
+    // Nothing can be made there by the user, as where packages lie.
+    made.fd.reset(::memfd_create(object.path().substr(directory.size(), 240).c_str(), MFD_CLOEXEC));
+    if (!made.fd || ::fchown(made.fd.get(), files_.identity().uid, files_.identity().gid) != 0 ||
+        ::fchmod(made.fd.get(), mode) != 0)
+      throw_errno("cannot make the deleted file {} again", object.path());
     return;
   }
   if (object.kind() == pb::MemoryObject::SHM_FILE) {

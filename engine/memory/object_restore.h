@@ -47,6 +47,9 @@ class ObjectRestore {
     bool new_file = false;  // made here, at a path
   };
   void create_one(const pb::MemoryObject& object);
+  bool runs(const pb::MemoryObject& object) const;
+  static void keep_readable_only(const pb::MemoryObject& object, Made& made);
+  bool holds_saved_content(const pb::MemoryObject& object, int fd) const;
   void create_file(const pb::MemoryObject& object, Made& made);
   void fill_file(const pb::MemoryObject& object, int fd);
   void fill_segment(const pb::MemoryObject& object);

@@ -4,14 +4,17 @@
 #include <elf.h>
 #include <fcntl.h>
 #include <linux/kcmp.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <set>
 
 #include "engine/base/error.h"
+#include "engine/base/identity.h"
 #include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
 #include "engine/process/attributes.h"
@@ -57,7 +60,35 @@ void check_namespaces(const ProcessRef& process, const ProcessRef& first, Findin
         {process.pid, process.comm, "", "is the init of its pid namespace", "name its children instead (--pid)"});
 }
 
+// Whether the process's user may read a file with this mode (for lists of access rights, see may_open()).
+bool may_read(const ProcStatus& status, const struct stat& file) {
+  const bool in_group = status.gid[3] == file.st_gid ||
+                        std::find(status.groups.begin(), status.groups.end(), file.st_gid) != status.groups.end();
+  if (status.uid[3] == 0) return true;
+  if (status.uid[3] == file.st_uid) return (file.st_mode & S_IRUSR) != 0;
+  return (file.st_mode & (in_group ? S_IRGRP : S_IROTH)) != 0;
+}
+
+bool may_open(const ProcStatus& status, const std::string& path) {
+  const FsIdentity as_user({status.uid[3], status.gid[3], status.groups});
+  return static_cast<bool>(UniqueFd(::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK)));
+}
+
+// The program is mapped again at a restart, which takes the right to read it. Its content in the image would give that
+// right to who has the image.
+void check_readable(const ProcessRef& process, Findings& findings) {
+  struct stat file {};
+  if (::stat(fmt::format("/proc/{}/exe", process.pid).c_str(), &file) != 0) return;
+  const ProcStatus status = ProcStatus::read(process.pid);
+  const std::string path = read_proc_link(process.pid, "exe");
+  if (may_read(status, file) || may_open(status, path)) return;
+  findings.push_back({process.pid, process.comm, "program " + path,
+                      fmt::format("may not be read by the user who runs it (mode {:04o})", file.st_mode & 07777),
+                      "let its users read it (chmod a+r)"});
+}
+
 void check_program(const ProcessRef& process, Findings& findings) {
+  check_readable(process, findings);
   const UniqueFd exe(::open(fmt::format("/proc/{}/exe", process.pid).c_str(), O_RDONLY | O_CLOEXEC));
   std::array<unsigned char, EI_NIDENT> header{};
   if (!exe || ::pread(exe.get(), header.data(), header.size(), 0) != static_cast<ssize_t>(header.size())) return;
