@@ -1,0 +1,169 @@
+#!/usr/bin/python3
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Nothing is done for a user that the user could not do: icp of root, on trees of an ordinary user."""
+import os
+import pathlib
+import subprocess
+import unittest
+
+import icp_harness
+from icp_harness import icp, program, wait_for
+
+NOBODY = 65534
+CHECKPOINT_RESTORE = 1 << 40
+
+# Holds a file of /dev/shm open for writing, until it is killed.
+HOLDS_SHM = """
+import sys, time
+f = open(sys.argv[1], "w+"); f.write(sys.argv[2]); f.flush(); print("ready", flush=True)
+while True: time.sleep(0.05)
+"""
+
+# Does nothing, until it is killed.
+SHOWS = """
+import sys, time
+print("ready", flush=True)
+while True: time.sleep(0.05)
+"""
+
+
+def as_nobody(*command):
+    return ["setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "env", "-i", "PATH=/usr/bin:/bin", *command]
+
+
+def status(pid):
+    text = pathlib.Path(f"/proc/{pid}/status").read_text()
+    return dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)
+
+
+def children(pid):
+    return [int(c) for t in pathlib.Path(f"/proc/{pid}/task").iterdir() for c in (t / "children").read_text().split()]
+
+
+@unittest.skipUnless(icp_harness.ROOT, "needs root, whose rights are in question")
+class Rights(icp_harness.Case):
+    def setUp(self):
+        super().setUp()
+        os.chmod(self.dir, 0o755)
+        self.users = self.dir / "users"
+        self.users.mkdir(mode=0o700)
+        os.chown(self.users, NOBODY, NOBODY)
+        self.image = self.users / "image"
+
+    def nobodys(self, *command):
+        """A program of nobody's that has said that it is ready."""
+        process = self.start(*as_nobody(*map(str, command)), cwd="/")
+        out = self.out
+        for stream in (out, self.err):
+            os.chown(stream, NOBODY, NOBODY)  # who opens it again
+        wait_for(lambda: out.read_text() == "ready\n", what="the program")
+        return process
+
+    def restart(self):
+        """icp restart --detach: its exit code, what it says, and the restored process's pid."""
+        out = self.dir / "restarted"
+        with out.open("wb") as to:
+            result = subprocess.run([program(), "restart", "--dir", self.image, "--detach"], stdin=subprocess.DEVNULL,
+                                    stdout=to, stderr=subprocess.PIPE, text=True, timeout=60, check=False)
+        pid = int(out.read_text() or 0)
+        if pid:
+            self.own(pid)
+        return result.returncode, result.stderr, pid
+
+    def detached(self):
+        code, said, pid = self.restart()
+        self.assertEqual((code, said), (0, ""))
+        return pid
+
+    def test_the_worker_is_the_user_and_has_one_capability(self):
+        process = self.nobodys("/usr/bin/python3", "-c", SHOWS)
+        watch = self.start(program(), "watch", "--dir", self.image, "--pid", process.pid, "--interval", "1h")
+        wait_for(lambda: any(self.image.glob("v0*")), what="a version")
+        worker = status(watch.pid)
+        self.assertEqual(worker["Uid"].split(), [str(NOBODY)] * 4)
+        self.assertEqual(worker["Gid"].split(), [str(NOBODY)] * 4)
+        self.assertEqual((int(worker["CapPrm"], 16), int(worker["CapEff"], 16)), (CHECKPOINT_RESTORE,) * 2)
+        self.assertEqual((worker["NoNewPrivs"], worker["Seccomp"]), ("1", "2"))
+        brokers = [child for child in children(watch.pid) if status(child)["Name"] == "icp-broker"]
+        self.assertEqual(len(brokers), 1)
+        self.assertEqual(status(brokers[0])["Uid"].split()[1], "0")
+
+    def test_the_broker_ends_with_its_worker(self):
+        process = self.nobodys("/usr/bin/python3", "-c", SHOWS)
+        watch = self.start(program(), "watch", "--dir", self.image, "--pid", process.pid, "--interval", "1h")
+        wait_for(lambda: any(self.image.glob("v0*")), what="a version")
+        below = children(watch.pid)
+        watch.kill()
+        watch.wait()
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in below), what="the broker to end")
+        self.assertIsNone(process.poll())
+
+    def test_restored_threads_have_no_capability(self):
+        script = "import threading, time\nfor _ in range(3): threading.Thread(target=time.sleep, args=(1000,)).start()\n"
+        process = self.nobodys("/usr/bin/python3", "-c", script + SHOWS)
+        self.assertEqual(icp("checkpoint", "--dir", self.image, "--pid", process.pid, "--kill").returncode, 0)
+        pid = self.detached()
+        threads = list(pathlib.Path(f"/proc/{pid}/task").iterdir())
+        self.assertEqual(len(threads), 4)
+        for thread in threads:
+            text = (thread / "status").read_text()
+            for name in ["CapInh", "CapPrm", "CapEff", "CapAmb"]:
+                self.assertRegex(text, rf"{name}:\t0000000000000000")
+            self.assertIn("NoNewPrivs:\t1", text)
+            self.assertRegex(text, rf"Uid:\t{NOBODY}\t{NOBODY}\t{NOBODY}\t{NOBODY}")
+
+    def test_limits_and_priorities_are_not_more_than_a_fresh_process_has(self):
+        process = self.nobodys("/usr/bin/python3", "-c", SHOWS)
+        self.assertEqual(icp("checkpoint", "--dir", self.image, "--pid", process.pid, "--kill").returncode, 0)
+        fresh = self.nobodys("/usr/bin/python3", "-c", SHOWS)
+        pid = self.detached()
+        def view(of):
+            stat = pathlib.Path(f"/proc/{of}/stat").read_text().rpartition(")")[2].split()
+            return (pathlib.Path(f"/proc/{of}/limits").read_text(), stat[15:17], stat[37:39],
+                    pathlib.Path(f"/proc/{of}/oom_score_adj").read_text(), status(of)["VmLck"])
+        self.assertEqual(view(pid), view(fresh.pid))
+
+    def test_a_link_to_a_sysctl_is_not_followed_with_roots_rights(self):
+        target = pathlib.Path("/proc/sys/kernel/domainname")
+        before = target.read_text()
+        name = f"/dev/shm/icp-rights-{os.getpid()}"
+        self.addCleanup(lambda: target.read_text() == before or target.write_text(before))
+        self.addCleanup(lambda: os.path.lexists(name) and os.unlink(name))
+        process = self.nobodys("/usr/bin/python3", "-c", HOLDS_SHM, name, "not-for-sysctl")
+        self.assertEqual(icp("checkpoint", "--dir", self.image, "--pid", process.pid, "--kill").returncode, 0)
+        subprocess.run(as_nobody("sh", "-c", f"rm {name}; ln -s {target} {name}"), check=True)
+        self.assertNotEqual(self.restart()[0], 0)
+        self.assertEqual(target.read_text(), before)
+
+    def test_what_its_user_may_not_look_into_is_refused(self):
+        process = self.nobodys("/usr/bin/python3", "-c",
+                               "import ctypes\nctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n" + SHOWS)  # PR_SET_DUMPABLE
+        for command in ["check", "checkpoint"]:
+            where = ["--dir", self.image] if command == "checkpoint" else []
+            result = icp(command, *where, "--pid", process.pid)
+            self.assertNotEqual(result.returncode, 0)
+            self.assertRegex(result.stdout + result.stderr, f"user {NOBODY} may not look into it")
+        self.assertFalse(list(self.users.rglob("*.bin")))
+
+    def test_a_program_that_may_not_be_read_is_refused(self):
+        copy = self.dir / "sleep"
+        copy.write_bytes(pathlib.Path("/usr/bin/sleep").read_bytes())
+        copy.chmod(0o711)
+        process = subprocess.Popen(as_nobody(str(copy), "1000"), stdin=subprocess.DEVNULL, cwd="/")
+        self.addCleanup(process.wait)
+        self.addCleanup(process.kill)
+        wait_for(lambda: status(process.pid)["Name"] == "sleep", what="the program")
+        result = icp("checkpoint", "--dir", self.image, "--pid", process.pid)
+        self.assertRegex(result.stderr, f"user {NOBODY} may not look into it")
+
+    def test_a_copy_of_an_image_does_not_make_its_program_roots(self):
+        process = self.nobodys("/usr/bin/python3", "-c", SHOWS)
+        self.assertEqual(icp("checkpoint", "--dir", self.image, "--pid", process.pid, "--kill").returncode, 0)
+        subprocess.run(["cp", "-r", self.image, self.dir / "copy"], check=True)
+        result = icp("restart", "--dir", self.dir / "copy", "--detach")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("--user", result.stderr)
+
+
+if __name__ == "__main__":
+    icp_harness.main(__doc__)
