@@ -82,11 +82,11 @@ std::optional<InetDiag> InetDiagSocket::query(const InetAddress& local, const In
 }
 
 void InetDiagSocket::end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid) {
-  std::vector<Request> targets;
+  std::vector<Request> targets, ownerless;  // TIME_WAIT has lost its owner
+  bool others = false;                      // use the port
   alignas(nlmsghdr) char buffer[32768];
   for (const int family : {AF_INET, AF_INET6}) {
     Request dump = request_for(SOCK_DIAG_BY_FAMILY, family, NLM_F_DUMP);
-    dump.body.idiag_states = kLeftoverStates;
     dump.body.id.idiag_sport = htons(local.port);
     if (remote) dump.body.id.idiag_dport = htons(remote->port);
     if (::send(fd_.get(), &dump, sizeof dump, 0) < 0) throw_errno("cannot ask the kernel about TCP connections");
@@ -102,16 +102,17 @@ void InetDiagSocket::end_leftovers(const InetAddress& local, const std::optional
         const InetDiag diag = parse(message);
         const bool same_ends = !remote || (ip_of(family, message.id.idiag_src) == local.ip &&
                                            ip_of(family, message.id.idiag_dst) == remote->ip);
-        // TIME_WAIT has lost its owner: only that of a whole pair of ends, which whoever had them may use again.
-        const bool own = diag.state == kTcpTimeWait ? remote.has_value() : diag.uid == uid;
-        if (!diag.leftover() || !same_ends || !own) continue;
+        others = others || (diag.ino != 0 && diag.uid != uid);
+        if (!diag.leftover() || !same_ends || (diag.state != kTcpTimeWait && diag.uid != uid)) continue;
         Request target = request_for(SOCK_DESTROY, family, NLM_F_ACK);
         target.body.id = message.id;
-        targets.push_back(target);
+        (diag.state == kTcpTimeWait ? ownerless : targets).push_back(target);
       }
       if (got == 0) break;
     }
   }
+  // Then it may be another user's.
+  if (!others) targets.insert(targets.end(), ownerless.begin(), ownerless.end());
   for (const Request& target : targets) {
     if (::send(fd_.get(), &target, sizeof target, 0) < 0) return;
     (void)::recv(fd_.get(), buffer, sizeof buffer, 0);  // the acknowledgement, or why not
