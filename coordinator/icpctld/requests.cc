@@ -279,7 +279,9 @@ void Requests::restart(const Pointer& asked) {
 
 // What an agent asks of a job that was requeued: does somebody want it to go on from another directory than its own?
 void Requests::restart_dir(const Pointer& asked) {
-  if (asked->caller != 0 && asked->caller != self_) return asked->answer(failure(kAccessDenied));
+  // Agents ask, which have their users' rights.
+  const bool own = !catalog_.steps(asked->request.job(), 1, asked->caller, std::nullopt).empty();
+  if (asked->caller != 0 && asked->caller != self_ && !own) return asked->answer(failure(kAccessDenied));
   net::Reply reply;
   reply.set_text(catalog_.restart_dir(asked->request.job(), asked->request.restarts()));
   asked->answer(reply);

@@ -31,8 +31,8 @@ constexpr const char* kForbidden[] = {"acct",           "add_key",         "adjt
                                       "open_tree",      "perf_event_open", "pivot_root",     "quotactl",
                                       "quotactl_fd",    "reboot",          "request_key",    "setdomainname",
                                       "sethostname",    "setns",           "settimeofday",   "swapoff",
-                                      "swapon",         "syslog",          "umount2",        "unshare",
-                                      "uselib",         "vhangup"};
+                                      "swapon",         "syslog",          "umount2",        "uselib",
+                                      "vhangup"};
 constexpr uint64_t kNamespaces =
     CLONE_NEWNS | CLONE_NEWCGROUP | CLONE_NEWUTS | CLONE_NEWIPC | CLONE_NEWUSER | CLONE_NEWPID | CLONE_NEWNET;
 
@@ -47,9 +47,12 @@ void filter_system_calls() {
   }
   for (int bit = 0; bit < 64; ++bit) {
     const uint64_t flag = kNamespaces & 1ull << bit;
-    if (flag != 0)
+    if (flag != 0) {
+      failed |= ::seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(unshare), 1,
+                                   SCMP_A0(SCMP_CMP_MASKED_EQ, flag, flag));
       failed |= ::seccomp_rule_add(filter, SCMP_ACT_ERRNO(EPERM), SCMP_SYS(clone), 1,
                                    SCMP_A0(SCMP_CMP_MASKED_EQ, flag, flag));
+    }
   }
   // Its flags lie in memory, where a filter cannot see them; the C library then takes clone.
   failed |= ::seccomp_rule_add(filter, SCMP_ACT_ERRNO(ENOSYS), SCMP_SYS(clone3), 0);
