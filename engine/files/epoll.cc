@@ -109,6 +109,42 @@ void add_item(const pb::OpenFile& set, const pb::EpollItem& item, int epoll, int
   }
 }
 
+bool belongs_to_process(const pb::OpenFile& file) { return file.has_pidfd() || file.has_signalfd(); }
+
+// The set remembers the number, so the file gets it for a moment where another one has it now.
+void add_inside(FinishContext& context, int set, int target, const pb::EpollItem& item) {
+  RemoteProcess& remote = context.remote;
+  const auto number = static_cast<uint64_t>(item.fd());
+  int64_t flags = 0, saved = -1;
+  if (item.fd() != target) {
+    flags = remote.syscall(SYS_fcntl, {number, F_GETFD});
+    if (flags >= 0) saved = remote.call("cannot keep a descriptor", SYS_fcntl, {number, F_DUPFD_CLOEXEC, 0});
+    remote.call("cannot fill an epoll set", SYS_dup3, {static_cast<uint64_t>(target), number, O_CLOEXEC});
+  }
+  remote.reset_scratch();
+  const RemoteAddr event = remote.stage_value(event_of(item));
+  const auto epoll = static_cast<uint64_t>(set == item.fd() && saved >= 0 ? saved : set);
+  const int64_t result = remote.syscall(SYS_epoll_ctl, {epoll, EPOLL_CTL_ADD, number, event.value});
+  if (saved >= 0) {
+    remote.call("cannot put a descriptor back", SYS_dup3,
+                {static_cast<uint64_t>(saved), number, (flags & FD_CLOEXEC) != 0 ? O_CLOEXEC : 0ul});
+    remote.call("cannot close a descriptor", SYS_close, {static_cast<uint64_t>(saved)});
+  } else if (item.fd() != target) {
+    remote.call("cannot close a descriptor", SYS_close, {number});
+  }
+  if (result == 0 || result == -EEXIST) return;
+  throw_error(ErrorKind::kImage, "cannot put descriptor {} into an epoll set of process {}: {}", item.fd(),
+              context.process.pid(), errno_text(static_cast<int>(-result)));
+}
+
+// Whether a process that has the set has the file, too.
+bool together(const Description& set, const Description& file) {
+  for (const FdUse& mine : set.uses)
+    for (const FdUse& its : file.uses)
+      if (mine.process == its.process) return true;
+  return false;
+}
+
 class EpollKind final : public FileKind {
  public:
   pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kEpoll; }
@@ -120,7 +156,15 @@ class EpollKind final : public FileKind {
   void check(FileScan& scan, Descriptions descriptions) const override {
     for (Description* set : descriptions) {
       for (const Slot& slot : slots_of(*set)) {
-        if (find_file(scan, *set, slot)) continue;
+        const Description* file = find_file(scan, *set, slot);
+        if (file && file->target == "anon_inode:[signalfd]" && !together(*set, *file)) {
+          scan.refuse(*set,
+                      fmt::format("epoll set with a signalfd, added as descriptor {}, that only other processes have "
+                                  "open",
+                                  slot.line.fd),
+                      "take the signalfd out of the set (EPOLL_CTL_DEL) before closing it", scan.checking());
+        }
+        if (file) continue;
         scan.refuse(*set,
                     fmt::format("epoll set with a file, added as descriptor {}, that no process of the job has "
                                 "open any more",
@@ -171,26 +215,24 @@ class EpollKind final : public FileKind {
     if (error) std::rethrow_exception(error);
   }
 
-  // A pidfd exists in the process only.
+  // Here what agents cannot add: a pidfd exists in the process only, and a signalfd in a set is woken by the signals of
+  // the process that added it (fs/signalfd.c waits at current->sighand). That was, of those that have the set, most
+  // likely the oldest one, which comes first; to the others the item is there already.
   void finish(FinishContext& context, const pb::FileDescriptor& descriptor, const pb::OpenFile& file) const override {
     for (const pb::EpollItem& item : file.epoll().items()) {
       const auto target = context.files.find(item.file());
-      if (target == context.files.end() || !target->second->has_pidfd()) continue;
-      context.remote.reset_scratch();
-      const RemoteAddr event = context.remote.stage_value(event_of(item));
-      const int64_t result = context.remote.syscall(
-          SYS_epoll_ctl,
-          {static_cast<uint64_t>(descriptor.fd()), EPOLL_CTL_ADD, static_cast<uint64_t>(item.fd()), event.value});
-      if (result == 0 || result == -EEXIST) continue;
-      throw_error(ErrorKind::kImage, "cannot put pidfd {} into an epoll set of process {}: {}", item.fd(),
-                  context.process.pid(), errno_text(static_cast<int>(-result)));
+      if (target == context.files.end() || !belongs_to_process(*target->second)) continue;
+      const pb::FileDescriptor* have = nullptr;  // best: still at its number
+      for (const pb::FileDescriptor& fd : context.process.fds())
+        if (fd.file() == item.file() && (have == nullptr || fd.fd() == item.fd())) have = &fd;
+      if (have != nullptr) add_inside(context, descriptor.fd(), have->fd(), item);
     }
   }
 
  private:
   static void fill(RestoreContext& context, const pb::OpenFile& file, bool fired) {
     for (const pb::EpollItem& item : file.epoll().items()) {
-      if (has_fired(item) != fired || context.is_pidfd(item.file())) continue;
+      if (has_fired(item) != fired || context.added_inside(item.file())) continue;
       const int target = context.get(item.file());
       if (target < 0) throw_bad_file(file, fmt::format("an epoll set with unknown file {}", item.file()));
       add_item(file, item, context.get(file.id()), target);

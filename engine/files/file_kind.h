@@ -33,9 +33,11 @@ class RestoreContext {
   void later(std::function<void()> action) { side_effects.push_back(std::move(action)); }
 
   bool is_pidfd(uint32_t id) const { return pidfds.count(id) != 0; }
+  bool added_inside(uint32_t id) const { return is_pidfd(id) || signalfds.count(id) != 0; }
 
   std::map<uint32_t, UniqueFd> fds;
-  std::set<uint32_t> pidfds;  // made later, inside the processes
+  std::set<uint32_t> pidfds;     // made later, inside the processes
+  std::set<uint32_t> signalfds;  // added to epoll sets inside the processes
   AddressMap addresses;
   std::vector<ConnectionEnd> open_ends;         // connections to other capsules
   std::vector<const pb::OpenFile*> open_files;  // the same ones

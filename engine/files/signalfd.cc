@@ -26,10 +26,11 @@ class SignalfdKind final : public SingleFileKind {
     description.message->mutable_signalfd()->set_mask(description.info.number("sigmask", 16).value_or(0));
   }
 
-  UniqueFd create_one(RestoreContext&, const pb::OpenFile& file) const override {
+  UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
     const uint64_t mask = file.signalfd().mask();  // the kernel's 64-bit sigset_t, not glibc's
     UniqueFd fd(static_cast<int>(::syscall(SYS_signalfd4, -1, &mask, sizeof mask, O_CLOEXEC)));
     if (!fd) throw_errno("cannot make a signalfd");
+    context.signalfds.insert(file.id());
     return fd;
   }
 };

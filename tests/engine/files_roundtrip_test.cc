@@ -110,6 +110,46 @@ TEST_F(FilesRoundtrip, EventsTimersSignalsEpoll) {
             0);
 }
 
+// A set is woken by the signals of the process that put the signalfd in.
+TEST_F(FilesRoundtrip, SignalfdWakesItsEpollSets) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  sigset_t set;
+                  sigemptyset(&set);
+                  sigaddset(&set, SIGUSR1);
+                  sigprocmask(SIG_BLOCK, &set, nullptr);
+                  const int inner = ::epoll_create1(0), outer = ::epoll_create1(0), moved = ::epoll_create1(0);
+                  epoll_event item{.events = EPOLLIN, .data = {.u64 = 7}};
+                  int signals = ::signalfd(-1, &set, SFD_NONBLOCK);
+                  CHECK_OR_DIE(::epoll_ctl(inner, EPOLL_CTL_ADD, signals, &item) == 0);
+                  CHECK_OR_DIE(::epoll_ctl(outer, EPOLL_CTL_ADD, inner, &item) == 0);
+                  // Put in under a number that is another file's now.
+                  CHECK_OR_DIE(::dup2(signals, 50) == 50 && ::epoll_ctl(moved, EPOLL_CTL_ADD, 50, &item) == 0);
+                  const int event = ::eventfd(5, EFD_NONBLOCK);
+                  CHECK_OR_DIE(::dup3(event, 50, O_CLOEXEC) == 50);
+                  const pid_t parent = ::getpid();
+                  gate.ready_and_go();
+                  const pid_t child = ::fork();
+                  if (child == 0) {
+                    for (int i = 0; i < 3; ++i) {
+                      ::usleep(100'000);
+                      ::kill(parent, SIGUSR1);
+                    }
+                    ::_exit(0);
+                  }
+                  for (const int waiting : {inner, outer, moved}) {
+                    CHECK_OR_DIE(::epoll_wait(waiting, &item, 1, 5000) == 1 && item.data.u64 == 7);
+                    signalfd_siginfo info;
+                    CHECK_OR_DIE(::read(signals, &info, sizeof info) == sizeof info);
+                  }
+                  uint64_t value = 0;
+                  CHECK_OR_DIE(::fcntl(50, F_GETFD) == FD_CLOEXEC && ::read(50, &value, 8) == 8 && value == 5);
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
 TEST_F(FilesRoundtrip, UnixSocketPairWithDataInFlight) {
   EXPECT_EQ(
       roundtrip(
