@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <filesystem>
+#include <fstream>
 
 #include "engine/base/error.h"
 #include "engine/broker/broker_impl.h"
@@ -67,6 +68,8 @@ void filter_system_calls() {
   for (const int fd : options.not_for_broker) ::close(fd);
   // A key on the terminal is for the program; the broker ends with its worker.
   ::setsid();
+  // Helpers end by themselves, and nobody waits for them.
+  ::signal(SIGCHLD, SIG_IGN);
   sigset_t all;
   sigfillset(&all);
   ::sigprocmask(SIG_SETMASK, &all, nullptr);
@@ -110,6 +113,8 @@ void become_worker(BrokerOptions options) {
   constexpr uint64_t kKept = 1ull << kCheckpointRestore;
   if (const char* what = take_identity(options.identity, kKept, false); what != nullptr) throw_errno("cannot {}", what);
   if (death_signal != 0) ::prctl(PR_SET_PDEATHSIG, death_signal);  // the change of ids has cleared it
+  // Its memory counts as the job's: where that is scarce, a version is lost rather than a process of the job.
+  std::ofstream("/proc/self/oom_score_adj") << 1000;
   filter_system_calls();
   check_identity(options.identity, kKept);
   set_broker(make_broker_client(std::move(here)));

@@ -84,6 +84,7 @@ class Rights(icp_harness.Case):
         self.assertEqual(worker["Gid"].split(), [str(NOBODY)] * 4)
         self.assertEqual((int(worker["CapPrm"], 16), int(worker["CapEff"], 16)), (CHECKPOINT_RESTORE,) * 2)
         self.assertEqual((worker["NoNewPrivs"], worker["Seccomp"]), ("1", "2"))
+        self.assertEqual(pathlib.Path(f"/proc/{watch.pid}/oom_score_adj").read_text(), "1000\n")
         brokers = [child for child in children(watch.pid) if status(child)["Name"] == "icp-broker"]
         self.assertEqual(len(brokers), 1)
         self.assertEqual(status(brokers[0])["Uid"].split()[1], "0")
