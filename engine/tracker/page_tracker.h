@@ -54,8 +54,8 @@ class PageTracker {
   // while the process is stopped.
   virtual bool alive() const = 0;
 
-  // Starts a pass over all mappings: the collects up to the next begin_pass belong together. With `stopped`, the process
-  // is, and stays so until the last of them: only then are their bounds sure to be those of whole mappings.
+  // Starts a pass over all mappings: the collects up to the next begin_pass belong together. With `stopped`, the
+  // process is, and stays so until the last of them: only then are their bounds sure to be those of whole mappings.
   virtual void begin_pass(bool rearm, bool stopped) = 0;
   // Scans [start, end), which should lie within one mapping, and appends pages to `out`, ascending, merged:
   // kAnonymous and kPrivateFile: every page that holds private data, with what is known about it;
@@ -67,8 +67,8 @@ class PageTracker {
   virtual bool collect(uint64_t start, uint64_t end, MappingClass kind, bool rearm, std::vector<PageRange>& out) = 0;
 
   // True when collect, while the process ran, has met mappings that are not tracked yet. A tracker that attaches itself
-  // to mappings must not do so with bounds which the process may have changed meanwhile: cut in two, they would make its
-  // next mremap(2) fail. track_mappings(), with the process stopped, tracks those.
+  // to mappings must not do so with bounds which the process may have changed meanwhile: cut in two, they would make
+  // its next mremap(2) fail. track_mappings(), with the process stopped, tracks those.
   virtual bool wants_mappings() const { return false; }
   // `whole`: mappings as they are at this moment. With `all` all of them are tracked from now on.
   // True when there was shared memory among them.

@@ -321,8 +321,8 @@ bool UserfaultfdTracker::collect(uint64_t start, uint64_t end, MappingClass kind
   share_out(parts.size(), shared ? (end - start) / kShareBytes + 1 : 1, [&]() -> ItemWork {
     return [&](size_t i) {
       const Part& part = parts[i];
-      const bool known = part.dense ? scan_dense(part, whole, rearm, found_in[i])
-                                    : scan(part, whole, kind, rearm, found_in[i]);
+      const bool known =
+          part.dense ? scan_dense(part, whole, rearm, found_in[i]) : scan(part, whole, kind, rearm, found_in[i]);
       if (!known) tracked = false;
     };
   });
