@@ -121,7 +121,6 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.version = options.version;
   restore.node = options.versions.node;
   restore.identity = options.user.empty() ? reader_of(options.versions.dir) : user_identity(options.user);
-  if (options.user.empty()) check_roots_image(options.versions.dir, restore.identity);
   work_as(restore.identity);
   restore.track = !options.interval.empty();
   restore.tracker = tracker_from(options.versions.tracker);
@@ -132,6 +131,7 @@ RestoreOptions restore_options(const RestartOptions& options) {
   if (restore.version == 0) restore.version = image.latest().value_or(0);
   if (restore.version == 0)
     throw_error(ErrorKind::kGone, "there is no version of node {} in {}", image.node(), restore.image_path);
+  if (options.user.empty()) check_roots_image(options.versions.dir, restore.identity);
   const pb::Capsule capsule = image.open_version(restore.version).read_state();
   for (const pb::Task& task : capsule.tasks())
     restore.streams[task.rank()] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
