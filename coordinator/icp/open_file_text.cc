@@ -105,6 +105,8 @@ std::string kind_of(const pb::OpenFile& file) {
       return "standard stream";
     case pb::OpenFile::kPidfd:
       return "pidfd";
+    case pb::OpenFile::kLink:
+      return "symbolic link";
     case pb::OpenFile::KIND_NOT_SET:
       break;
   }
@@ -149,6 +151,8 @@ std::string describe(const pb::OpenFile& file) {
                          file.outer().rank());
     case pb::OpenFile::kPidfd:
       return fmt::format("pidfd of process {}", file.pidfd().pid());
+    case pb::OpenFile::kLink:
+      return fmt::format("{}, symbolic link", file.identity().path());
     case pb::OpenFile::KIND_NOT_SET:
       break;
   }
