@@ -9,6 +9,7 @@
 #include <array>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 #include "engine/base/unique_fd.h"
 #include "engine/tracker/pagemap_scan.h"
 
@@ -71,6 +72,8 @@ uint64_t shared_memory_device() {
   }();
   return device;
 }
+
+bool in_shm(const std::string& path) { return path.starts_with("/dev/shm/"); }
 
 pb::MemoryObject::Kind kind_on_shared_memory_device(const std::string& path) {
   if (path.starts_with("/SYSV")) return pb::MemoryObject::SYSV;
@@ -146,7 +149,7 @@ ObjectKey object_key_of_file(const struct stat& status, const std::string& targe
     const auto kind = kind_on_shared_memory_device(target);
     return {kind, kind == pb::MemoryObject::SYSV ? 0 : status.st_dev, status.st_ino};
   }
-  const bool deleted = status.st_nlink == 0 || target.ends_with(" (deleted)");
+  const bool deleted = status.st_nlink == 0 || (!in_shm(target) && target.ends_with(" (deleted)"));
   return {deleted ? pb::MemoryObject::DELETED_FILE : pb::MemoryObject::SHM_FILE, status.st_dev, status.st_ino};
 }
 
@@ -243,6 +246,18 @@ void MappingClassifier::classify_kernel_shared_memory(MemoryMapping& mapping) {
   mapping.object = ObjectKey{kind, kind == pb::MemoryObject::SYSV ? 0 : mapping.file.st_dev, mapping.file.st_ino};
 }
 
+// The name it was mapped by is gone, the file is not: takes another one of the same directory.
+bool MappingClassifier::find_other_name(MemoryMapping& mapping) const {
+  const UniqueFd root = open_root_of(pid_);
+  if (!root) return false;
+  const std::string directory = directory_of(mapping.maps.path);
+  const std::vector<std::string> names = names_in_directory(root.get(), directory, mapping.file);
+  if (names.empty()) return false;
+  mapping.maps.path = directory + names.front();
+  mapping.maps.deleted = false;
+  return true;
+}
+
 void MappingClassifier::classify_file(MemoryMapping& mapping) {
   const MapsEntry& maps = mapping.maps;
   const auto refuse = [&](const std::string& problem, const std::string& remedy) {
@@ -276,10 +291,17 @@ void MappingClassifier::classify_file(MemoryMapping& mapping) {
     refuse("memory of the device " + maps.path, "close the device before the checkpoint");
   } else if (maps.path == "/secretmem") {
     refuse("secret memory (memfd_secret)", "unmap it before the checkpoint");
-  } else if (maps.deleted || maps.path.starts_with("/dev/shm/")) {
+  } else if (mapping.file.st_nlink == 0 || in_shm(maps.path)) {
     mapping.kind = maps.shared ? pb::Mapping::OBJECT : pb::Mapping::OBJECT_PRIVATE;
-    mapping.object = ObjectKey{maps.deleted ? pb::MemoryObject::DELETED_FILE : pb::MemoryObject::SHM_FILE,
-                               mapping.file.st_dev, mapping.file.st_ino};
+    mapping.object = object_key_of_file(mapping.file, maps.path);
+  } else if (maps.deleted && !find_other_name(mapping)) {
+    // Without a name its content can come back, but not be the same file as that other name's.
+    mapping.kind = maps.shared ? pb::Mapping::OBJECT : pb::Mapping::OBJECT_PRIVATE;
+    mapping.object = ObjectKey{pb::MemoryObject::DELETED_FILE, mapping.file.st_dev, mapping.file.st_ino};
+    if (maps.shared && (mapping.flags & kVmMayWrite) != 0) {
+      refuse(fmt::format("the mapped file {}, which has lost this name and has another one elsewhere", maps.path),
+             "keep the name that it was opened by");
+    }
   } else if (!maps.shared) {
     mapping.kind = pb::Mapping::FILE_PRIVATE;
   } else if ((mapping.flags & kVmMayWrite) != 0) {

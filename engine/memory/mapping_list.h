@@ -100,13 +100,15 @@ class MappingClassifier {
 
  private:
   void classify_file(MemoryMapping& mapping);
+  bool find_other_name(MemoryMapping& mapping) const;
   void classify_kernel_shared_memory(MemoryMapping& mapping);
 
   pid_t pid_;
   std::map<std::pair<uint64_t, std::string>, struct stat> files_;  // by inode and path
 };
 
-// Object behind an open memfd, /dev/shm file or deleted file, by fstat and link target.
+// Object behind an open memfd, /dev/shm file or deleted file, by fstat and link target. Whether a file is deleted is
+// its inode's word: the name it was opened by may be gone and another one lead to it (sem_open(3) makes its files so).
 ObjectKey object_key_of_file(const struct stat& status, const std::string& target);
 // Path of the magic link to what a mapping maps.
 std::string map_files_path(pid_t pid, const MapsEntry& entry);

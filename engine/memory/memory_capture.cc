@@ -12,6 +12,7 @@
 #include <set>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 #include "engine/base/parallel.h"
 #include "engine/base/procfs.h"
 #include "engine/memory/mm_layout.h"
@@ -396,7 +397,11 @@ void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::v
     impl_->has_relatives = relatives.has(processes[i].stat);
     direct = impl_->collect_process(processes[i], *states[i], capsule) || direct;
   }
-  impl_->objects.collect(impl_->arena, direct, capsule);
+  UniqueFd root;
+  for (const StoppedProcess& process : processes)
+    if (process.remote && !root) root = open_root_of(process.ref.pid);
+  if (!root) root.reset(::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  impl_->objects.collect(impl_->arena, direct, root.get(), capsule);
   if (impl_->arena.overflowed()) {
     spdlog::warn("more than {} bytes had to be copied in the stop: the rest was written out while the processes waited",
                  impl_->options.staging_limit);

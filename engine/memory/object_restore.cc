@@ -2,13 +2,17 @@
 #include "engine/memory/object_restore.h"
 
 #include <fcntl.h>
+#include <spdlog/spdlog.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <cstring>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
+#include "engine/base/procfs.h"
 #include "engine/trace/remote_addr.h"
 
 namespace icp {
@@ -31,6 +35,52 @@ void write_all(int fd, const std::byte* from, size_t bytes, uint64_t offset, con
 
 std::string describe(const pb::MemoryObject& object) {
   return object.path().empty() ? fmt::format("memory object {}", object.id()) : object.path();
+}
+
+std::vector<std::string> names_of(const pb::MemoryObject& object) {
+  std::vector<std::string> names{object.path()};
+  names.insert(names.end(), object.links().begin(), object.links().end());
+  return names;
+}
+
+bool is_object(int fd, const pb::MemoryObject& object) {
+  struct stat status {};
+  return ::fstat(fd, &status) == 0 && status.st_dev == object.dev() && status.st_ino == object.ino();
+}
+
+// Whether a process that can be looked at (others have no right to the user's files) maps the inode or has it open.
+bool in_use(const struct stat& file) {
+  for (const int pid : list_processes()) {
+    if (pid == ::getpid()) continue;
+    try {
+      for (const MapsEntry& entry : MapsEntry::read(pid))
+        if (makedev(entry.dev_major, entry.dev_minor) == file.st_dev && entry.ino == file.st_ino) return true;
+      for (const int number : list_proc_numbers(pid, "fd")) {
+        struct stat status {};
+        if (::stat(fmt::format("/proc/{}/fd/{}", pid, number).c_str(), &status) == 0 && status.st_dev == file.st_dev &&
+            status.st_ino == file.st_ino) {
+          return true;
+        }
+      }
+    } catch (const Error&) {
+      continue;
+    }
+  }
+  return false;
+}
+
+// Another file has a name of an object's: what an earlier restart left behind may go, what is used may not.
+void check_replaceable(int fd, const std::string& path, const Identity& identity) {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) throw_errno("cannot look at {}", path);
+  if (status.st_uid == identity.uid && S_ISREG(status.st_mode) && !in_use(status)) {
+    spdlog::info("{} is another file than at the checkpoint, which nobody uses: it is replaced", path);
+    return;
+  }
+  throw Error(ErrorKind::kRefused,
+              fmt::format("{} is another file than at the checkpoint (inode {} now), and {}", path, status.st_ino,
+                          status.st_uid == identity.uid ? "in use" : "another user's"),
+              0, "end the program that uses it, or move it away");
 }
 
 // Calls `take(offset, bytes)` with the object's saved content, cut at its size. kImage for pages beyond it.
@@ -83,7 +133,7 @@ ObjectRestore::ObjectRestore(const VersionReader& version, const pb::Capsule& ca
 ObjectRestore::~ObjectRestore() {
   if (done_) return;
   for (const auto& [id, made] : made_) {
-    if (made.new_file) files_.unlink(by_id_.at(id)->path());
+    for (const std::string& name : made.names) files_.unlink(name);
   }
 }
 
@@ -110,8 +160,10 @@ void ObjectRestore::check() const {
         if (sysv_ != nullptr) new_shmid(*object);
         break;
       case pb::MemoryObject::SHM_FILE:
-        if (!object->path().starts_with("/dev/shm/") || object->path().find("/../") != std::string::npos) {
-          throw_error(ErrorKind::kImage, "damaged image: {} is not in /dev/shm", object->path());
+        for (const std::string& name : names_of(*object)) {
+          if (!name.starts_with("/dev/shm/") || name.find("/../") != std::string::npos || name.ends_with('/')) {
+            throw_error(ErrorKind::kImage, "damaged image: {} is not in /dev/shm", name);
+          }
         }
         break;
       case pb::MemoryObject::DELETED_FILE:
@@ -162,13 +214,18 @@ void ObjectRestore::create_one(const pb::MemoryObject& object) {
     case pb::MemoryObject::MEMFD:
       made.fd.reset(::memfd_create(object.path().substr(0, 240).c_str(), MFD_CLOEXEC | MFD_ALLOW_SEALING));
       if (!made.fd) throw_errno("cannot make a memfd");
-      if (::fchown(made.fd.get(), files_.identity().uid, files_.identity().gid) != 0 ||
-          ::fchmod(made.fd.get(), object.mode() & 0777) != 0) {
-        throw_errno("cannot set owner and mode of a memfd");
+      if (::fchown(made.fd.get(), files_.identity().uid, files_.identity().gid) != 0) {
+        throw_errno("cannot set the owner of a memfd");
       }
       break;
+    case pb::MemoryObject::DELETED_FILE:
+      create_deleted(object, made);
+      break;
+    case pb::MemoryObject::SHM_FILE:
+      create_shm(object, made);
+      break;
     default:
-      create_file(object, made);
+      create_mapped(object, made);
   }
   if (!made.late) fill_file(object, made.fd.get());
   if (runs(object)) keep_readable_only(object, made);
@@ -206,28 +263,21 @@ bool ObjectRestore::holds_saved_content(const pb::MemoryObject& object, int fd) 
   return same;
 }
 
-void ObjectRestore::create_file(const pb::MemoryObject& object, Made& made) {
-  const unsigned mode = object.mode() & 0777;
-  // A program in /dev/shm whose name another file has by now runs on without one.
-  const bool nameless =
-      object.kind() == pb::MemoryObject::SHM_FILE && runs(object) && files_.open(object.path(), O_PATH | O_NOFOLLOW);
-  if (object.kind() == pb::MemoryObject::DELETED_FILE || nameless) {
-    const std::string directory = object.path().substr(0, object.path().rfind('/') + 1);
-    made.fd = files_.open(directory, O_TMPFILE | O_RDWR, mode);
-    if (made.fd) return;
-    // Nothing can be made there by the user, as where packages lie.
-    made.fd.reset(::memfd_create(object.path().substr(directory.size(), 240).c_str(), MFD_CLOEXEC));
-    if (!made.fd || ::fchown(made.fd.get(), files_.identity().uid, files_.identity().gid) != 0 ||
-        ::fchmod(made.fd.get(), mode) != 0)
-      throw_errno("cannot make the deleted file {} again", object.path());
-    return;
+// Open to its owner until apply_side_effects(), so that it can be opened again for whoever had it.
+void ObjectRestore::create_deleted(const pb::MemoryObject& object, Made& made) {
+  const std::string directory = directory_of(object.path());
+  const mode_t mode = runs(object) ? 0700 : 0600;
+  made.fd = files_.open(directory, O_TMPFILE | O_RDWR, mode);
+  if (made.fd) return;
+  // Nothing can be made there by the user, as where packages lie.
+  made.fd.reset(::memfd_create(object.path().substr(directory.size(), 240).c_str(), MFD_CLOEXEC));
+  if (!made.fd || ::fchown(made.fd.get(), files_.identity().uid, files_.identity().gid) != 0 ||
+      ::fchmod(made.fd.get(), mode) != 0) {
+    throw_errno("cannot make the deleted file {} again", object.path());
   }
-  if (object.kind() == pb::MemoryObject::SHM_FILE) {
-    made.fd = files_.open(object.path(), O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, mode);
-    made.new_file = static_cast<bool>(made.fd);
-    if (made.fd) ::fchmod(made.fd.get(), mode);
-    if (made.fd) return;
-  }
+}
+
+void ObjectRestore::create_mapped(const pb::MemoryObject& object, Made& made) {
   made.late = true;
   made.fd = files_.open(object.path(), O_RDWR);
   if (!made.fd) throw_errno("cannot open {} for writing", object.path());
@@ -235,6 +285,55 @@ void ObjectRestore::create_file(const pb::MemoryObject& object, Made& made) {
   if (::fstat(made.fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
     throw_error(ErrorKind::kImage, "{} is not a regular file any more", object.path());
   }
+}
+
+// The object itself if one of its names still leads to it, else a new one. All its names come to lead there.
+void ObjectRestore::create_shm(const pb::MemoryObject& object, Made& made) {
+  // A program whose name another file has by now runs on without one.
+  if (runs(object) && files_.open(object.path(), O_PATH | O_NOFOLLOW)) return create_deleted(object, made);
+  for (const std::string& name : names_of(object)) {
+    UniqueFd fd = files_.open(name, O_RDWR | O_NOFOLLOW);
+    if (!fd || !is_object(fd.get(), object)) continue;
+    made.fd = std::move(fd);
+    made.late = true;
+    break;
+  }
+  for (const std::string& name : names_of(object)) give_name(object, name, made);
+}
+
+void ObjectRestore::give_name(const pb::MemoryObject& object, const std::string& path, Made& made) {
+  const UniqueFd there = files_.open(path, O_PATH | O_NOFOLLOW);
+  if (there && is_object(there.get(), object)) return;
+  std::string free_name = path;
+  if (there) {
+    check_replaceable(there.get(), path, files_.identity());
+    free_name = fmt::format("{}.icp-{}-{}", path, ::getpid(), object.id());
+  }
+  if (made.fd) {
+    if (files_.link(made.fd.get(), free_name) != 0) throw_errno("cannot give {} its name again", path);
+  } else {
+    made.fd = files_.open(free_name, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, object.mode() & 0777);
+    if (!made.fd) throw_errno("cannot make {} again", path);
+    ::fchmod(made.fd.get(), object.mode() & 0777);
+  }
+  made.names.push_back(free_name);
+  if (there) made.renames[free_name] = path;
+}
+
+// An owner that the user may not give is not given: a root process's files are as they were, a user's are its own.
+void ObjectRestore::set_owner_and_mode(const pb::MemoryObject& object, int fd) const {
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) throw_errno("cannot look at {}", describe(object));
+  {
+    const FsIdentity as_user(files_.identity());
+    if ((status.st_uid != object.uid() || status.st_gid != object.gid()) &&
+        ::fchown(fd, object.uid(), object.gid()) != 0) {
+      if (::fchown(fd, static_cast<uid_t>(-1), object.gid()) != 0 && files_.identity().uid == 0)
+        throw_errno("cannot set the owner of {}", describe(object));
+    }
+    if (::fchmod(fd, object.mode()) == 0) return;
+  }
+  throw_errno("cannot set the mode of {}", describe(object));
 }
 
 void ObjectRestore::fill_file(const pb::MemoryObject& object, int fd) {
@@ -320,6 +419,10 @@ void ObjectRestore::apply_side_effects() {
   for (auto& [id, made] : made_) {
     const pb::MemoryObject& object = *by_id_.at(id);
     if (made.late) overwrite_file(object, made.fd.get());
+    for (const auto& [from, to] : made.renames)
+      if (files_.rename(from, to) != 0) throw_errno("cannot give {} its name again", to);
+    const bool here_only = object.kind() == pb::MemoryObject::DELETED_FILE || object.kind() == pb::MemoryObject::MEMFD;
+    if (here_only) set_owner_and_mode(object, made.fd.get());
     if (object.kind() == pb::MemoryObject::MEMFD) add_seals(object, made.fd.get());
   }
   done_ = true;

@@ -21,7 +21,8 @@ namespace icp {
 
 // Objects live as descriptors in the agent until the processes map them; System V segments live in the calling thread's
 // IPC namespace. Files that exist outside are not changed before apply_side_effects(). A file made here is removed
-// again unless that was called.
+// again unless that was called. What has a name of the object's now and is another file (device, inode) is replaced if
+// nobody uses it and it is the user's, else refused.
 class ObjectRestore {
  public:
   ObjectRestore(const VersionReader& version, const pb::Capsule& capsule, RestoredFiles& files,
@@ -43,14 +44,19 @@ class ObjectRestore {
  private:
   struct Made {
     UniqueFd fd;
-    bool late = false;      // content comes with apply_side_effects()
-    bool new_file = false;  // made here, at a path
+    bool late = false;                           // content comes with apply_side_effects()
+    std::vector<std::string> names;              // made here, to be removed unless all goes well
+    std::map<std::string, std::string> renames;  // of these, when all goes well
   };
   void create_one(const pb::MemoryObject& object);
   bool runs(const pb::MemoryObject& object) const;
   static void keep_readable_only(const pb::MemoryObject& object, Made& made);
   bool holds_saved_content(const pb::MemoryObject& object, int fd) const;
-  void create_file(const pb::MemoryObject& object, Made& made);
+  void create_deleted(const pb::MemoryObject& object, Made& made);
+  void create_mapped(const pb::MemoryObject& object, Made& made);
+  void create_shm(const pb::MemoryObject& object, Made& made);
+  void give_name(const pb::MemoryObject& object, const std::string& path, Made& made);
+  void set_owner_and_mode(const pb::MemoryObject& object, int fd) const;
   void fill_file(const pb::MemoryObject& object, int fd);
   void fill_segment(const pb::MemoryObject& object);
   void overwrite_file(const pb::MemoryObject& object, int fd);

@@ -348,7 +348,22 @@ void ObjectTable::save_detached_segment(pb::ShmSegment& segment, StagingArena& a
   found.update_all(&arena);
 }
 
-void ObjectTable::collect(StagingArena& arena, bool distrust, pb::Capsule& capsule) {
+// A name made or removed by others between two looks changes what an inode is taken for.
+void ObjectTable::check_inodes() const {
+  std::map<InodeId, const SharedObject*> known;
+  for (const ObjectKey& key : seen_) {
+    if (is_segment(key)) continue;
+    const SharedObject& object = *objects_.at(key);
+    if (known.emplace(InodeId{key.dev, key.ino}, &object).second) continue;
+    throw Error(ErrorKind::kBusy,
+                fmt::format("{} lost or got a name while it was looked at, or its names are not all found",
+                            object.target()),
+                0, "try again in a moment");
+  }
+}
+
+void ObjectTable::collect(StagingArena& arena, bool distrust, int root, pb::Capsule& capsule) {
+  check_inodes();
   start_arming();
   if (watch_ && watch_->recording()) watch_->take(watched_);
   read_whole_ = 0;
@@ -365,7 +380,7 @@ void ObjectTable::collect(StagingArena& arena, bool distrust, pb::Capsule& capsu
     }
   }
   for (pb::ShmSegment& segment : *capsule.mutable_sysv()->mutable_segments()) save_detached_segment(segment, arena);
-  for (const ObjectKey& key : seen_) objects_.at(key)->fill(*capsule.add_objects());
+  for (const ObjectKey& key : seen_) objects_.at(key)->fill(root, *capsule.add_objects());
   end_watch();
 }
 

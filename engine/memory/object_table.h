@@ -61,8 +61,9 @@ class ObjectTable {
   void start_pass();  // forgets the mappings noted, before the next pass
 
   // At the stop, when all mappings and files have been noted. `distrust`: memory may be written behind the page tables
-  // (O_DIRECT). Fills capsule.objects and the segments' object numbers.
-  void collect(StagingArena& arena, bool distrust, pb::Capsule& capsule);
+  // (O_DIRECT). Fills capsule.objects and the segments' object numbers. `root`: the processes' root directory. Throws
+  // kBusy when one inode has been seen as two objects.
+  void collect(StagingArena& arena, bool distrust, int root, pb::Capsule& capsule);
   // Bytes of memory that the last collect() read whole.
   uint64_t read_whole() const { return read_whole_; }
   void write();
@@ -106,6 +107,7 @@ class ObjectTable {
   SharedObject& object(const ObjectKey& key, const std::string& target, const std::function<UniqueFd()>& open);
   void save_detached_segment(pb::ShmSegment& segment, StagingArena& arena);
   void make_watch();
+  void check_inodes() const;
   void end_watch();
   void drop_watch();
   void without_watch(const Error& error);

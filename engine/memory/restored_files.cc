@@ -10,6 +10,7 @@
 #include <cerrno>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 
 namespace icp {
 namespace {
@@ -32,10 +33,25 @@ UniqueFd RestoredFiles::open(const std::string& path, int flags, unsigned mode) 
 }
 
 int RestoredFiles::unlink(const std::string& path) const {
-  const size_t slash = path.rfind('/');
-  const UniqueFd directory = open(path.substr(0, slash + 1), O_DIRECTORY | O_PATH);
+  const UniqueFd directory = open(directory_of(path), O_DIRECTORY | O_PATH);
   const FsIdentity as_user(identity_);
-  return directory ? ::unlinkat(directory.get(), path.substr(slash + 1).c_str(), 0) : -1;
+  return directory ? ::unlinkat(directory.get(), last_name_of(path).c_str(), 0) : -1;
+}
+
+int RestoredFiles::link(int fd, const std::string& path) const {
+  const UniqueFd directory = open(directory_of(path), O_DIRECTORY | O_PATH);
+  const std::string self = fmt::format("/proc/self/fd/{}", fd);
+  const FsIdentity as_user(identity_);
+  return directory ? ::linkat(AT_FDCWD, self.c_str(), directory.get(), last_name_of(path).c_str(), AT_SYMLINK_FOLLOW)
+                   : -1;
+}
+
+int RestoredFiles::rename(const std::string& from, const std::string& to) const {
+  const UniqueFd old_directory = open(directory_of(from), O_DIRECTORY | O_PATH);
+  const UniqueFd new_directory = open(directory_of(to), O_DIRECTORY | O_PATH);
+  const FsIdentity as_user(identity_);
+  if (!old_directory || !new_directory) return -1;
+  return ::renameat(old_directory.get(), last_name_of(from).c_str(), new_directory.get(), last_name_of(to).c_str());
 }
 
 int RestoredFiles::mapped_file(const pb::FileIdentity& file) {

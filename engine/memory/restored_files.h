@@ -22,6 +22,9 @@ class RestoredFiles {
   UniqueFd open(const std::string& path, int flags, unsigned mode = 0) const;
   const Identity& identity() const { return identity_; }
   int unlink(const std::string& path) const;
+  // Gives an open file another name, or renames one, as the user. 0, or -1 and errno.
+  int link(int fd, const std::string& path) const;
+  int rename(const std::string& from, const std::string& to) const;
 
  private:
   Identity identity_;

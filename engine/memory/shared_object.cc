@@ -10,6 +10,7 @@
 #include <mutex>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 #include "engine/base/parallel.h"
 #include "engine/trace/remote_addr.h"
 
@@ -301,7 +302,25 @@ void SharedObject::resume(PageIndex index, const PageHashes& hashes) {
   known_ = true;
 }
 
-void SharedObject::fill(pb::MemoryObject& out) const {
+// The name that it was opened or mapped by may be gone, and others may lead to it.
+void SharedObject::fill_names(int root, pb::MemoryObject& out) const {
+  out.set_path(target_);
+  struct stat named {};
+  const bool leads_back = ::fstatat(root, target_.c_str() + 1, &named, AT_SYMLINK_NOFOLLOW) == 0 &&
+                          named.st_dev == status_.st_dev && named.st_ino == status_.st_ino;
+  if (leads_back && named.st_nlink == 1) return;
+  std::vector<std::string> names = names_in_directory(root, directory_of(target_), status_);
+  if (names.empty()) {
+    throw Error(ErrorKind::kRefused, fmt::format("{} has lost this name and has another one elsewhere", target_), 0,
+                "keep the name that it was opened by");
+  }
+  const std::string first = leads_back ? last_name_of(target_) : names.front();
+  out.set_path(directory_of(target_) + first);
+  for (const std::string& name : names)
+    if (name != first) out.add_links(directory_of(target_) + name);
+}
+
+void SharedObject::fill(int root, pb::MemoryObject& out) const {
   out.set_id(id_);
   out.set_kind(key_.kind);
   out.set_size(static_cast<uint64_t>(status_.st_size));
@@ -322,6 +341,9 @@ void SharedObject::fill(pb::MemoryObject& out) const {
       break;
     }
     case pb::MemoryObject::ANON_SHARED:
+      break;
+    case pb::MemoryObject::SHM_FILE:
+      fill_names(root, out);
       break;
     default:
       out.set_path(target_);

@@ -66,7 +66,9 @@ class SharedObject {
   uint64_t written_pages() const { return writer_ ? writer_->records() : written_; }
   uint64_t total_pages() const { return index_->pages(); }
   bool full() const { return full_; }
-  void fill(pb::MemoryObject& out) const;
+  // `root`: of the processes, where names are looked up. Throws kRefused when none of them leads to a file that has
+  // some.
+  void fill(int root, pb::MemoryObject& out) const;
 
  private:
   static constexpr uint64_t kChunk = 1 << 20;  // bytes
@@ -86,6 +88,7 @@ class SharedObject {
   void look_at(const std::vector<uint64_t>& chunks, const std::vector<Range>* ranges, StagingArena* arena);
   void look_at_copies();
   void erase(Range range);
+  void fill_names(int root, pb::MemoryObject& out) const;
   void read_chunk(uint64_t chunk, std::span<std::byte> to) const;
   static Hash to_hash(const PageHash& hash);  // of a page that is not all zeros
   static Hash hash_page(const std::byte* page);

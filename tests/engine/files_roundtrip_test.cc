@@ -6,6 +6,7 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -148,6 +149,50 @@ TEST_F(FilesRoundtrip, SignalfdWakesItsEpollSets) {
                 },
                 {.generations = 2}),
             0);
+}
+
+// As sem_open(3) makes it: the creator's mapping says "(deleted)", those of who opens it by its name do not.
+TEST_F(FilesRoundtrip, OneSharedFileUnderTwoNames) {
+  const std::string name = "/dev/shm/icp-test-" + std::to_string(::getpid()), first = name + ".new",
+                    third = name + ".b";
+  EXPECT_EQ(roundtrip(
+                [&](Gate& gate) {
+                  const auto map = [](int fd) {
+                    void* at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+                    CHECK_OR_DIE(at != MAP_FAILED);
+                    return static_cast<volatile int*>(at);
+                  };
+                  int fd = ::open(first.c_str(), O_RDWR | O_CREAT | O_EXCL, 0600);
+                  CHECK_OR_DIE(fd >= 0 && ::ftruncate(fd, 4096) == 0);
+                  volatile int* mine = map(fd);
+                  CHECK_OR_DIE(::link(first.c_str(), name.c_str()) == 0 && ::link(first.c_str(), third.c_str()) == 0);
+                  CHECK_OR_DIE(::unlink(first.c_str()) == 0 && ::close(fd) == 0);
+                  const pid_t child = ::fork();
+                  if (child == 0) {
+                    const int by_name = ::open(name.c_str(), O_RDWR);
+                    CHECK_OR_DIE(by_name >= 0 && ::munmap(const_cast<int*>(mine), 4096) == 0);
+                    volatile int* its = map(by_name);
+                    its[0] = 1;
+                    while (its[1] == 0) ::usleep(1000);
+                    its[2] = 3;
+                    ::_exit(0);
+                  }
+                  while (mine[0] == 0) ::usleep(1000);
+                  gate.ready_and_go();
+                  mine[1] = 1;
+                  int status = 0;
+                  CHECK_OR_DIE(::waitpid(child, &status, 0) == child && status == 0 && mine[2] == 3);
+                  for (const std::string& path : {name, third}) {
+                    fd = ::open(path.c_str(), O_RDWR);
+                    CHECK_OR_DIE(fd >= 0 && map(fd)[2] == 3 && ::close(fd) == 0);
+                    CHECK_OR_DIE(::unlink(path.c_str()) == 0);
+                  }
+                  return 0;
+                },
+                {.generations = 2, .versions = 2}),
+            0);
+  ::unlink(name.c_str());
+  ::unlink(third.c_str());
 }
 
 TEST_F(FilesRoundtrip, UnixSocketPairWithDataInFlight) {

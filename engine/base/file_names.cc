@@ -1,0 +1,49 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/base/file_names.h"
+
+#include <dirent.h>
+#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <memory>
+
+namespace icp {
+
+std::string directory_of(const std::string& path) { return path.substr(0, path.rfind('/') + 1); }
+std::string last_name_of(const std::string& path) { return path.substr(path.rfind('/') + 1); }
+
+UniqueFd open_root_of(pid_t pid) {
+  struct stat mine {
+  }, theirs{};
+  const std::string process = "/proc/" + std::to_string(pid);
+  if (::stat("/proc/self/ns/mnt", &mine) != 0 || ::stat((process + "/ns/mnt").c_str(), &theirs) != 0) return {};
+  const bool same = mine.st_ino == theirs.st_ino;
+  return UniqueFd(::open(same ? "/" : (process + "/root").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+}
+
+std::vector<std::string> names_in_directory(int root, const std::string& directory, const struct stat& status) {
+  const UniqueFd own(root >= 0 ? -1 : ::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  open_how how{};
+  how.flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  UniqueFd fd(
+      static_cast<int>(::syscall(SYS_openat2, root >= 0 ? root : own.get(), directory.c_str(), &how, sizeof how)));
+  if (!fd) return {};
+  const std::unique_ptr<DIR, int (*)(DIR*)> entries(::fdopendir(fd.get()), ::closedir);
+  if (!entries) return {};
+  (void)fd.release();
+  std::vector<std::string> names;
+  while (const dirent* entry = ::readdir(entries.get())) {
+    if (entry->d_ino != status.st_ino) continue;
+    struct stat now {};
+    if (::fstatat(::dirfd(entries.get()), entry->d_name, &now, AT_SYMLINK_NOFOLLOW) != 0) continue;
+    if (now.st_dev == status.st_dev && now.st_ino == status.st_ino) names.emplace_back(entry->d_name);
+  }
+  std::sort(names.begin(), names.end());
+  return names;
+}
+
+}  // namespace icp

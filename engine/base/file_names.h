@@ -1,0 +1,28 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Names of a file: a file is known by device and inode, and may have several names, or others than when it was opened.
+#pragma once
+
+#include <sys/stat.h>
+#include <sys/types.h>
+
+#include <string>
+#include <vector>
+
+#include "engine/base/unique_fd.h"
+
+namespace icp {
+
+// Names in the directory `directory` (a path below `root`, a directory opened with O_PATH, or -1: this process's root)
+// that lead to the inode of `status`, in the order of the alphabet. None when the directory cannot be read. The
+// directory is read once, by inode numbers; a file is looked at only where these fit.
+std::vector<std::string> names_in_directory(int root, const std::string& directory, const struct stat& status);
+
+// Where paths that /proc tells of a process begin: in its mount namespace, but not below its chroot. None if it has
+// ended.
+UniqueFd open_root_of(pid_t pid);
+
+// "/a/b" -> "/a/", "b"
+std::string directory_of(const std::string& path);
+std::string last_name_of(const std::string& path);
+
+}  // namespace icp
