@@ -17,5 +17,4 @@ target_link_libraries(icpctld PRIVATE icp_ctld CLI11::CLI11 PkgConfig::SYSTEMD)
 target_precompile_headers(icpctld REUSE_FROM icp_coordinator)
 
 install(TARGETS icpctld RUNTIME DESTINATION ${CMAKE_INSTALL_SBINDIR})
-install(FILES ${CMAKE_SOURCE_DIR}/config/icpctld.service DESTINATION lib/systemd/system)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/icpctld.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)

@@ -15,7 +15,7 @@ enum class IpcChoice {
 
 struct Settings {
   std::string config = "/etc/slurm-icp/icp.yaml";
-  std::string icpstepd = "/usr/libexec/slurm-icp/icpstepd";
+  std::string icpstepd = ICP_LIBEXEC_DIR "/icpstepd";
   IpcChoice ipc = IpcChoice::kPrivate;
   std::string run_dir = "/run/slurm-icp";
   bool on_demand = false;  // an agent for every step

@@ -34,10 +34,12 @@
 extern "C" {
 extern const char plugin_name[], plugin_type[];
 extern const unsigned int plugin_version, spank_plugin_version;
+extern const char spank_icp_release[];
 const char plugin_name[] = "icp";
 const char plugin_type[] = "spank";
 const unsigned int plugin_version = SLURM_VERSION_NUMBER;
 const unsigned int spank_plugin_version = 1;
+const char spank_icp_release[] = ICP_VERSION;  // icp doctor reads it from the file
 #ifdef ICP_SPANK_INIT_FAILURE_MODE  // spank/CMakeLists.txt looks for it
 // A failing init fails the job, never the node. Older Slurms do not look.
 int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;

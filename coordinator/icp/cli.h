@@ -38,6 +38,7 @@ void add_image_commands(Cli& cli);       // image_commands.cc: list, show, verif
 void add_job_commands(Cli& cli);         // job_commands.cc: of Slurm jobs, through icpctld
 void add_chain_commands(Cli& cli);       // chain_commands.cc: compact, prune
 void add_diff_command(Cli& cli);         // diff_command.cc
+void add_doctor_command(Cli& cli);       // doctor/doctor_command.cc: doctor, setup
 
 // For an option that takes a number of at least 1.
 std::string check_positive(const std::string& text);

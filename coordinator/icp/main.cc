@@ -66,6 +66,7 @@ void set_up(Cli& cli) {
   add_job_commands(cli);
   add_chain_commands(cli);
   add_diff_command(cli);
+  add_doctor_command(cli);
 }
 
 // The first line of what CLI11 says, and where to read more.

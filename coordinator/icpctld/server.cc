@@ -194,6 +194,10 @@ void Server::command(const PeerPointer& peer, const net::Request& request) {
   requests_.handle(peer->connection->uid(), request, [this, peer](const net::Reply& reply) {
     net::ToPeer message;
     *message.mutable_reply() = reply;
+    message.mutable_reply()->set_release(ICP_VERSION);
+    message.mutable_reply()->set_now_unix_ms(static_cast<uint64_t>(
+        std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
+            .count()));
     peer->connection->send(message.SerializeAsString());
     peer->asked = false;
     expect_word(peer);

@@ -81,10 +81,11 @@ void filter_system_calls() {
 
 std::string default_init_program() {
   std::error_code error;
-  const std::filesystem::path beside =
-      std::filesystem::read_symlink("/proc/self/exe", error).parent_path() / "icp-init";
-  if (!error && std::filesystem::exists(beside, error)) return beside;
-  return "/usr/libexec/slurm-icp/icp-init";
+  const std::filesystem::path here = std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
+  // In the build, and as it was installed, also where that was moved to.
+  for (const std::filesystem::path& path : {here / "icp-init", here.parent_path() / "libexec/slurm-icp/icp-init"})
+    if (!here.empty() && std::filesystem::exists(path, error)) return path;
+  return ICP_LIBEXEC_DIR "/icp-init";
 }
 
 void become_worker(BrokerOptions options) {

@@ -60,7 +60,7 @@ class CommandLine(Case):
     def test_help_and_version(self):
         for command in ["run", "watch", "checkpoint", "restart", "check", "list", "show", "verify", "diff", "compact",
                         "prune", "create", "vacate",
-                        "requeue", "enable", "disable", "jobs", "status", "ipc"]:
+                        "requeue", "enable", "disable", "jobs", "status", "ipc", "doctor", "setup"]:
             result = icp(command, "--help")
             self.assert_ends(result, 0)
             self.assertIn("--help", result.stdout)

@@ -163,6 +163,23 @@ class Commands(CommandCase):
         self.assertEqual((out, code), ("", 1))
         self.assertIn("cannot reach icpctld (127.0.0.1:1: Connection refused); is icpctld running?", err)
 
+    def test_doctor(self):
+        def look():
+            done = self.cluster.run(["icp", "doctor", "--role", "node", "--json", "--dir", str(self.work)], user=self.user,
+                                    check=False)
+            self.assertIn(done.returncode, (1, 2), done.stderr)
+            return {check["name"]: check for check in json.loads(done.stdout)["checks"]}
+        found = look()
+        for name in ["config.icp_yaml", "slurm.conf", "slurm.plugstack", "slurm.plugin", "install.agent", "munge",
+                     "coordinator", "coordinator.release", "coordinator.clock", "directory"]:
+            self.assertEqual(found[name]["level"], "ok", found[name])
+        self.assertEqual(found["slurm.kill_wait"]["level"], "warning")  # 2 s in these clusters
+        self.cluster.kill_coordinator()
+        try:
+            self.assertIn("cannot reach icpctld", look()["coordinator"]["text"])
+        finally:
+            self.cluster.start_coordinator()
+
 
 if __name__ == "__main__":
     harness.main()

@@ -18,8 +18,12 @@ _icp_words() {
         diff) echo --from --to --node --json --help ;;
         compact) echo --keep --compression --node --json --help ;;
         prune) echo --keep --node --json --help ;;
+        doctor) echo --role --try --dir --user --json --config --slurm-conf --root --help ;;
+        setup) echo enable disable --help ;;
+        enable-plugin) echo --plugin --icpstepd --required --force --config --slurm-conf --root --help ;;
+        disable-plugin) echo --slurm-conf --root --help ;;
         *)
-            echo run watch checkpoint restart check list show verify diff compact prune create vacate requeue enable disable jobs status ipc \
+            echo run watch checkpoint restart check list show verify diff compact prune create vacate requeue enable disable jobs status ipc doctor setup \
                 --verbose --version --help
             ;;
     esac
@@ -53,14 +57,16 @@ _icp() {
             if declare -F _command_offset >/dev/null; then _command_offset $((i + 1)); fi
             return
         fi
+        [[ $command == setup && ${COMP_WORDS[i]} == @(enable|disable) ]] && command=${COMP_WORDS[i]}-plugin
         [[ -z $command && ${COMP_WORDS[i]} != -* ]] && command=${COMP_WORDS[i]}
     done
 
     case $prev in
-        --dir | --image-dir) mapfile -t COMPREPLY < <(compgen -d -- "$cur") && compopt -o filenames ;;
-        --pid-file | --config) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && compopt -o filenames ;;
+        --dir | --image-dir | --root) mapfile -t COMPREPLY < <(compgen -d -- "$cur") && compopt -o filenames ;;
+        --pid-file | --config | --slurm-conf | --plugin | --icpstepd) mapfile -t COMPREPLY < <(compgen -f -- "$cur") && compopt -o filenames ;;
         --user) mapfile -t COMPREPLY < <(compgen -u -- "$cur") ;;
         --tracker) mapfile -t COMPREPLY < <(compgen -W 'auto kernel-module userfaultfd soft-dirty everything' -- "$cur") ;;
+        --role) mapfile -t COMPREPLY < <(compgen -W 'node login coordinator alone' -- "$cur") ;;
         --grown) mapfile -t COMPREPLY < <(compgen -W 'truncate fail accept' -- "$cur") ;;
         --version | --from | --to) mapfile -t COMPREPLY < <(compgen -W "$(_icp_versions)" -- "$cur") ;;
         --pid) mapfile -t COMPREPLY < <(compgen -W "$(ps -e -o pid=)" -- "$cur") ;;
