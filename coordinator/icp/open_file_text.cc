@@ -107,7 +107,7 @@ std::string kind_of(const pb::OpenFile& file) {
       return "pidfd";
     case pb::OpenFile::kLink:
       return "symbolic link";
-    case pb::OpenFile::KIND_NOT_SET:
+    default:
       break;
   }
   return "unknown";
@@ -153,7 +153,7 @@ std::string describe(const pb::OpenFile& file) {
       return fmt::format("pidfd of process {}", file.pidfd().pid());
     case pb::OpenFile::kLink:
       return fmt::format("{}, symbolic link", file.identity().path());
-    case pb::OpenFile::KIND_NOT_SET:
+    default:
       break;
   }
   return "of a kind this icp does not know";
