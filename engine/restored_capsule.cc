@@ -19,6 +19,7 @@
 #include "engine/memory/host_facts.h"
 #include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_restore.h"
+#include "engine/process/scheduling.h"
 #include "engine/restore/process_restore.h"
 #include "engine/restore/tree_builder.h"
 #include "engine/session.h"
@@ -72,6 +73,7 @@ struct RestoredCapsule::Impl {
   std::string unread;               // an incomplete report of init
   std::map<uint32_t, int> rank_of;  // by pid in the capsule
   std::vector<TaskRoot> roots;
+  std::vector<TaskExit> ended;
   std::vector<OuterStreamId> outer;
   std::unique_ptr<MemoryCapture> memory;
   std::shared_ptr<LazyFill> lazy;
@@ -99,6 +101,7 @@ void RestoredCapsule::Impl::note_tasks(const pb::Capsule& capsule,
       if (static_cast<uint32_t>(process->stopped().ref.vpid) == task.pid())
         roots.push_back({process->stopped().ref.pid, task.rank()});
   }
+  for (const pb::TaskEnd& end : capsule.ended()) ended.push_back({end.rank(), end.status()});
 }
 
 void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>& streams,
@@ -154,7 +157,9 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   for (const pb::Process& process : capsule.processes())
     if (process.state() == pb::Process::ZOMBIE) builder.end_as_zombie(process.pid(), process.exit_status());
 
-  const RestoreShared shared{builder, memory_restore, files, sysv, options.identity, carrier};
+  const std::map<uint32_t, CpuBinding> bindings = bindings_of(capsule, options.task_cpus);
+  const RestoreShared shared{builder,          memory_restore, files,    sysv,
+                             options.identity, carrier,        bindings, capsule.suspended()};
   std::vector<std::unique_ptr<ProcessRestore>> processes;
   for (const pb::Process& process : capsule.processes()) {
     if (process.state() == pb::Process::ZOMBIE) continue;
@@ -220,6 +225,7 @@ uint32_t RestoredCapsule::version() const { return impl_->manifest.version(); }
 const pb::Manifest& RestoredCapsule::manifest() const { return impl_->manifest; }
 pid_t RestoredCapsule::init_pid() const { return impl_->init_pid; }
 std::vector<TaskRoot> RestoredCapsule::roots() const { return impl_->roots; }
+std::vector<TaskExit> RestoredCapsule::ended() const { return impl_->ended; }
 int RestoredCapsule::event_fd() const { return impl_->channel.get(); }
 
 std::vector<TaskExit> RestoredCapsule::take_exits() {

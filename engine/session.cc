@@ -66,6 +66,14 @@ Findings check_now(std::vector<ProcessRef> processes, const std::vector<OuterStr
   return findings;
 }
 
+bool all_tasks_stopped(const pb::Capsule& capsule) {
+  std::set<uint32_t> stopped;
+  for (const pb::Process& process : capsule.processes())
+    if (process.state() != pb::Process::RUNNING) stopped.insert(process.pid());
+  return std::all_of(capsule.tasks().begin(), capsule.tasks().end(),
+                     [&](const pb::Task& task) { return stopped.contains(task.pid()); });
+}
+
 }  // namespace
 
 Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_roots)
@@ -79,9 +87,15 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
               .root = {}}) {
   start_seconds = ::time(nullptr);
   for (const TaskRoot& root : roots) {
-    const ProcStat stat = ProcStat::read(root.pid);
-    root_start_times.push_back(stat.start_time_ticks);
-    start_seconds = std::min(start_seconds, wall_time_of(stat.start_time_ticks));
+    try {
+      const ProcStat stat = ProcStat::read(root.pid);
+      root_start_times.push_back(stat.start_time_ticks);
+      start_seconds = std::min(start_seconds, wall_time_of(stat.start_time_ticks));
+    } catch (const Error& error) {
+      // One task of several may have ended at once.
+      if (error.kind() != ErrorKind::kGone || !config.ended_tasks) throw;
+      root_start_times.push_back(0);
+    }
   }
 }
 
@@ -177,20 +191,38 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
       [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule, config.network);
   memory.collect(stopped, states, capsule);
   capture_undo(stopped, states, capsule);
-  for (const TaskRoot& root : roots) {
-    for (const ProcessRef& ref : refs) {
-      if (ref.pid != root.pid) continue;
-      pb::Task& task = *capsule.add_tasks();
-      task.set_pid(static_cast<uint32_t>(ref.vpid));
-      task.set_rank(root.rank);
-    }
-  }
+  describe_tasks(refs, capsule);
   for (const OuterStreamId& stream : config.outer) {
     pb::TaskStdio& stdio = *capsule.add_stdio();
     stdio.set_rank(stream.rank);
     stdio.set_fd(stream.fd);
     stdio.set_dev(stream.dev);
     stdio.set_ino(stream.ino);
+  }
+}
+
+void Session::Impl::describe_tasks(const std::vector<ProcessRef>& stopped, pb::Capsule& capsule) const {
+  const std::map<int, int> ended = config.ended_tasks ? config.ended_tasks() : std::map<int, int>();
+  for (const TaskRoot& root : roots) {
+    const auto ref = std::find_if(stopped.begin(), stopped.end(), [&](const auto& one) { return one.pid == root.pid; });
+    if (ref == stopped.end()) {
+      // It is about to be said, and a version without the task could not be restarted.
+      if (config.ended_tasks && !ended.contains(root.rank)) throw_error(ErrorKind::kBusy, "task {} ends", root.rank);
+      continue;
+    }
+    pb::Task& task = *capsule.add_tasks();
+    task.set_pid(static_cast<uint32_t>(ref->vpid));
+    task.set_rank(root.rank);
+    if (const auto cpus = config.task_cpus.find(root.rank); cpus != config.task_cpus.end())
+      task.set_cpu_mask(cpus->second);
+  }
+  capsule.set_suspended(config.may_be_suspended && all_tasks_stopped(capsule));
+  for (const auto& [rank, status] : ended) {
+    const auto has_rank = [rank = rank](const pb::Task& task) { return task.rank() == rank; };
+    if (std::any_of(capsule.tasks().begin(), capsule.tasks().end(), has_rank)) continue;  // a zombie, say
+    pb::TaskEnd& end = *capsule.add_ended();
+    end.set_rank(rank);
+    end.set_status(status);
   }
 }
 
@@ -224,7 +256,7 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
   if (!findings.empty()) throw_refused(findings);
 
   const std::string& path = options.image_path.empty() ? config.image_path : options.image_path;
-  ImageDir image = ImageDir::create(path, config.identity, config.node);
+  ImageDir image = claim(path);
   for (int tries = 1;; ++tries) {
     VersionWriter writer = image.begin_version(options.version);
     writer.set_compression(config.compression);
@@ -246,6 +278,12 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     }
     std::this_thread::sleep_for(kPassingWait);
   }
+}
+
+ImageDir Session::Impl::claim(const std::string& path) {
+  ImageDir image = ImageDir::create(path, config.identity, config.node);
+  if (UniqueFd& held = claims[path]; !held) held = image.claim();
+  return image;
 }
 
 bool Session::Impl::alive() const {
@@ -329,6 +367,8 @@ CheckpointResult Session::checkpoint(bool kill) {
   options.kill = kill;
   return checkpoint(options);
 }
+
+void Session::claim() { impl_->claim(impl_->config.image_path); }
 
 bool Session::alive() const { return impl_->alive(); }
 

@@ -40,6 +40,13 @@ struct SessionConfig {
   // Further processes of the capsule (agent's view) that need not descend from the roots: orphans, known by their
   // cgroup or their subreaper. May be empty.
   std::function<std::vector<pid_t>()> more_processes;
+  // The roots are tasks of a step: when all of them are stopped, Slurm has suspended it, and a restart lets them go on.
+  bool may_be_suspended = false;
+  // By task rank: the processors (a cpu_set_t) that the task was given, of which a restart elsewhere gives it others.
+  std::map<int, std::string> task_cpus;
+  // By rank, wait(2) statuses of tasks that have ended while others run: they belong to a version. Empty: only the
+  // roots that are alive are the capsule's tasks.
+  std::function<std::map<int, int>()> ended_tasks;
 };
 
 struct TaskRoot {
@@ -95,6 +102,9 @@ class Session {
   // before anything is stopped.
   CheckpointResult checkpoint(const CheckpointOptions& options);
   CheckpointResult checkpoint(bool kill = false);
+  // Makes sure that nobody else takes versions into the image from now on, rather than from the first version on.
+  // Throws kBusy with the sentence that says who does.
+  void claim();
   // True while at least one process of the tree is alive.
   bool alive() const;
   std::vector<TaskRoot> roots() const;
@@ -120,6 +130,7 @@ struct RestoreOptions {
   std::string node;                           // whose capsule; empty: the only one
   Identity identity;                          // the restored processes' ids and groups
   std::map<int, std::array<int, 3>> streams;  // standard streams by task rank; missing ranks get /dev/null
+  std::map<int, std::string> task_cpus;       // by rank, a cpu_set_t: what the step gives them; missing: what was saved
   std::map<int, int> pmi;  // connections to the process manager (PMI) by task rank, already initialized
   GrownFile grown = GrownFile::kTruncate;
   // A process of the step whose cgroups and limits the restored ones get; 0: those of the caller.
@@ -150,6 +161,7 @@ class RestoredCapsule {
   const pb::Manifest& manifest() const;
   pid_t init_pid() const;               // the agent's view
   std::vector<TaskRoot> roots() const;  // the agent's view
+  std::vector<TaskExit> ended() const;  // tasks that had ended before the version
   // Readable when a task has ended; then take_exits() returns them.
   int event_fd() const;
   std::vector<TaskExit> take_exits();

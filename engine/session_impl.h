@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <string>
 #include <vector>
@@ -24,6 +25,8 @@ struct Session::Impl {
   void open_ipc(pid_t process);
   bool alive() const;
   CheckpointResult checkpoint(const CheckpointOptions& options);
+  // Creates the image, and makes sure that nobody else takes versions into it as long as this session lives.
+  ImageDir claim(const std::string& path);
 
   // Phases of a version.
   // Before a version: the chain may have been folded or pruned since the last one (session_chain.cc), or may be that of
@@ -36,6 +39,7 @@ struct Session::Impl {
   void collect(StoppedTree& tree, pb::Capsule& capsule);
   CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
 
+  void describe_tasks(const std::vector<ProcessRef>& stopped, pb::Capsule& capsule) const;
   SysvScope sysv_scope(const std::vector<StoppedProcess>& stopped) const;
   void capture_undo(std::vector<StoppedProcess>& stopped, const std::vector<pb::Process*>& states,
                     const pb::Capsule& capsule);
@@ -47,7 +51,8 @@ struct Session::Impl {
   InterruptedCalls calls;
   MemoryCapture memory;
   uint32_t last_version = 0;
-  std::string last_image;  // the path of the image that holds it
+  std::map<std::string, UniqueFd> claims;  // of images, by path
+  std::string last_image;                  // the path of the image that holds it
   bool kept_looked_for = false;
   std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
   std::shared_ptr<IpcAccess> ipc;  // of the namespace `ipc_space`, a link of /proc/PID/ns

@@ -2,6 +2,7 @@
 // icp checkpoint, watch and check: on a tree that runs already.
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 
@@ -10,9 +11,11 @@
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/format.h"
 #include "coordinator/icp/image_json.h"
+#include "coordinator/icp/lost_children.h"
 #include "coordinator/icp/program.h"
 #include "coordinator/icp/users.h"
 #include "coordinator/icp/versions.h"
+#include "engine/base/printable.h"
 #include "engine/base/procfs.h"
 
 namespace icp {
@@ -40,11 +43,36 @@ void refuse_own_tree(pid_t root) {
   }
 }
 
+// A daemon has left the tree, and nobody can tell for sure whose it was.
+void name_lost_children(pid_t root) {
+  constexpr size_t kMostNamed = 5;
+  const std::vector<pid_t> lost = lost_children(root);
+  if (lost.empty()) return;
+  std::string names;
+  for (size_t i = 0; i < std::min(lost.size(), kMostNamed); ++i) {
+    std::string comm = "?";
+    try {
+      comm = ProcStat::read(lost[i]).comm;
+    } catch (const Error&) {
+      // It has ended meanwhile.
+    }
+    names += fmt::format("{}{} ({})", i == 0 ? "" : ", ", lost[i], printable(comm));
+  }
+  if (lost.size() > kMostNamed) names += ", ...";
+  print_error(
+      fmt::format("not in the version, since {} left the tree when {} parent{} ended, if process {} started {}: {}; "
+                  "under icp run and "
+                  "Slurm such processes are found",
+                  lost.size() == 1 ? "it" : "they", lost.size() == 1 ? "its" : "their", lost.size() == 1 ? "" : "s",
+                  root, lost.size() == 1 ? "it" : "them", names));
+}
+
 SessionConfig config_of_tree(const TreeOptions& options) {
   const ProcessHandle exists(options.pid);
   refuse_own_tree(options.pid);
   const Identity identity = Identity::of_process(options.pid);
   work_as(identity);
+  name_lost_children(options.pid);
   std::string command = read_proc(options.pid, "cmdline");
   for (char& c : command)
     if (c == '\0') c = ' ';

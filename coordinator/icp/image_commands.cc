@@ -33,7 +33,11 @@ struct ImageOptions {
 };
 
 int list(const ImageOptions& options) {
-  const std::vector<VersionInfo> versions = open_image(options.dir, reader_of(options.dir), options.node).versions();
+  std::vector<VersionInfo> versions = open_image(options.dir, reader_of(options.dir), options.node).versions();
+  if (options.version != 0) {
+    std::erase_if(versions, [&](const VersionInfo& info) { return info.version != options.version; });
+    if (versions.empty()) throw_error(ErrorKind::kGone, "there is no version {} in {}", options.version, options.dir);
+  }
   if (options.json) {
     nlohmann::json all = nlohmann::json::array();
     for (const VersionInfo& info : versions) all.push_back(version_json(info));
@@ -101,6 +105,7 @@ void add_image_commands(Cli& cli) {
   auto options = std::make_shared<ImageOptions>();
   CLI::App* app = cli.app.add_subcommand("list", "List the versions in a directory");
   options->add_to(*app);
+  options->add_version(*app, "Only this version");
   app->add_flag("--json", options->json, "Print JSON");
   app->callback([&cli, options] { cli.chosen = [options] { return list(*options); }; });
 

@@ -91,6 +91,10 @@ int parse(Cli& cli, std::span<char*> arguments) {
   if (dashes != arguments.end()) cli.command.assign(dashes + 1, arguments.end());
   try {
     cli.app.parse(static_cast<int>(dashes - arguments.begin()), arguments.data());
+  } catch (const CLI::CallForVersion& version) {
+    // Of a command that knows no --version it is not a question about icp.
+    if (cli.app.get_subcommands().empty()) return cli.app.exit(version);
+    return wrong_command_line(cli, CLI::ExtrasError({"--version"}));
   } catch (const CLI::Success& help) {
     return cli.app.exit(help);
   } catch (const CLI::ParseError& error) {

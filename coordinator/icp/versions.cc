@@ -66,6 +66,7 @@ Versions::Versions(SessionConfig config, Open open, Reporter& reporter, uint32_t
 
 void Versions::open() {
   if (!session_) session_.emplace(open_(config_));
+  session_->claim();
 }
 
 bool Versions::attempt(const std::function<void()>& step) noexcept {

@@ -18,6 +18,14 @@ bool nfs_leftover(const std::string& path) {
   return slash != std::string::npos && path.compare(slash + 1, 4, ".nfs") == 0;
 }
 
+// .../job00012/slurm_script: slurmd removes a batch script with its job, and puts another job's elsewhere.
+bool is_job_script(const std::string& path) {
+  constexpr std::string_view kName = "/slurm_script";
+  if (!path.ends_with(kName)) return false;
+  const std::string directory = path.substr(0, path.size() - kName.size());
+  return directory.substr(directory.rfind('/') + 1).starts_with("job");
+}
+
 class ObjectFileKind final : public SingleFileKind {
  public:
   pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kObject; }
@@ -28,7 +36,7 @@ class ObjectFileKind final : public SingleFileKind {
       return false;
     }
     return description.stat.st_nlink == 0 || target.starts_with("/memfd:") || target.starts_with("/dev/shm/") ||
-           nfs_leftover(target);
+           nfs_leftover(target) || is_job_script(target);
   }
 
   void check_one(FileScan& scan, Description& description) const override {
@@ -44,7 +52,9 @@ class ObjectFileKind final : public SingleFileKind {
   void capture_one(FileScan& scan, const ObjectResolver& objects, Description& description) const override {
     capture_identity(description);
     if (!objects) throw_error(ErrorKind::kUsage, "no memory module to save {}", description.target);
-    description.message->mutable_object()->set_object(objects(scan.take(description), description.target));
+    const bool goes_away = is_job_script(description.target);
+    description.message->mutable_object()->set_object(
+        objects(scan.take(description), description.target + (goes_away ? " (deleted)" : "")));
   }
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {

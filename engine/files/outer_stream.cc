@@ -2,8 +2,10 @@
 #include "engine/files/outer_stream.h"
 
 #include <fcntl.h>
+#include <sys/stat.h>
 
 #include "engine/base/error.h"
+#include "engine/files/image_path.h"
 
 namespace icp {
 namespace {
@@ -18,7 +20,12 @@ class OuterStreamKind final : public SingleFileKind {
     pb::OuterStream& outer = *description.message->mutable_outer();
     outer.set_rank(description.outer->rank);
     outer.set_fd(description.outer->fd);
-    description.message->set_position(0);  // that of the new stream counts
+    // Standard input that is a file goes on where it was read to; of all else the new stream's position counts.
+    if (S_ISREG(description.stat.st_mode) && description.access() == O_RDONLY) {
+      capture_identity(description);
+    } else {
+      description.message->set_position(0);
+    }
   }
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
@@ -30,10 +37,20 @@ class OuterStreamKind final : public SingleFileKind {
     }
     UniqueFd fd(::fcntl(task->second[static_cast<size_t>(outer.fd())], F_DUPFD_CLOEXEC, 0));
     if (!fd) throw_errno("cannot use stream {} of task {}", outer.fd(), outer.rank());
+    if (file.position() != 0) seek_in_same_file(file, fd.get());
     return fd;
   }
 
  private:
+  // A step that was given another input reads that from its beginning. Inode and not device: the number of the latter
+  // differs from node to node.
+  static void seek_in_same_file(const pb::OpenFile& file, int fd) {
+    struct stat now {};
+    const bool read_only = (::fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY;
+    if (::fstat(fd, &now) != 0 || !S_ISREG(now.st_mode) || !read_only || now.st_ino != file.identity().ino()) return;
+    seek_to_position(file, fd);
+  }
+
   static UniqueFd new_pmi_connection(const RestoreContext& context, const pb::OpenFile& file) {
     const auto task = context.options.pmi.find(file.outer().rank());
     if (task == context.options.pmi.end()) {

@@ -141,6 +141,8 @@ class ImageDir {
   bool has_version(uint32_t version) const;
 
   VersionReader open_version(uint32_t version) const;  // kImage if missing or damaged
+  // To be held by who takes versions, from the first on: there is one at a time. kBusy otherwise, saying who it is.
+  UniqueFd claim() const;
   // A new version. `version` 0: one more than the highest directory of any node, also of a damaged one; a coordinator
   // of several nodes gives all of them the same number, higher than any this node has. Removes leftovers of this node
   // first; kBusy when another process is writing a version of this node right now.

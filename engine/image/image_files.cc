@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <sys/fsuid.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -54,7 +55,11 @@ UniqueFd open_private_dir(int at, const std::string& name, const std::string& pa
 bool make_private_dir(int at, const std::string& name, const std::string& path) {
   if (::mkdirat(at, name.c_str(), 0700) != 0) {
     if (errno == EEXIST) return false;
-    throw_errno("cannot create {}", path);
+    const int error = errno;
+    const bool denied = error == EACCES || error == EPERM;
+    const std::string whom = denied ? fmt::format(" as user {}", ::setfsuid(static_cast<uid_t>(-1))) : "";
+    errno = error;
+    throw_errno("cannot create {}{}", path, whom);
   }
   // A umask can only have taken bits away. O_PATH needs none of them, and chmod through /proc cannot be led astray by
   // somebody who replaces the name in a directory that others may write to.

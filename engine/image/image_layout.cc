@@ -34,6 +34,8 @@ std::string fold_dir_name(std::string_view node) { return fmt::format(".fold.{}.
 std::string write_lock_name(std::string_view node) { return fmt::format(".write.{}.lock", node); }
 std::string read_lock_name(std::string_view node) { return fmt::format(".read.{}.lock", node); }
 
+std::string session_lock_name(std::string_view node) { return fmt::format(".session.{}.lock", node); }
+
 std::string page_file_name(std::string_view store, uint32_t version) {
   return fmt::format("{}.{}.bin", store, version);
 }

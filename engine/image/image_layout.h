@@ -33,6 +33,7 @@ std::string fold_dir_name(std::string_view node);
 // ".write.<node>.lock" and ".read.<node>.lock" (image_lock.h).
 std::string write_lock_name(std::string_view node);
 std::string read_lock_name(std::string_view node);
+std::string session_lock_name(std::string_view node);
 
 std::string page_file_name(std::string_view store, uint32_t version);
 std::string index_file_name(std::string_view store, uint32_t version);

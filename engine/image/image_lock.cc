@@ -6,7 +6,11 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
+
 #include "engine/base/error.h"
+#include "engine/base/printable.h"
 #include "engine/image/image_layout.h"
 
 namespace icp {
@@ -42,6 +46,30 @@ bool wait_for_lock(int fd, int how) {
 }
 
 }  // namespace
+
+UniqueFd lock_for_session(const ImageRoot& root) {
+  constexpr int kEndingTries = 100;  // a second, for one that is just ending
+  UniqueFd fd = open_lock(root, session_lock_name(root.node), true);
+  for (int tries = 1; !try_lock(fd.get(), LOCK_EX); ++tries) {
+    if (tries < kEndingTries) {
+      ::usleep(kTryInterval);
+      continue;
+    }
+    char text[200];
+    const ssize_t got = ::pread(fd.get(), text, sizeof text, 0);
+    const std::string who(text, static_cast<size_t>(std::max<ssize_t>(got, 0)));
+    throw Error(ErrorKind::kBusy,
+                fmt::format("{} is in use: {} takes versions into it", root.path,
+                            who.empty() ? "another program" : printable(who)),
+                0, "wait for its end, or use another directory");
+  }
+  char host[256] = "";
+  ::gethostname(host, sizeof host - 1);
+  const std::string who = fmt::format("{} (process {} on {})", program_invocation_short_name, ::getpid(), host);
+  // Who cannot write it has the lock all the same.
+  if (::ftruncate(fd.get(), 0) == 0 && ::pwrite(fd.get(), who.data(), who.size(), 0) < 0) errno = 0;
+  return fd;
+}
 
 UniqueFd lock_for_writing(const ImageRoot& root) {
   UniqueFd fd = open_lock(root, write_lock_name(root.node), true);

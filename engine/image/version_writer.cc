@@ -59,6 +59,11 @@ int rename_new(int from_dir, const std::string& from, int to_dir, const std::str
 
 }  // namespace
 
+UniqueFd ImageDir::claim() const {
+  const FsIdentity as_user(root_->identity);
+  return lock_for_session(*root_);
+}
+
 VersionWriter ImageDir::begin_version(uint32_t version) {
   const FsIdentity guard(root_->identity);
   remove_leftovers(*root_);

@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstring>
 #include <fstream>
 #include <string>
@@ -26,7 +27,53 @@ struct SchedulingAttributes {
   uint64_t runtime, deadline, period;
 };
 
+cpu_set_t set_from(const std::string& bytes) {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  std::memcpy(&set, bytes.data(), std::min(bytes.size(), sizeof set));
+  return set;
+}
+
+bool is_within(const cpu_set_t& some, const cpu_set_t& all) {
+  cpu_set_t both;
+  CPU_AND(&both, &some, &all);
+  return CPU_EQUAL(&both, &some);
+}
+
 }  // namespace
+
+std::map<uint32_t, CpuBinding> bindings_of(const pb::Capsule& capsule, const std::map<int, std::string>& here) {
+  std::map<uint32_t, CpuBinding> bindings;
+  if (here.empty()) return bindings;
+  for (const pb::Task& task : capsule.tasks()) {
+    if (const auto given = here.find(task.rank()); given != here.end())
+      bindings[task.pid()] = {task.cpu_mask(), given->second};
+  }
+  if (bindings.empty()) return bindings;
+  const CpuBinding first = bindings.begin()->second;
+  for (const pb::Process& process : capsule.processes()) {  // parents before children
+    const auto parent = bindings.find(process.ppid());
+    bindings.try_emplace(process.pid(), parent != bindings.end() ? parent->second : first);
+  }
+  return bindings;
+}
+
+cpu_set_t new_affinity(const cpu_set_t& own, const CpuBinding& binding) {
+  const cpu_set_t here = set_from(binding.here), saved = set_from(binding.saved);
+  if (CPU_EQUAL(&own, &saved)) return here;
+  if (!is_within(own, saved)) return CPU_COUNT(&own) > 0 && is_within(own, here) ? own : here;
+  cpu_set_t chosen;
+  CPU_ZERO(&chosen);
+  int to = -1;
+  for (int from = 0; from < CPU_SETSIZE; ++from) {
+    if (!CPU_ISSET(from, &saved)) continue;
+    while (++to < CPU_SETSIZE && !CPU_ISSET(to, &here)) {
+    }
+    if (to >= CPU_SETSIZE) return here;  // fewer than there were
+    if (CPU_ISSET(from, &own)) CPU_SET(to, &chosen);
+  }
+  return chosen;
+}
 
 void capture_scheduling(pid_t tid, pb::Thread& state) {
   SchedulingAttributes attributes{};
@@ -44,7 +91,7 @@ void capture_scheduling(pid_t tid, pb::Thread& state) {
     state.set_ioprio(static_cast<int32_t>(priority));
 }
 
-void restore_scheduling(pid_t tid, const pb::Thread& state) {
+void restore_scheduling(pid_t tid, const pb::Thread& state, const CpuBinding* binding) {
   SchedulingAttributes attributes{};
   attributes.size = sizeof attributes;
   attributes.policy = static_cast<uint32_t>(state.sched_policy());
@@ -53,13 +100,14 @@ void restore_scheduling(pid_t tid, const pb::Thread& state) {
   attributes.priority = state.sched_priority();
   ::syscall(SYS_sched_setattr, tid, &attributes, 0);
 
-  cpu_set_t allowed, saved;
-  CPU_ZERO(&saved);
-  std::memcpy(&saved, state.cpu_mask().data(), std::min(state.cpu_mask().size(), sizeof saved));
-  if (::sched_getaffinity(tid, sizeof allowed, &allowed) == 0 && CPU_COUNT(&saved) > 0) {
-    cpu_set_t both;
-    CPU_AND(&both, &allowed, &saved);
-    if (CPU_EQUAL(&both, &saved)) ::sched_setaffinity(tid, sizeof saved, &saved);
+  const cpu_set_t saved = set_from(state.cpu_mask());
+  cpu_set_t allowed;
+  if (binding != nullptr && !binding->here.empty()) {
+    const cpu_set_t chosen = new_affinity(saved, *binding);
+    ::sched_setaffinity(tid, sizeof chosen, &chosen);
+  } else if (::sched_getaffinity(tid, sizeof allowed, &allowed) == 0 && CPU_COUNT(&saved) > 0 &&
+             is_within(saved, allowed)) {
+    ::sched_setaffinity(tid, sizeof saved, &saved);
   }
   if (state.ioprio() > 0) ::syscall(SYS_ioprio_set, kIoprioWhoProcess, tid, state.ioprio());
   if (state.timer_slack_ns() > 0) std::ofstream(fmt::format("/proc/{}/timerslack_ns", tid)) << state.timer_slack_ns();

@@ -51,11 +51,13 @@ void ProcessRestore::build() {
   restore_attributes(remote(), state_);
   restore_tile_permission(remote(), state_);
   make_threads();
+  const auto found = shared_.bindings.find(state_.pid());
+  const CpuBinding* const binding = found == shared_.bindings.end() ? nullptr : &found->second;
   for (int i = 0; i < state_.threads_size(); ++i) {
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[static_cast<size_t>(i)]);
     restore_thread(in_thread, state_.threads(i));
     make_room_for_tiles(in_thread, state_.threads(i));
-    restore_scheduling(stopped_.threads[static_cast<size_t>(i)].tid(), state_.threads(i));
+    restore_scheduling(stopped_.threads[static_cast<size_t>(i)].tid(), state_.threads(i), binding);
   }
   restore_sem_undo(remote(), state_, shared_.sysv);
 }
@@ -107,7 +109,10 @@ void ProcessRestore::set_registers() {
 }
 
 void ProcessRestore::run() noexcept {
-  if (state_.state() == pb::Process::STOPPED) ::kill(stopped_.ref.pid, SIGSTOP);
+  const bool was_stopped = state_.state() == pb::Process::STOPPED;
+  if (was_stopped && !shared_.go_on) ::kill(stopped_.ref.pid, SIGSTOP);
+  // As when Slurm lets a suspended step go on; it also takes back a stop that was pending.
+  if (was_stopped && shared_.go_on) ::kill(stopped_.ref.pid, SIGCONT);
   stopped_.remote.reset();
   for (Tracee& thread : stopped_.threads) {
     try {

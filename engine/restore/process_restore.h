@@ -2,6 +2,7 @@
 // One process of a capsule, from a seed to the moment before it runs.
 #pragma once
 
+#include <map>
 #include <memory>
 #include <vector>
 
@@ -9,6 +10,7 @@
 #include "engine/files/file_table.h"
 #include "engine/image/image.pb.h"
 #include "engine/memory/memory_restore.h"
+#include "engine/process/scheduling.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/restore/tree_builder.h"
 #include "engine/sysv/sysv_ipc.h"
@@ -23,6 +25,8 @@ struct RestoreShared {
   const RestoredSysv& sysv;
   const Identity& identity;
   int socket_number;  // where the descriptor-carrying socket lies in every process: above all saved descriptors
+  const std::map<uint32_t, CpuBinding>& bindings;  // by pid in the capsule
+  bool go_on;                                      // also those that were stopped: the step was suspended
 };
 
 // The steps are separate because some need all processes to have reached them. Until run() nothing of the process has

@@ -12,7 +12,7 @@ _icp_words() {
         status) echo --versions --watch --json --config --help ;;
         restart) echo --image-dir --stick-to-nodes --json --config --dir --version --interval --detach --lazy --keep --dedup --compression --no-precopy --pid-file --grown --user --node --tracker --external-tcp --verbose --help ;;
         check) echo --pid --json --help ;;
-        list) echo --node --json --help ;;
+        list) echo --node --version --json --help ;;
         show) echo --version --node --json --verbose --help ;;
         verify) echo --version --node --help ;;
         diff) echo --from --to --node --json --help ;;

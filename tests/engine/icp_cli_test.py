@@ -32,6 +32,7 @@ class CommandLine(Case):
                 (["show", "d", "--version", "x"], '"x" is not a number'),
                 (["show", "d", "--version", "4294967297"], "is not a number"),
                 (["check"], "--pid is required"),
+                (["prune", "d", "--version"], "--version"),
                 (["check", "--pid", "-1"], "--pid"),
                 (["checkpoint", "--pid", "1"], "--dir is required"),
                 (["restart"], "a JOB of Slurm, or --dir with an image, is required"),
@@ -167,6 +168,9 @@ class Run(Case):
         self.assertEqual(self.out.read_text().split()[2:], [str(i) for i in range(1, 76)])
         listed = json.loads(icp("list", "--json", self.image).stdout)["versions"]
         self.assertEqual([v["stats"]["full"] for v in listed][:2], [True, False], listed)
+        table = icp("list", self.image, "--version", 2).stdout.splitlines()
+        self.assertEqual([line.split()[0] for line in table[1:]], ["2"])
+        self.assert_one_error(icp("list", self.image, "--version", 99), 1, "there is no version 99")
 
     def test_usr1_takes_a_version(self):
         process = self.start_run(*counter(1000))
@@ -188,6 +192,24 @@ class Run(Case):
         self.assertEqual(process.wait(30), 0)
         self.assertRegex(self.err.read_text(), r"\Aicp: no version taken: [^\n]*descriptor \d+[^\n]*\n\Z")
         self.assertEqual(self.versions(), [])
+
+    def test_two_programs_do_not_share_a_directory(self):
+        first = self.start_run(*counter(400), interval="0.2s", options=())
+        said = self.err
+        wait_for(self.versions, what="a version")
+        second = self.start_run(*counter(20, 3), interval="10m", options=())
+        self.assertEqual(second.wait(30), 3)
+        self.assertRegex(self.err.read_text(), rf"\Aicp: [^\n]*{self.image} is in use: icp \(process {first.pid} on [^\n]+\) takes"
+                         r" versions into it[^\n]*another directory\n\Z")
+        self.assertEqual(said.read_text(), "")
+        first.terminate()
+        self.assertEqual(first.wait(10), 42)
+        # It is free again, also for a restart that goes on.
+        third = self.start(program(), "restart", "--dir", self.image, "--interval", "0.2s")
+        before = self.versions()
+        wait_for(lambda: len(self.versions()) > len(before), what="a version of the restored tree")
+        third.terminate()
+        self.assertEqual(third.wait(10), 42)
 
     def test_exit_code_survives_death_at_any_moment(self):
         for i in range(8):
@@ -252,6 +274,16 @@ class Tree(Case):
         self.assertEqual(self.versions(), [1, 2])
         process.terminate()
         self.assertEqual(process.wait(10), 42)
+
+    def test_a_daemon_that_left_the_tree_is_named(self):
+        script = ("( setsid sh -c 'echo $$ > daemon; exec sleep 60' </dev/null >/dev/null 2>&1 & ); sleep 60; true")
+        process = self.start("sh", "-c", script, cwd=self.dir, env={**os.environ, "ICP_OF_THIS_TEST": str(os.getpid())})
+        daemon = int(wait_for(lambda: (self.dir / "daemon").exists() and (self.dir / "daemon").read_text(), what="a daemon"))
+        self.own(daemon)
+        result = icp("checkpoint", "--pid", process.pid, "--dir", self.image)
+        self.assert_ends(result, 0, rf"icp: not in the version[^\n]*process {process.pid}[^\n]*: {daemon} \((sleep|sh)\);")
+        other = self.start_counter(1000)
+        self.assertNotIn("not in the version", icp("checkpoint", "--pid", other.pid, "--dir", self.dir / "two").stderr)
 
     def test_checkpoint_and_kill(self):
         process = self.start_counter(1000)
