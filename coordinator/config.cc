@@ -11,6 +11,7 @@
 #include <set>
 #include <sstream>
 
+#include "coordinator/checkpoint_moments.h"
 #include "coordinator/duration.h"
 #include "engine/base/error.h"
 
@@ -130,6 +131,14 @@ const std::map<std::string, Reader>& readers() {
          }
        }},
       {"staging_limit", [](Config& c, const Entry& e) { c.staging_limit = size(e); }},
+      {"checkpoint_on",
+       [](Config& c, const Entry& e) {
+         c.checkpoint_on = e.text();
+         if (!c.checkpoint_on.empty() && !are_moments(c.checkpoint_on))
+           e.fail(fmt::format("'{}' is not {}", c.checkpoint_on, kMomentsGrammar));
+       }},
+      {"requeue_max", [](Config& c, const Entry& e) { c.requeue_max = count(e); }},
+      {"requeue_margin", [](Config& c, const Entry& e) { c.requeue_margin = duration(e); }},
       {"keep", [](Config& c, const Entry& e) { c.keep = count(e); }},
       {"dedup",
        [](Config& c, const Entry& e) {

@@ -23,6 +23,9 @@ struct Config {
   BatchPolicy batch = BatchPolicy::kWhenPossible;
   std::string checkpoint_dir;  // absolute, "%u" is the user's name; empty: the working directory
   std::chrono::milliseconds min_interval{1000};
+  std::string checkpoint_on;   // moments of steps that have an agent and name none; see checkpoint_moments.h
+  uint32_t requeue_max = 100;  // of one job, when its time limit comes
+  std::chrono::milliseconds requeue_margin{30'000};
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;  // bytes
   uint32_t keep = 0;                    // newest versions that stay, 0: all

@@ -2,6 +2,7 @@
 #include "spank/options.h"
 
 #include <errno.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <cstdlib>
@@ -9,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "coordinator/checkpoint_moments.h"
 #include "coordinator/duration.h"
 
 namespace icp::spank {
@@ -34,13 +36,30 @@ bool check_directory(const char* source, std::string_view text) {
   return false;
 }
 
+bool check_moments(const char* source, std::string_view text) {
+  if (are_moments(text)) return true;
+  complain(std::string(source) + ": \"" + std::string(text) + "\" is not " + kMomentsGrammar);
+  return false;
+}
+
+bool check_number(const char* source, std::string_view text) {
+  constexpr size_t kMostDigits = 6;
+  if (!text.empty() && text.size() <= kMostDigits && text.find_first_not_of("0123456789") == text.npos) return true;
+  complain(std::string(source) + ": \"" + std::string(text) + "\" is not a number from 0 to 999999");
+  return false;
+}
+
 // Slurm keeps the pointers: static storage, and not const.
 char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", directory_name[] = "checkpoint-dir",
-     restart_name[] = "restart-dir", time_word[] = "time", directory_word[] = "directory",
+     restart_name[] = "restart-dir", moments_name[] = "checkpoint-on", requeue_name[] = "requeue-max",
+     when_word[] = "when", number_word[] = "number", time_word[] = "time", directory_word[] = "directory",
      interval_usage[] = "take a checkpoint of each step at this interval: 30s, 10m, 2h, or minutes",
      alias_usage[] = "the same as --checkpoint-interval",
+     moments_usage[] = "take a checkpoint at these moments: timelimit",
+     requeue_usage[] = "how often a batch job is requeued when its time limit comes",
      directory_usage[] = "where checkpoints go: <directory>/<job>.<step> (default: the working directory)",
-     restart_usage[] = "restart from the checkpoint in this directory; none: start afresh after a requeue";
+     restart_usage[] =
+         "restart from the checkpoint in this directory, DIR:N: from version N; none: start afresh after a requeue";
 
 template <std::string Request::*Member, bool (*Check)(const char*, std::string_view)>
 int take_option(const char* source, const char* argument, int remote) {
@@ -58,6 +77,14 @@ spank_option table[] = {
     {alias_name, time_word, alias_usage, 1, 0,
      [](int, const char* argument, int remote) {
        return take_option<&Request::interval, check_interval>("--checkpoint", argument, remote);
+     }},
+    {moments_name, when_word, moments_usage, 1, 0,
+     [](int, const char* argument, int remote) {
+       return take_option<&Request::checkpoint_on, check_moments>("--checkpoint-on", argument, remote);
+     }},
+    {requeue_name, number_word, requeue_usage, 1, 0,
+     [](int, const char* argument, int remote) {
+       return take_option<&Request::requeue_max, check_number>("--requeue-max", argument, remote);
      }},
     {directory_name, directory_word, directory_usage, 1, 0,
      [](int, const char* argument, int remote) {
@@ -87,6 +114,18 @@ const std::vector<Twins>& all_twins() {
        {"SBATCH_CHECKPOINT", "SBATCH_CHECKPOINT_INTERVAL"},
        {"SALLOC_CHECKPOINT", "SALLOC_CHECKPOINT_INTERVAL"},
        {ICP_INHERITED "checkpoint_interval", ICP_INHERITED "checkpoint"}},
+      {&Request::checkpoint_on,
+       check_moments,
+       {"SLURM_CHECKPOINT_ON"},
+       {"SBATCH_CHECKPOINT_ON"},
+       {"SALLOC_CHECKPOINT_ON"},
+       {ICP_INHERITED "checkpoint_on"}},
+      {&Request::requeue_max,
+       check_number,
+       {"SLURM_CHECKPOINT_REQUEUE_MAX"},
+       {"SBATCH_CHECKPOINT_REQUEUE_MAX"},
+       {"SALLOC_CHECKPOINT_REQUEUE_MAX"},
+       {ICP_INHERITED "requeue_max"}},
       {&Request::checkpoint_dir,
        check_directory,
        {"SLURM_CHECKPOINT_DIR", "SLURM_CHECKPOINT_IMAGE_DIR"},
@@ -127,6 +166,21 @@ std::string absolute(const std::string& path) {
   return result;
 }
 
+// What is not there when the command is typed is a slip of the pen, which should not wait in a queue to be found. One
+// that another job makes until then is named to the srun that needs it.
+bool is_there(const std::string& directory) {
+  if (directory == "none") return true;
+  struct stat facts {};
+  if (::stat(directory.c_str(), &facts) == 0) return true;
+  const int error = errno;
+  const size_t colon = directory.rfind(':');  // DIR:N names a version
+  const bool version = colon != std::string::npos && colon + 1 < directory.size() &&
+                       directory.find_first_not_of("0123456789", colon + 1) == std::string::npos;
+  if (version && ::stat(directory.substr(0, colon).c_str(), &facts) == 0) return true;
+  complain("cannot restart: " + directory + ": " + std::strerror(error));
+  return false;
+}
+
 }  // namespace
 
 void register_options(spank_t handle) {
@@ -148,6 +202,8 @@ bool settle_options() {
     std::string& value = given.*twins.member;
     const auto& names = command == "sbatch" ? twins.sbatch : command == "salloc" ? twins.salloc : twins.srun;
     if (is_inherited(twins, value)) value.clear();
+    // A job's own srun may get the directory of a submission that Slurm has requeued since.
+    const bool typed = !value.empty() || std::getenv("SLURM_JOB_ID") == nullptr;
     for (const char* name : names) {
       const char* const text = std::getenv(name);
       if (!value.empty() || text == nullptr || *text == '\0') continue;
@@ -155,7 +211,8 @@ bool settle_options() {
       value = text;
     }
     if (value.empty()) continue;
-    if (twins.member != &Request::interval) value = absolute(value);
+    if (twins.check == check_directory) value = absolute(value);
+    if (twins.member == &Request::restart_dir && typed && !is_there(value)) return false;
     ::setenv(twins.srun.front(), value.c_str(), 1);
   }
   return true;

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// --checkpoint-interval, --checkpoint, --checkpoint-dir, --restart-dir and their environment variables.
+// --checkpoint-interval, --checkpoint, --checkpoint-on, --checkpoint-dir, --restart-dir, --requeue-max and their
+// environment variables.
 #pragma once
 
 #include <string>
@@ -12,9 +13,14 @@ struct Request {
   std::string interval;        // empty: not asked for
   std::string checkpoint_dir;  // absolute, or empty
   std::string restart_dir;     // absolute, "none", or empty
+  std::string checkpoint_on;   // words and commas, "none", or empty
+  std::string requeue_max;     // a number, or empty
   std::string refused;         // not empty: what it says cannot be done, and must not be passed over
 
-  bool wants_agent() const { return !interval.empty() || (!restart_dir.empty() && restart_dir != "none"); }
+  bool wants_agent() const {
+    return !interval.empty() || (!restart_dir.empty() && restart_dir != "none") ||
+           (!checkpoint_on.empty() && checkpoint_on != "none");
+  }
 };
 
 // Registers the options: in every context, or Slurm does not carry them to the node.

@@ -138,6 +138,10 @@ void begin_step(spank_t handle, const Settings& settings) {
   facts.interval = request.interval;
   facts.checkpoint_dir = request.checkpoint_dir;
   facts.restart_dir = request.restart_dir;
+  facts.checkpoint_on = request.checkpoint_on;
+  facts.requeue_max = request.requeue_max.empty()
+                          ? StepFacts::kNoRequeueMax
+                          : static_cast<uint32_t>(std::strtoul(request.requeue_max.c_str(), nullptr, 10));
   problem = agent.start(settings, facts);
   if (!problem.empty()) complain("job " + std::to_string(facts.job) + ": " + problem);
 }

@@ -20,6 +20,7 @@
 #include "coordinator/icpctld/server.h"
 #include "coordinator/icpctld/slurm_jobs.h"
 #include "coordinator/icpctld/steps.h"
+#include "coordinator/icpctld/time_limits.h"
 #include "coordinator/log_format.h"
 #include "engine/base/error.h"
 
@@ -67,6 +68,12 @@ class Daemon {
         catalog_(config_.state_dir),
         steps_(io_, config_, catalog_),
         requests_(io_, steps_, catalog_, ::geteuid()),
+        time_limits_(
+            io_, steps_, config_.requeue_margin,
+            [this](uint32_t job, auto told) { requests_.look(job, std::move(told)); },
+            [this](uint32_t job, bool requeue, auto again) {
+              requests_.at_time_limit(job, requeue, std::move(again));
+            }),
         server_(io_, config_, steps_, requests_),
         stop_(io_, SIGTERM, SIGINT),
         reload_(io_, SIGHUP),
@@ -148,6 +155,7 @@ class Daemon {
   Catalog catalog_;
   Steps steps_;
   Requests requests_;
+  TimeLimits time_limits_;
   Server server_;
   boost::asio::signal_set stop_, reload_;
   boost::asio::steady_timer clean_;

@@ -258,6 +258,47 @@ void Requests::create(const Pointer& asked, bool kill, bool requeue) {
   if (!wait) asked->answer(failure(all->code, all->text));
 }
 
+// To the users of all steps of the job that have an agent: one agent of each says it.
+void Requests::tell(uint32_t job, const std::function<std::string(const Step&)>& text) const {
+  for (const auto& step : steps_.running(job, std::nullopt)) {
+    if (step->agents.empty()) continue;
+    net::ToPeer message;
+    message.mutable_notice()->set_text(text(*step));
+    step->agents.begin()->second(message);
+  }
+}
+
+void Requests::look(uint32_t job, std::function<void(std::optional<SlurmJob>)> told) {
+  const auto asked = std::make_shared<Asked>();
+  asked->caller = self_;
+  asked->answer = [told](const net::Reply&) { told(std::nullopt); };
+  in_pool(
+      asked, [asked, job] { return load_job(job, asked->job); },
+      [asked, told = std::move(told)](uint32_t code) { told(code == 0 ? std::optional(asked->job) : std::nullopt); });
+}
+
+void Requests::at_time_limit(uint32_t job, bool requeue, std::function<void()> again) {
+  net::Request request;
+  request.set_operation(requeue ? net::OP_REQUEUE : net::OP_CREATE);
+  request.set_job(job);
+  request.set_wait(true);
+  for (const auto& step : steps_.running(job, std::nullopt))
+    if (step->round) return again();
+  if (requeue)
+    tell(job, [](const Step&) { return "the time limit is near: a version is taken, and the job requeued"; });
+  spdlog::info("job {}: its time limit is near: a version is taken{}", job, requeue ? ", and it is requeued" : "");
+  handle(self_, request, [this, job, requeue, again = std::move(again)](const net::Reply& reply) {
+    if (reply.code() == kInProgress) return again();
+    if (reply.code() == 0 && requeue) return;  // its agents have gone, with its processes
+    const std::string why = reply.text().empty() ? slurm_text(reply.code()) : reply.text();
+    tell(job, [&](const Step& step) {
+      if (reply.code() != 0) return "the time limit is near, and no version could be taken: " + why;
+      return fmt::format("the time limit is near; a version was taken: srun --restart-dir={} ... goes on from it",
+                         step.facts.image);
+    });
+  });
+}
+
 // Slurm keeps a finished job's record for MinJobAge: requeueing it starts it again under its number, and the step finds
 // its last version by itself, or asks for the directory that is remembered here.
 void Requests::restart(const Pointer& asked) {

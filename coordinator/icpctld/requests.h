@@ -7,6 +7,7 @@
 
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "coordinator/icpctld/catalog.h"
@@ -28,6 +29,11 @@ class Requests {
   Requests(boost::asio::io_context& io, Steps& steps, Catalog& catalog, uid_t self);
   // Answers exactly once, now or later.
   void handle(uid_t caller, const net::Request& request, Answer answer);
+  // The job's time limit is near: a version, after which it is requeued if it may be; the user is told. `again`, when a
+  // version is under way.
+  void at_time_limit(uint32_t job, bool requeue, std::function<void()> again);
+  // Asks Slurm about a job in another thread; nothing when it could not be asked.
+  void look(uint32_t job, std::function<void(std::optional<SlurmJob>)> told);
 
  private:
   struct Asked {
@@ -39,6 +45,7 @@ class Requests {
   };
   using Pointer = std::shared_ptr<Asked>;
 
+  void tell(uint32_t job, const std::function<std::string(const Step&)>& text) const;
   void judge(const Pointer& asked, uint32_t code);
   void carry_out(const Pointer& asked);
   void create(const Pointer& asked, bool kill, bool requeue);

@@ -5,12 +5,28 @@
 
 namespace icp {
 
-void Restart::fail(const std::string& why) {
-  phase_ = 3;
-  why_ = why;
+net::ToPeer Restart::failure(uint32_t attempt) const {
   net::ToPeer message;
-  message.mutable_restart_go()->set_error(why);
-  for (const std::string& node : known_) send_(node, message);
+  message.mutable_restart_go()->set_attempt(attempt);
+  message.mutable_restart_go()->set_error(why_.empty() ? "the step runs already" : why_);
+  message.mutable_restart_go()->set_again(!over());
+  return message;
+}
+
+void Restart::fail(const std::string& why, bool again) {
+  why_ = why;
+  const uint32_t failed = attempt_;
+  if (again) {
+    attempt_++;
+    phase_ = version_ = 0;
+    there_.clear();
+    addresses_.Clear();
+    ends_ = {};
+  } else {
+    phase_ = 3;
+    failed_ = true;
+  }
+  for (const std::string& node : known_) send_(node, failure(failed));
 }
 
 void Restart::lost(const std::string& node) {
@@ -20,12 +36,15 @@ void Restart::lost(const std::string& node) {
 
 void Restart::ready(const std::string& node, const net::RestartReady& message) {
   known_.insert(node);
-  if (over()) {
-    net::ToPeer late;
-    late.mutable_restart_go()->set_error(why_.empty() ? "the step runs already" : why_);
-    return send_(node, late);
+  if (over()) return send_(node, failure(message.attempt()));
+  const bool failed = !message.error().empty(), late = message.attempt() < attempt_;
+  if (late && (!failed || message.again())) {  // it has not heard yet
+    if (!failed) send_(node, failure(message.attempt()));
+    return;
   }
-  if (!message.error().empty()) return fail(fmt::format("{}: {}", node, message.error()));
+  // With all rebuilt some may run already.
+  if (failed) return fail(fmt::format("{}: {}", node, message.error()), message.again() && phase_ < 2);
+  if (message.attempt() != attempt_) return fail(fmt::format("{} did something out of turn", node));
   if (message.phase() != phase_ + 1 || !there_.insert(node).second) {
     return fail(fmt::format("{} did something out of turn", node));
   }
@@ -44,6 +63,7 @@ void Restart::ready(const std::string& node, const net::RestartReady& message) {
   for (const std::string& other : known_) {
     net::ToPeer go;
     go.mutable_restart_go()->set_phase(phase_);
+    go.mutable_restart_go()->set_attempt(attempt_);
     if (phase_ == 1) *go.mutable_restart_go()->mutable_addresses() = addresses_;
     if (phase_ <= 2) *go.mutable_restart_go()->mutable_ends() = ends_.others_of(other);
     send_(other, go);

@@ -108,6 +108,7 @@ void Round::done(const std::string& node, const net::PhaseDone& message) {
   highest_ = std::max(highest_, message.highest_version());
   if (!message.error().empty()) {
     result_.remedy = message.remedy();
+    result_.expected = message.expected();
     return fail(nodes_.size() == 1 ? message.error() : fmt::format("{}: {}", node, message.error()), message.passing());
   }
   if (message.phase() != phase_ || !done_.insert(node).second) {

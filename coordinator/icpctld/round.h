@@ -25,6 +25,7 @@ struct RoundResult {
   std::string error, remedy;  // when not
   bool passing = false;       // the failure is one of the moment
   bool timed_out = false;
+  bool expected = false;        // nothing was wrong, there was nothing to save
   net::VersionNumbers numbers;  // sums over the nodes; stop and total time are the longest
 };
 

@@ -40,6 +40,9 @@ uint32_t load_job(uint32_t id, SlurmJob& job) {
     job.batch = info.batch_flag != 0;
     job.completing = (info.job_state & JOB_COMPLETING) != 0;
     job.restarts = info.restart_cnt;
+    job.requeue = info.requeue != 0;
+    job.start = info.start_time;
+    job.end = info.time_limit == INFINITE || info.time_limit == NO_VAL ? 0 : info.end_time;
     job.nodes = info.nodes == nullptr ? "" : info.nodes;
     code = 0;
   }

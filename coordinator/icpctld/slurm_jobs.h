@@ -6,6 +6,7 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <ctime>
 #include <string>
 
 #include "coordinator/protocol/slurm_errors.h"
@@ -20,6 +21,9 @@ struct SlurmJob {
   bool batch = false;
   bool completing = false;
   uint32_t restarts = 0;  // how often it was requeued
+  bool requeue = false;   // Slurm may requeue it
+  time_t start = 0;       // of this run
+  time_t end = 0;         // its time limit, while it runs; 0: none
   std::string nodes;      // of its last run, as Slurm lists them
 };
 

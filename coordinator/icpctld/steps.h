@@ -50,6 +50,7 @@ class Step {
   std::unique_ptr<Restart> restart;
   std::chrono::system_clock::time_point round_began;
   std::chrono::system_clock::time_point next_due;
+  std::chrono::milliseconds longest{0};  // of the versions taken
 
   // All agents are there, and the processes run.
   bool complete() const { return agents.size() == facts.nodes && !restart; }

@@ -2,6 +2,7 @@
 #include "coordinator/icpstepd/capsule_layout.h"
 
 #include <algorithm>
+#include <iterator>
 
 #include "engine/base/error.h"
 #include "engine/image/image_dir.h"
@@ -55,6 +56,7 @@ std::vector<CapsulePart> capsules_of(const std::string& image, uint32_t version,
     part.host = reader.manifest().host().node();
     part.state = reader.read_state();
     for (const pb::Task& task : part.state.tasks()) part.ranks.insert(task.rank());
+    for (const pb::TaskEnd& end : part.state.ended()) part.ended.insert(end.rank());
     const auto here = [&ranks](int rank) { return ranks.contains(rank); };
     if (std::none_of(part.ranks.begin(), part.ranks.end(), here)) part.state.Clear();
   }
@@ -68,8 +70,11 @@ std::vector<CapsulePart> capsules_here(std::vector<CapsulePart> all, const std::
     return !part.ranks.empty() && std::includes(ranks.begin(), ranks.end(), part.ranks.begin(), part.ranks.end());
   };
   size_t tasks = 0;
-  for (const CapsulePart& part : all) {
+  for (CapsulePart& part : all) {
     if (!is_here(part)) continue;
+    // A task that had ended has a proxy where the step has as many tasks as at its beginning, and need not have one.
+    std::set_intersection(part.ended.begin(), part.ended.end(), ranks.begin(), ranks.end(),
+                          std::inserter(part.ranks, part.ranks.end()));
     tasks += part.ranks.size();
     found.insert(part.ranks.begin(), part.ranks.end());
   }

@@ -17,6 +17,7 @@ struct CapsulePart {
   std::string name;     // in the image: the node on which it began
   std::string host;     // on which the version was taken
   std::set<int> ranks;  // of its tasks
+  std::set<int> ended;  // of those that had ended before the version
   pb::Capsule state;    // empty for those that have no task of the node
 };
 
@@ -24,7 +25,8 @@ struct CapsulePart {
 std::vector<CapsulePart> capsules_of(const std::string& image, uint32_t version, const Identity& identity,
                                      const std::set<int>& ranks);
 
-// Those of `all` whose tasks are those of this node, by rank. Throws kUsage, saying how tasks are laid out in the image
+// Those of `all` whose tasks are those of this node, by rank, and with them what tasks of theirs had ended and have one
+// of this node to end again. Throws kUsage, saying how tasks are laid out in the image
 // and what would fit, when a task of this node has none, or some tasks of a capsule are elsewhere.
 std::vector<CapsulePart> capsules_here(std::vector<CapsulePart> all, const std::string& image,
                                        const std::set<int>& ranks);

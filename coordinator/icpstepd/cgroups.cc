@@ -222,6 +222,54 @@ std::vector<pid_t> step_processes(pid_t task) {
   return {pids.begin(), pids.end()};
 }
 
+std::vector<pid_t> batch_processes(pid_t task) {
+  auto place = step_place(task);
+  if (!place) return {};
+  place->path.replace(place->path.rfind('/'), std::string::npos, "/step_batch");
+  const std::set<pid_t> pids = processes_in({place->directory()});
+  return {pids.begin(), pids.end()};
+}
+
+namespace {
+
+std::string first_word(const std::string& path) {
+  std::ifstream file(path);
+  std::string word;
+  file >> word;
+  return word;
+}
+
+// Its own group or one above: Slurm freezes the step's.
+bool is_frozen(pid_t pid) {
+  for (CgroupPlace place : cgroups_of(pid)) {
+    if (place.controllers != "freezer" && !place.controllers.empty()) continue;
+    const bool version1 = !place.controllers.empty();
+    for (; place.path.size() > 1; place.path.resize(place.path.rfind('/'))) {
+      const std::string word = first_word(place.directory() + (version1 ? "/freezer.state" : "/cgroup.freeze"));
+      if (version1 ? word == "FROZEN" || word == "FREEZING" : word == "1") return true;
+    }
+  }
+  return false;
+}
+
+}  // namespace
+
+Suspension suspension_of(const std::vector<pid_t>& tasks) {
+  size_t alive = 0, stopped = 0;
+  for (const pid_t pid : tasks) {
+    try {
+      const char state = ProcStat::read(pid).state;
+      if (state == 'Z' || state == 'X') continue;
+      if (is_frozen(pid)) return Suspension::kFrozen;
+      alive++;
+      if (state == 'T') stopped++;
+    } catch (const Error&) {
+      continue;  // it has ended
+    }
+  }
+  return alive > 0 && stopped == alive ? Suspension::kStopped : Suspension::kNone;
+}
+
 void add_step_cgroups(pid_t task, StepCgroups& cgroups) {
   if (const auto place = task > 0 ? step_place(task) : std::nullopt) {
     cgroups.directory = place->directory();

@@ -50,6 +50,17 @@ Signalled signalled_by_slurm(pid_t task, const std::string& slurm_conf_directory
 // All processes of the step whose task this is, as its cgroup knows them: orphans of tasks, too. Empty without one.
 std::vector<pid_t> step_processes(pid_t task);
 
+// Those of the batch script of the task's job on this node. Empty where it runs on another node, and without cgroups.
+std::vector<pid_t> batch_processes(pid_t task);
+
+// Whether Slurm has suspended the step of these tasks.
+enum class Suspension {
+  kNone,
+  kStopped,  // all tasks are stopped
+  kFrozen,   // the freezer keeps them: nobody can stop them for a version before it lets them go
+};
+Suspension suspension_of(const std::vector<pid_t>& tasks);
+
 // The step's cgroups in the hierarchy that proctrack/cgroup uses, by their inode numbers, which the kernel does not use
 // again: what ever was one of them stays one.
 struct StepCgroups {

@@ -164,6 +164,11 @@ void CoordinatorLink::received(const std::string& payload) {
   {
     const std::lock_guard lock(mutex_);
     if (message.has_welcome()) scheduled_ = message.welcome().scheduled();
+    if (message.has_notice()) {
+      asio::post(agent_, [events = events_, text = message.notice().text()] {
+        if (events->notice) events->notice(text);
+      });
+    }
     if (message.has_begin()) {
       round_ = message.begin().round();
       go_.Clear();
@@ -270,10 +275,13 @@ net::RestartGo CoordinatorLink::restart(const net::RestartReady& message, millis
   say(out);
   if (!message.error().empty()) return {};
   const bool heard = wait_looking(lock, until, wanted, [&] {
-    return losses_ != losses || !restart_go_.error().empty() || restart_go_.phase() >= message.phase();
+    if (losses_ != losses) return true;
+    return restart_go_.attempt() == message.attempt() &&
+           (!restart_go_.error().empty() || restart_go_.phase() >= message.phase());
   });
   if (losses_ != losses) throw_error(ErrorKind::kBusy, "the connection to the coordinator is lost");
-  if (!restart_go_.error().empty()) throw_error(ErrorKind::kBusy, "{}", restart_go_.error());
+  if (heard && !restart_go_.error().empty())
+    throw_error(restart_go_.again() ? ErrorKind::kImage : ErrorKind::kBusy, "{}", restart_go_.error());
   if (!heard) throw_error(ErrorKind::kBusy, "the other nodes were not ready within {} s", timeout.count() / 1000);
   return restart_go_;
 }

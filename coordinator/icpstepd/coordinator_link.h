@@ -31,6 +31,8 @@ class CoordinatorLink {
     std::function<void(const std::string& why)> changed;
     // No versions are taken, for something that other nodes lack.
     std::function<void(const std::string& why)> missed;
+    // A line for the user.
+    std::function<void(const std::string& text)> notice;
   };
 
   // Starts connecting. `agent` must outlive this. Throws Error (kUsage) when coordinator_user does not exist.
@@ -55,7 +57,7 @@ class CoordinatorLink {
   // Blocks until icpctld is there, at most so long. False: it is not.
   bool wait_scheduled(std::chrono::milliseconds timeout);
   // Says that this agent has come so far with a restart, and blocks until all have, or the connection does not come
-  // within `timeout`. Throws Error (kBusy). `wanted`: as in wait_go().
+  // within `timeout`. Throws Error: kBusy; kImage when all are to try an older version. `wanted`: as in wait_go().
   net::RestartGo restart(const net::RestartReady& message, std::chrono::milliseconds timeout, const Wanted& wanted);
 
  private:

@@ -71,14 +71,18 @@ std::string below(const std::string& cwd, const std::string& path) {
   return path.starts_with('/') ? path : cwd + "/" + path;
 }
 
-// Versions of which every node's part can be read, latest first. Throws Error when the image cannot be opened.
-std::vector<uint32_t> good_versions(const std::string& image, const Identity& identity) {
+// Versions of which every node's part can be read, latest first; of the others, why not. Throws Error when the image
+// cannot be opened.
+std::vector<uint32_t> good_versions(const std::string& image, const Identity& identity,
+                                    std::map<uint32_t, std::string>& damaged) {
   std::map<uint32_t, bool> good;
   for (const std::string& node : ImageDir::nodes_of(image, identity)) {
     for (const VersionInfo& info : ImageDir::open(image, identity, node).versions()) {
       const bool first = !good.contains(info.version);
       good[info.version] = info.error.empty() && (first || good[info.version]);
-      if (!info.error.empty()) spdlog::warn("{}: version {}: {}", image, info.version, info.error);
+      if (info.error.empty()) continue;
+      spdlog::warn("{}: version {}: {}", image, info.version, info.error);
+      damaged[info.version] = info.error;
     }
   }
   std::vector<uint32_t> versions;
@@ -117,17 +121,53 @@ bool split_name(const std::string& name, std::string& job, std::string& step) {
   return number(job) && (number(step) || step == "batch");
 }
 
-StartPlan restart_from(const std::string& image, const Identity& identity) {
+// `version` 0: the latest one that is whole.
+StartPlan restart_from(const std::string& image, const Identity& identity, uint32_t version = 0) {
   StartPlan plan;
   plan.image = image;
-  plan.versions = good_versions(image, identity);
+  std::map<uint32_t, std::string> damaged;
+  plan.versions = good_versions(image, identity, damaged);
   plan.kind = plan.versions.empty() ? StartPlan::kFail : StartPlan::kRestart;
   if (plan.versions.empty()) plan.text = fmt::format("{} holds no complete version", image);
+  if (version != 0 && !plan.versions.empty()) {
+    plan.one_version = true;
+    if (std::find(plan.versions.begin(), plan.versions.end(), version) == plan.versions.end()) {
+      plan.kind = StartPlan::kFail;
+      plan.text =
+          fmt::format("{} holds no complete version {}; the latest one is {}", image, version, plan.versions[0]);
+    }
+    plan.versions = {version};
+  } else if (!plan.versions.empty()) {
+    for (auto at = damaged.rbegin(); at != damaged.rend() && at->first > plan.versions[0]; ++at)
+      plan.damaged.push_back(fmt::format("version {}: {}", at->first, at->second));
+  }
   return plan;
 }
 
-StartPlan plan_from_directory(const protocol::StepFacts& facts, const std::string& directory) {
+// Takes ":7" or "/v000007" off the end of a directory's name; 0: there is none.
+uint32_t take_version(std::string& directory, const Identity& identity) {
+  constexpr size_t kMostDigits = 6;
+  while (directory.size() > 1 && directory.ends_with('/')) directory.pop_back();
+  const size_t cut = directory.find_last_of(":/");
+  if (cut == std::string::npos || cut == 0) return 0;
+  std::string number = directory.substr(cut + 1);
+  if (directory[cut] == '/') {
+    if (!is_version(number)) return 0;
+    number.erase(0, 1);
+  } else {
+    const FsIdentity as_user(identity);
+    struct stat facts {};
+    if (::lstat(directory.c_str(), &facts) == 0) return 0;  // a name with a colon
+  }
+  if (number.empty() || number.size() > kMostDigits || number.find_first_not_of("0123456789") != std::string::npos)
+    return 0;
+  directory.resize(cut);
+  return static_cast<uint32_t>(std::stoul(number));
+}
+
+StartPlan plan_from_directory(const protocol::StepFacts& facts, std::string directory) {
   const Identity identity = identity_of(facts);
+  const uint32_t version = take_version(directory, identity);
   const std::string own_step = protocol::step_name(facts.step);
   const std::vector<std::string> names = names_in(directory, identity);
   std::string job, step;
@@ -137,16 +177,16 @@ StartPlan plan_from_directory(const protocol::StepFacts& facts, const std::strin
     name = name.substr(name.rfind('/') + 1);
     // sbatch --restart-dir=.../12.0: meant for the step that the script will run.
     if (facts.step == protocol::kBatchStep && split_name(name, job, step) && step != "batch") return {};
-    return restart_from(directory, identity);
+    return restart_from(directory, identity, version);
   }
   std::vector<std::string> same_step, others;
   for (const std::string& name : names) {
     if (!split_name(name, job, step)) continue;
     if (step == own_step && job == std::to_string(facts.job))
-      return restart_from(fmt::format("{}/{}", directory, name), identity);
+      return restart_from(fmt::format("{}/{}", directory, name), identity, version);
     (step == own_step ? same_step : others).push_back(name);
   }
-  if (same_step.size() == 1) return restart_from(directory + "/" + same_step[0], identity);
+  if (same_step.size() == 1) return restart_from(directory + "/" + same_step[0], identity, version);
   StartPlan plan;
   if (same_step.size() > 1) {
     plan.kind = StartPlan::kFail;
@@ -159,6 +199,28 @@ StartPlan plan_from_directory(const protocol::StepFacts& facts, const std::strin
     plan.text = fmt::format("{} holds no checkpoint of step {}: it starts from the beginning", directory, own_step);
   }
   return plan;
+}
+
+// The step goes on from what it has saved itself.
+StartPlan plan_after_requeue(const protocol::StepFacts& facts, const std::string& own_image) {
+  const Identity identity = identity_of(facts);
+  if (is_completed(own_image, identity)) return {};
+  const std::optional<std::string> vacated = read_mark(own_image, kVacated, identity);
+  if (facts.interval.empty() && !vacated) return {};
+  // An absolute path says that the version was put elsewhere.
+  const std::string& image = vacated && vacated->starts_with('/') ? *vacated : own_image;
+  try {
+    const std::vector<std::string> names = names_in(image, identity);
+    if (std::none_of(names.begin(), names.end(), is_version)) return {};
+    StartPlan plan = restart_from(image, identity);
+    if (plan.kind == StartPlan::kFail) plan.kind = StartPlan::kFresh, plan.text += ": the step starts afresh";
+    return plan;
+  } catch (const Error& error) {
+    if (error.error_number() == ENOENT) return {};  // killed before its first version
+    StartPlan plan;
+    plan.text = fmt::format("{}: the step starts from the beginning", error.what());
+    return plan;
+  }
 }
 
 }  // namespace
@@ -180,9 +242,13 @@ std::string image_path_in(const std::string& directory, const protocol::StepFact
 }
 
 StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_image, const std::string& cwd,
-                     uint32_t restarts) {
+                     uint32_t restarts, bool chosen) {
   if (facts.restart_dir == "none") return {};
   const Identity identity = identity_of(facts);
+  if (restarts > 0 && !chosen) {
+    StartPlan plan = plan_after_requeue(facts, own_image);
+    if (plan.kind == StartPlan::kRestart || facts.restart_dir.empty()) return plan;
+  }
   if (!facts.restart_dir.empty()) {
     try {
       return plan_from_directory(facts, below(cwd, facts.restart_dir));
@@ -193,23 +259,7 @@ StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_im
       return plan;
     }
   }
-  if (restarts == 0 || is_completed(own_image, identity)) return {};
-  const std::optional<std::string> vacated = read_mark(own_image, kVacated, identity);
-  if (facts.interval.empty() && !vacated) return {};
-  // An absolute path says that the version was put elsewhere.
-  const std::string& image = vacated && vacated->starts_with('/') ? *vacated : own_image;
-  try {
-    const std::vector<std::string> names = names_in(image, identity);
-    if (std::none_of(names.begin(), names.end(), is_version)) return {};
-    StartPlan plan = restart_from(image, identity);
-    if (plan.kind == StartPlan::kFail) plan.kind = StartPlan::kFresh, plan.text += ": the step starts afresh";
-    return plan;
-  } catch (const Error& error) {
-    if (error.error_number() == ENOENT) return {};  // killed before its first version
-    StartPlan plan;
-    plan.text = fmt::format("{}: the step starts from the beginning", error.what());
-    return plan;
-  }
+  return {};
 }
 
 std::pair<uint32_t, uint32_t> highest_versions(const std::string& image, const protocol::StepFacts& facts) {

@@ -21,17 +21,22 @@ std::string image_path_in(const std::string& directory, const protocol::StepFact
 struct StartPlan {
   enum Kind { kFresh, kRestart, kFail };
   Kind kind = kFresh;
-  std::string image;               // kRestart
-  std::vector<uint32_t> versions;  // kRestart: to be tried in this order
-  std::string text;                // kFail: why; kFresh: what the user should know, may be empty
+  std::string image;                 // kRestart
+  std::vector<uint32_t> versions;    // kRestart: to be tried in this order
+  bool one_version = false;          // kRestart: the user has named it, no other will do
+  std::vector<std::string> damaged;  // newer than versions.front(): "version 7: why", newest first
+  std::string text;                  // kFail: why; kFresh: what the user should know, may be empty
 };
 
 // Decides once, before the first task runs. `restarts` is how often Slurm has requeued the job.
 //  - --restart-dir=D: D is an image; or D holds <job>.<step> of this job, or one image of this step of another job.
+//    D:7 or D/v000007: that version of such an image, and no other.
 //    D with images of other steps only: the step starts afresh, and says so.
-//  - after a requeue, with an interval or a step that was vacated: its own image, unless it is marked completed.
+//  - after a requeue, with an interval or a step that was vacated: its own image, unless it is marked completed. That
+//    goes before --restart-dir, which says where the job's first run began, unless the directory was `chosen` for this
+//    run (icp restart).
 StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_image, const std::string& cwd,
-                     uint32_t restarts);
+                     uint32_t restarts, bool chosen = false);
 
 // A step that ended by itself with status 0 must not be restarted when its job is requeued later: its image is marked
 // with a file. Errors are logged.

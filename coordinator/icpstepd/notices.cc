@@ -63,7 +63,7 @@ void Notices::complain(const std::string& text) {
   gist.erase(std::remove_if(gist.begin(), gist.end(), [](char c) { return c >= '0' && c <= '9'; }), gist.end());
   if (gist == last_) return;
   last_ = gist;
-  writer_(text);
+  writer_(text, true);
 }
 
 }  // namespace icp

@@ -26,11 +26,11 @@ bool write_to_task(pid_t pid, const StreamId& stream, const std::string& line);
 // Says each complaint once, and again when it has changed or was absent for a while. One thread.
 class Notices {
  public:
-  using Writer = std::function<void(const std::string& line)>;
+  using Writer = std::function<void(const std::string& line, bool complaint)>;
   explicit Notices(Writer writer) : writer_(std::move(writer)) {}
 
   void complain(const std::string& text);
-  void say(const std::string& text) { writer_(text); }
+  void say(const std::string& text) { writer_(text, false); }
   void all_is_well() { last_.clear(); }
 
  private:

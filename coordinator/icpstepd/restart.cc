@@ -36,6 +36,7 @@ CapsulePart part_of_tasks(const std::string& image, uint32_t version, const Iden
 void choose_together(const RestartTogether& together, const CapsulePart& part, RestoreOptions& options) {
   net::RestartReady ready;
   ready.set_phase(1);
+  ready.set_attempt(together.attempt);
   ready.set_version(options.version);
   *ready.mutable_addresses() = moved_addresses(part.state);
   *ready.mutable_ends() = ends_to_restore(part.state);
@@ -53,21 +54,32 @@ std::string describe(const RestoredCapsule& capsule, const std::string& image) {
                      counted_bytes(manifest.stats().processes(), manifest.stats().pages_total() * kPage));
 }
 
+// What another version may not have: damage, a file that is no longer there.
+bool older_may_do(const Error& error) {
+  return error.kind() == ErrorKind::kImage || error.kind() == ErrorKind::kSystem ||
+         error.kind() == ErrorKind::kPermission;
+}
+
 }  // namespace
 
 RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& facts, const Config& config,
-                           const std::map<int, ProxyStreams>& proxies, const RestartTogether& together) {
+                           const std::map<int, ProxyStreams>& proxies, RestartTogether together) {
   RestoreOptions options;
-  options.network.meet = together.meet;
+  if (together.meet) options.network.meet = [&](const auto& ends) { return together.meet(ends, together.attempt); };
   options.image_path = plan.image;
   options.identity = identity_of(facts);
   options.grown = config.grown_files;
   for (const auto& [rank, proxy] : proxies) {
     options.streams[rank] = {proxy.fds[0].get(), proxy.fds[1].get(), proxy.fds[2].get()};
     if (proxy.pmi) options.pmi[rank] = proxy.pmi.get();
+    if (!proxy.cpus.empty()) options.task_cpus[rank] = proxy.cpus;
   }
   options.like = proxies.begin()->second.pid;
   std::optional<Error> first;
+  std::vector<std::string> passed_over;
+  const std::string step = fmt::format("slurm-icp: step {}.{}", facts.job, protocol::step_name(facts.step));
+  for (const std::string& what : plan.damaged)
+    passed_over.push_back(fmt::format("{}: {} cannot be restarted: {}", step, plan.image, what));
   for (const uint32_t version : plan.versions) {
     try {
       const CapsulePart part = part_of_tasks(plan.image, version, options.identity, proxies);
@@ -75,19 +87,22 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
       options.version = version;
       if (together.chosen) choose_together(together, part, options);
       RestoredCapsule capsule = RestoredCapsule::restore(options);
-      std::string line = fmt::format("slurm-icp: step {}.{} {}", facts.job, protocol::step_name(facts.step),
-                                     describe(capsule, plan.image));
+      std::string line = fmt::format("{} {}", step, describe(capsule, plan.image));
       spdlog::info("{}", line.substr(11));
-      return {std::move(capsule), std::move(line)};
+      return {std::move(capsule), std::move(passed_over), std::move(line)};
     } catch (const Error& error) {
       spdlog::warn("version {} of {}: {}", version, plan.image, error.what());
-      // After a requeue an older version is better than none. Who named an image wants that one, or to know; and
-      // several nodes would have to choose another one together.
-      if (!facts.restart_dir.empty() || together.chosen || error.kind() != ErrorKind::kImage) throw;
+      // An older version is better than none, and which one it was is said. Who named a version wants that one.
+      bool again = !plan.one_version && older_may_do(error) && version != plan.versions.back();
+      if (together.failed) again = together.failed(error, again, together.attempt);
       if (!first) first = error;
+      if (!again) throw *first;
+      together.attempt++;
+      passed_over.push_back(
+          fmt::format("{}: version {} of {} cannot be restarted: {}", step, version, plan.image, error.what()));
     }
   }
-  throw *first;
+  throw_error(ErrorKind::kImage, "{} holds no version", plan.image);
 }
 
 void signal_tree(pid_t root, int signal) {

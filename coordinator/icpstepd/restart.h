@@ -13,6 +13,7 @@
 #include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/protocol/coordinator.pb.h"
 #include "coordinator/protocol/packet.h"
+#include "engine/base/error.h"
 #include "engine/session.h"
 
 namespace icp {
@@ -21,27 +22,34 @@ namespace icp {
 struct ProxyStreams {
   pid_t pid = 0;
   std::array<UniqueFd, 3> fds;
-  UniqueFd pmi;  // its connection to MPI's process manager, if it has one
+  UniqueFd pmi;      // its connection to MPI's process manager, if it has one
+  std::string cpus;  // a cpu_set_t: the processors that Slurm gives the task
 };
 
 // What the other capsules of the step have a say in. Empty members for a step of one.
 struct RestartTogether {
+  // All try the same versions, one after the other: this is the how manieth, from 0.
+  uint32_t attempt = 0;
+  // Called with why this version cannot be restored here, and whether there is an older one to try. Returns whether
+  // that is what all do.
+  std::function<bool(const Error&, bool again, uint32_t attempt)> failed;
   // Called with the version chosen, with this host's addresses that are other ones now, and with the ends that lead to
   // other capsules; returns the same of all.
   std::function<net::RestartGo(const net::RestartReady&)> chosen;
-  // As NetworkRestore::meet.
-  std::function<std::vector<ConnectionEnd>(const std::vector<ConnectionEnd>&)> meet;
+  // As NetworkRestore::meet, in this attempt.
+  std::function<std::vector<ConnectionEnd>(const std::vector<ConnectionEnd>&, uint32_t attempt)> meet;
 };
 
 struct RestartResult {
   RestoredCapsule capsule;
-  std::string line;  // for the user: step, version, when it was taken, processes, bytes
+  std::vector<std::string> passed_over;  // for the user: newer versions that cannot be restored, and why
+  std::string line;                      // for the user: step, version, when it was taken, processes, bytes
 };
 
 // Restores the first of the plan's versions that is whole. The processes join the cgroups of the lowest rank's proxy.
 // Throws Error with nothing left behind: task counts differ, image damaged, ...
 RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& facts, const Config& config,
-                           const std::map<int, ProxyStreams>& proxies, const RestartTogether& together);
+                           const std::map<int, ProxyStreams>& proxies, RestartTogether together);
 
 // Sends a signal to the tree of processes below (and with) a task.
 void signal_tree(pid_t root, int signal);

@@ -2,6 +2,7 @@
 #include "coordinator/icpstepd/step_agent.h"
 
 #include <fcntl.h>
+#include <sched.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/wait.h>
@@ -9,8 +10,10 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/checkpoint_moments.h"
 #include "coordinator/duration.h"
 #include "coordinator/icpstepd/agent_broker.h"
+#include "coordinator/icpstepd/batch_script.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/restart_dir.h"
 #include "engine/base/error.h"
@@ -32,6 +35,14 @@ StreamId stream_in(const Packet& packet, const std::string& name) {
   return {number("dev"), number("ino"), static_cast<uint32_t>(number("mode")), number("rdev")};
 }
 
+// Empty when it has ended.
+std::string processors_of(pid_t pid) {
+  cpu_set_t cpus;
+  CPU_ZERO(&cpus);
+  if (::sched_getaffinity(pid, sizeof cpus, &cpus) != 0) return {};
+  return {reinterpret_cast<const char*>(&cpus), sizeof cpus};
+}
+
 }  // namespace
 
 StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks)
@@ -43,9 +54,14 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
       timer_(io_),
       watch_timer_(io_),
       signals_(io_, SIGTERM, SIGINT, SIGHUP),
-      notices_([this](const std::string& line) { tell_user(line); }),
+      notices_([this](const std::string& line, bool complaint) {
+        tell_user(line);
+        if (complaint) tell_script(line);
+      }),
       versions_(facts_, config_, notices_) {
   std::string why;
+  moments_ = facts_.checkpoint_on.empty() ? config_.checkpoint_on : facts_.checkpoint_on;
+  if (moments_ == "none") moments_.clear(), facts_.checkpoint_on.clear();
   if (!facts_.interval.empty()) interval_ = parse_duration(facts_.interval, why).value_or(interval_);
   if (interval_.count() > 0) interval_ = std::max(interval_, config_.min_interval);
   if (several_capsules() && config_.coordinators.empty() && problem_.empty()) {
@@ -145,6 +161,16 @@ void StepAgent::slurmstepd_said(const Packet& packet) {
   }
 }
 
+// What it has said by now, in the middle of something else.
+void StepAgent::hear_slurmstepd() {
+  Packet packet;
+  while (protocol::receive_packet(control_.native_handle(), packet, 0) == Received::kPacket) {
+    packet.close_fds();
+    if (packet.type == protocol::kGoodbye) return boost::asio::post(io_, [this] { finish(true); });
+    slurmstepd_said(packet);
+  }
+}
+
 void StepAgent::take_names(size_t tasks) {
   constexpr int kNameTimeout = 1000;  // ms; it has said them before it let any task run
   Packet packet;
@@ -202,6 +228,7 @@ void StepAgent::on_ready() {
     task->socket = std::make_unique<Socket>(io_, packet.fds[0]);
     for (size_t fd = 0; fd < task->streams.size(); fd++) task->streams[fd] = stream_in(packet, std::to_string(fd));
     task->pmi = stream_in(packet, "pmi");
+    task->cpus = processors_of(task->pid);
     answer(*task);
   }
   watch(ready_, [this] { on_ready(); });
@@ -218,17 +245,17 @@ void StepAgent::decide(const std::string& cwd) {
   }
   if (facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever) return;
   // Asked for by name after the job was submitted: it beats what the submission says.
-  if (facts_.restarts > 0 && facts_.restart_dir != "none") {
-    if (const std::string wanted = wanted_restart_dir(config_, facts_); !wanted.empty()) facts_.restart_dir = wanted;
-  }
-  plan_ = plan_start(facts_, image_, cwd, facts_.restarts);
+  std::string chosen;
+  if (facts_.restarts > 0 && facts_.restart_dir != "none") chosen = wanted_restart_dir(config_, facts_);
+  if (!chosen.empty()) facts_.restart_dir = chosen;
+  plan_ = plan_start(facts_, image_, cwd, facts_.restarts, !chosen.empty());
   if (plan_->kind == StartPlan::kFail && several_capsules()) {
     plan_->kind = StartPlan::kRestart;  // the others must hear of it, and the proxies wait for that
     refuse_restart(Error(ErrorKind::kUsage, plan_->text));
   } else if (plan_->kind == StartPlan::kRestart) {
     spdlog::info("restart from {}", plan_->image);
     choose_capsules();
-    if (!refused_) unmark_completed(image_, identity_of(facts_));
+    if (!refused_ && plan_->kind == StartPlan::kRestart) unmark_completed(image_, identity_of(facts_));
   }
   if (plan_->kind == StartPlan::kRestart && several_capsules() && !capsule_agents_) start_link();
 }
@@ -236,7 +263,7 @@ void StepAgent::decide(const std::string& cwd) {
 void StepAgent::answer(Task& task) {
   Packet packet;
   if (plan_->kind == StartPlan::kFail) {
-    fail_task(task, "cannot restart: " + plan_->text);
+    fail_task(task, plan_->text.empty() ? "" : "cannot restart: " + plan_->text);
     return;
   }
   if (plan_->kind == StartPlan::kRestart) {
@@ -287,12 +314,12 @@ void StepAgent::on_task_socket(Task& task) {
 
 std::vector<TaskStreams> StepAgent::task_streams() const {
   std::vector<TaskStreams> all;
-  for (const auto& [rank, task] : tasks_) all.push_back({rank, task.streams, task.pmi});
+  for (const auto& [rank, task] : tasks_) all.push_back({rank, task.streams, task.pmi, task.cpus});
   return all;
 }
 
 void StepAgent::begin_versions_when_all_run() {
-  const bool wanted = (interval_.count() > 0 || !config_.coordinators.empty()) && plan_ &&
+  const bool wanted = (interval_.count() > 0 || !moments_.empty() || !config_.coordinators.empty()) && plan_ &&
                       plan_->kind == StartPlan::kFresh && problem_.empty() &&
                       !(facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever);
   if (!wanted || versions_.begun() || tasks_.size() != facts_.local_tasks) return;
@@ -309,8 +336,9 @@ void StepAgent::begin_versions_when_all_run() {
     unmark_vacated(image_, identity_of(facts_));
     SessionConfig config = versions_.session_config(image_, task_streams());
     config.more_processes = [this] { return orphans(); };
+    config.ended_tasks = [this] { return ended_tasks(); };
     join_network(config);
-    start_versions(Session(std::move(config), roots));
+    start_versions(Session(std::move(config), roots), roots);
   } catch (const Error& error) {
     spdlog::error("{}", error.what());
     problem_ = error.what();
@@ -332,8 +360,20 @@ std::vector<pid_t> StepAgent::orphans() const {
   return {};
 }
 
-void StepAgent::start_versions(Session session) {
-  versions_.begin(std::move(session), image_);
+// By rank, wait(2) statuses.
+std::map<int, int> StepAgent::ended_tasks() {
+  hear_slurmstepd();
+  std::map<int, int> ended;
+  for (const auto& [rank, task] : tasks_)
+    if (task.status) ended[rank] = *task.status;
+  return ended;
+}
+
+void StepAgent::start_versions(Session session, const std::vector<TaskRoot>& roots) {
+  versions_.begin(std::move(session), image_, roots);
+  if (!facts_.checkpoint_on.empty() && config_.coordinators.empty() && has_moment(moments_, kAtTimeLimit))
+    notices_.complain(fmt::format(
+        "slurm-icp: step {}: no checkpoint before the time limit: that needs a coordinator (icpctld)", step()));
   if (!config_.coordinators.empty() && !link_) start_link();
   if (interval_.count() > 0) start_timer();
 }
@@ -352,6 +392,9 @@ net::AgentHello StepAgent::hello() const {
   hello.set_tasks(facts_.local_tasks);
   hello.set_interval_ms(static_cast<uint64_t>(interval_.count()));
   hello.set_image(image_);
+  hello.set_at_time_limit(has_moment(moments_, kAtTimeLimit));
+  hello.set_requeue_max(facts_.requeue_max == protocol::StepFacts::kNoRequeueMax ? config_.requeue_max
+                                                                                 : facts_.requeue_max);
   hello.set_restoring(plan_ && plan_->kind == StartPlan::kRestart && !versions_.begun() && several_capsules());
   const auto [highest, committed] = highest_versions(image_, facts_);
   hello.set_highest_version(highest);
@@ -371,6 +414,9 @@ void StepAgent::start_link() {
   events.missed = [this](const std::string& why) {
     if (asked())
       notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {} (the job runs on)", step(), why));
+  };
+  events.notice = [this](const std::string& text) {
+    notices_.say(fmt::format("slurm-icp: step {}: {}", step(), text));
   };
   link_since_ = std::chrono::steady_clock::now();
   try {
@@ -435,6 +481,7 @@ void StepAgent::wait_until(std::chrono::steady_clock::time_point when) {
 
 void StepAgent::on_timer() {
   // The coordinator's timer holds while it is there; a version of several nodes is nothing one of them can decide.
+  if (versions_.left_to_steps()) return look_after_script();
   const bool own = !several_capsules() && !(link_ && link_->scheduled());
   // Something is there and does not answer: a version is due, and nobody has been told yet.
   if (link_ && !link_->scheduled() && std::chrono::steady_clock::now() - link_since_ > kPatience) {
@@ -447,6 +494,30 @@ void StepAgent::on_timer() {
   // From when this one was due; intervals that it overran are left out.
   while (due_ <= now) due_ += interval_;
   wait_until(again ? std::min(due_, now + kRetry) : due_);
+}
+
+// The batch script itself gets no versions any more. A user who has a long part of it without steps should know that.
+void StepAgent::look_after_script() {
+  constexpr int kTimes = 2;  // between two steps there is none for a moment
+  std::vector<pid_t> pids;
+  for (const TaskRoot& root : versions_.roots()) pids.push_back(root.pid);
+  without_steps_ = runs_srun(pids) ? 0 : without_steps_ + 1;
+  if (without_steps_ == kTimes) {
+    return notices_.complain(
+        fmt::format("slurm-icp: step {}: no checkpoints of the script itself after its first step; what srun starts is "
+                    "checkpointed: start long parts of the script by srun",
+                    step()));
+  }
+  due_ = std::chrono::steady_clock::now() + interval_;
+  wait_until(due_);
+}
+
+// Of a step whose own output the user may never see.
+void StepAgent::tell_script(const std::string& line) {
+  if (facts_.step < 0) return;
+  for (const auto& [rank, task] : tasks_) {
+    if (task.state != Task::kEnded && task.pid > 0) return tell_batch_script(task.pid, line);
+  }
 }
 
 void StepAgent::tell_user(const std::string& line) {

@@ -50,6 +50,7 @@ class StepAgent {
     pid_t pid = 0;  // as slurmstepd says
     std::array<StreamId, 3> streams;
     StreamId pmi;
+    std::string cpus;  // a cpu_set_t, as the task was started with
     std::unique_ptr<Socket> socket;
     ProxyStreams lent;
     bool lent_all = false;
@@ -59,6 +60,7 @@ class StepAgent {
   void watch(Socket& socket, std::function<void()> ready);
   void on_control();
   void slurmstepd_said(const protocol::Packet& packet);
+  void hear_slurmstepd();
   // Waits until slurmstepd has named that many tasks.
   void take_names(size_t tasks);
   void on_ready();
@@ -81,7 +83,7 @@ class StepAgent {
   void begin_versions_when_all_run();
   void restore_when_all_lent();
   void after_restore(RestartResult result);
-  void start_versions(Session session);
+  void start_versions(Session session, const std::vector<TaskRoot>& roots);
   void start_link();
   net::AgentHello hello() const;
   pid_t some_process() const;
@@ -98,10 +100,15 @@ class StepAgent {
   Task* find(int64_t rank);
   std::vector<TaskStreams> task_streams() const;
   std::vector<pid_t> orphans() const;
+  std::map<int, int> ended_tasks();
   bool several_capsules() const { return facts_.capsules > 1; }
-  bool asked() const { return !facts_.interval.empty() || !facts_.restart_dir.empty(); }
+  bool asked() const {
+    return !facts_.interval.empty() || !facts_.restart_dir.empty() || !facts_.checkpoint_on.empty();
+  }
   std::string step() const;
   void tell_user(const std::string& line);
+  void tell_script(const std::string& line);
+  void look_after_script();
 
   protocol::StepFacts facts_;
   Config config_;
@@ -118,12 +125,15 @@ class StepAgent {
   std::unique_ptr<CapsuleAgents> capsule_agents_;  // they do everything else then
   std::optional<Error> refused_;                   // why the step cannot be restored here
   std::optional<RestoredCapsule> capsule_;
+  uint32_t restart_attempt_ = 0;  // of a restart with other capsules, which one it was that succeeded
   std::unique_ptr<Socket> capsule_events_;
   Signalled signalled_ = Signalled::kTask;
   std::chrono::milliseconds interval_{0};
+  std::string moments_;                        // see checkpoint_moments.h
   std::chrono::steady_clock::time_point due_;  // the next version
   std::unique_ptr<CoordinatorLink> link_;      // none without a coordinator
   std::chrono::steady_clock::time_point link_since_;
+  int without_steps_ = 0;                // how often no srun of the batch script was found
   bool charged_ = false;                 // the agent's memory, to the step
   bool absence_told_ = false;            // of the coordinator, to the user
   std::optional<IpcReport> ipc_report_;  // none without one, or if objects are not the job's alone

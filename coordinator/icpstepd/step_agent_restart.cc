@@ -20,6 +20,10 @@ constexpr auto kRestartWait = std::chrono::minutes(10);  // for the other nodes'
 
 constexpr auto kTellWait = std::chrono::seconds(5);  // for the connection to the coordinator
 
+std::string sentence_of(const Error& error) {
+  return error.what() + (error.remedy().empty() ? "" : "; " + error.remedy());
+}
+
 }  // namespace
 
 // ---- which capsules ---------------------------------------------------------------------------
@@ -35,10 +39,28 @@ void StepAgent::choose_capsules() {
   std::vector<CapsulePart> here;
   std::set<int> ranks;
   for (const auto& [rank, task] : tasks_) ranks.insert(rank);
-  try {
-    here = capsules_of(plan_->image, plan_->versions.front(), identity_of(facts_), ranks);
-  } catch (const Error& error) {
-    spdlog::warn("{}", error.what());  // restore_step() may find an older version
+  // Of several nodes all find the same ones damaged.
+  while (here.empty()) {
+    const uint32_t version = plan_->versions.front();
+    try {
+      here = capsules_of(plan_->image, version, identity_of(facts_), ranks);
+    } catch (const Error& error) {
+      spdlog::warn("version {}: {}", version, error.what());
+      if (plan_->versions.size() == 1) return;  // restore_step() says so
+      plan_->damaged.push_back(fmt::format("version {}: {}", version, error.what()));
+      plan_->versions.erase(plan_->versions.begin());
+    }
+  }
+  size_t held = 0;
+  for (const CapsulePart& part : here) held += part.ranks.size();  // without those that had ended
+  if (here.size() > 1 && facts_.total_tasks < held) {
+    // Nobody will come for the others: every node knows that now, and the one with the first task says so.
+    plan_->kind = StartPlan::kFail;
+    plan_->text = !ranks.contains(0) ? ""
+                                     : fmt::format(
+                                           "{} holds {} tasks on {} nodes, this step has {}; start it with srun "
+                                           "-n{}",
+                                           plan_->image, held, here.size(), facts_.total_tasks, held);
     return;
   }
   facts_.capsules = static_cast<uint32_t>(here.size());
@@ -76,11 +98,24 @@ RestartTogether StepAgent::with_the_others() {
     }
     return link_->restart(ready, kRestartWait, wanted);
   };
-  together.meet = [this, wanted](const std::vector<ConnectionEnd>& ends) {
+  const auto met = std::make_shared<bool>(false);  // others may run from then on
+  together.meet = [this, wanted, met](const std::vector<ConnectionEnd>& ends, uint32_t attempt) {
     net::RestartReady ready;
     ready.set_phase(2);
+    ready.set_attempt(attempt);
     *ready.mutable_ends() = to_message(ends);
-    return from_message(link_->restart(ready, kRestartWait, wanted).ends());
+    const net::RestartGo go = link_->restart(ready, kRestartWait, wanted);
+    *met = true;
+    restart_attempt_ = attempt;
+    return from_message(go.ends());
+  };
+  together.failed = [this, met](const Error& error, bool again, uint32_t attempt) {
+    net::RestartReady ready;
+    ready.set_error(sentence_of(error));
+    ready.set_attempt(attempt);
+    ready.set_again(again && !*met);
+    link_->restart(ready, kTellWait, {});
+    return ready.again();
   };
   return together;
 }
@@ -93,6 +128,7 @@ void StepAgent::on_proxy(Task& task, Packet& packet) {
     if (packet.fds.size() > 3) task.lent.pmi.reset(packet.fds[3]);
     packet.fds.clear();
     task.lent.pid = task.pid;
+    task.lent.cpus = task.cpus;
     task.lent_all = true;
     restore_when_all_lent();
     return;
@@ -140,7 +176,7 @@ bool StepAgent::tell_the_others(const std::string& error) {
 }
 
 void StepAgent::give_up_restart(const Error& error) {
-  const std::string text = error.what() + (error.remedy().empty() ? "" : "; " + error.remedy());
+  const std::string text = sentence_of(error);
   // One sentence for the whole step: the agent of task 0 hears of what others met.
   const bool speaks = !tell_the_others(text) || tasks_.contains(0);
   for (auto& [rank, task] : tasks_) {
@@ -160,19 +196,25 @@ void StepAgent::after_restore(RestartResult result) {
       on_proxy_gone(task);  // killed meanwhile
     }
   }
+  if (!several_capsules() || tasks_.contains(0))  // one sentence for the whole step
+    for (const std::string& line : result.passed_over) tell_user(line);
   tell_user(result.line);
+  for (const TaskExit& ended : capsule_->ended())
+    if (Task* const task = find(ended.rank); task != nullptr) end_task(*task, ended.status);
   capsule_events_ = std::make_unique<Socket>(io_, ::fcntl(capsule_->event_fd(), F_DUPFD_CLOEXEC, 3));
   watch(*capsule_events_, [this] { on_capsule(); });
-  if (interval_.count() == 0 && config_.coordinators.empty()) return;
+  if (interval_.count() == 0 && moments_.empty() && config_.coordinators.empty()) return;
   try {
     const bool same_image = plan_->image == image_;
     prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0);
     SessionConfig config = versions_.session_config(image_, task_streams());
     config.whole_ipc_namespace = true;  // the capsule's own
     config.more_processes = [this] { return read_children(capsule_->init_pid()); };
+    config.ended_tasks = [this] { return ended_tasks(); };
     join_network(config);
-    start_versions(same_image ? capsule_->continue_session(std::move(config))
-                              : Session(std::move(config), capsule_->roots()));
+    start_versions(
+        same_image ? capsule_->continue_session(std::move(config)) : Session(std::move(config), capsule_->roots()),
+        capsule_->roots());
   } catch (const Error& error) {
     notices_.complain(
         fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));
@@ -180,6 +222,7 @@ void StepAgent::after_restore(RestartResult result) {
   if (!several_capsules() || !link_) return;
   net::ToCoordinator message;
   message.mutable_ready()->set_phase(3);
+  message.mutable_ready()->set_attempt(restart_attempt_);
   *message.mutable_ready()->mutable_hello() = hello();
   link_->set_hello(message.ready().hello());
   link_->say(message);
@@ -195,6 +238,7 @@ void StepAgent::on_capsule() {
 void StepAgent::end_task(Task& task, int status) {
   spdlog::debug("restored task {} ended with wait status 0x{:x}", task.rank, static_cast<unsigned>(status));
   if (!task.socket) return;
+  task.status = status;  // as slurmstepd will say in a moment
   protocol::send_packet(task.socket->native_handle(), Packet(protocol::kExit).set_number("status", status));
   task.socket.reset();  // the proxy ends; slurmstepd says so
 }

@@ -9,6 +9,7 @@
 #include <algorithm>
 
 #include "coordinator/icpstepd/agent_broker.h"
+#include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/site_script.h"
@@ -67,8 +68,10 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   session.dedup = config_.dedup;
   session.compression = config_.compression;
   session.whole_ipc_namespace = facts_.private_ipc;
+  session.may_be_suspended = true;
   session.network.external = config_.external_tcp;
   for (const TaskStreams& task : tasks) {
+    if (!task.cpus.empty()) session.task_cpus[task.rank] = task.cpus;
     if (task.pmi.mode != 0) session.outer.push_back({task.rank, kPmiStream, task.pmi.dev, task.pmi.ino, false});
     for (int fd = 0; fd < 3; fd++) {
       const StreamId& stream = task.streams[static_cast<size_t>(fd)];
@@ -78,8 +81,10 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   return session;
 }
 
-void Versions::begin(Session session, std::string image) {
+void Versions::begin(Session session, std::string image, const std::vector<TaskRoot>& roots) {
   session_ = std::make_unique<Session>(std::move(session));
+  roots_.clear();
+  for (const TaskRoot& root : roots) roots_.push_back(root.pid);
   image_ = std::move(image);
 }
 
@@ -109,16 +114,26 @@ bool Versions::script_has_steps() const {
   return job_has_steps();
 }
 
+// `scontrol suspend`, preemption or gang scheduling: the step is stopped, then frozen where there is a freezer. Who
+// stops a frozen process waits until it is thawed, hence no version then. The step does nothing meanwhile: of one that
+// is only stopped one version is enough.
+Suspension Versions::suspension() {
+  const Suspension now = suspension_of(roots_);
+  if (now == Suspension::kNone) suspended_taken_ = false;
+  return now;
+}
+
 bool Versions::take() {
   if (!session_) return false;
-  if (script_has_steps()) {
-    spdlog::info("the batch script runs steps: they are checkpointed, it is not");
-    session_.reset();
-    return false;
-  }
   try {
     if (!session_->alive()) return false;
+    const Suspension suspended = suspension();
+    if (suspended == Suspension::kFrozen || (suspended == Suspension::kStopped && suspended_taken_)) {
+      spdlog::debug("the step is suspended: no version until it goes on");
+      return false;
+    }
     report(session_->checkpoint());
+    suspended_taken_ = suspended == Suspension::kStopped;
     keep_newest();
     return false;
   } catch (const Error& error) {
@@ -169,6 +184,14 @@ CoordinatorLink::Wanted Versions::while_it_runs() const {
   };
 }
 
+// Why there is no version to be taken although all is well; null: there is one.
+const char* Versions::nothing_to_save() {
+  if (!session_ || !session_->alive()) return "the step's processes have ended";
+  if (script_has_steps()) return "the batch script runs steps: they are checkpointed, it is not";
+  if (suspension() == Suspension::kFrozen) return "the step is suspended: a version is taken when it goes on";
+  return nullptr;
+}
+
 std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
   net::ToCoordinator message;
   net::PhaseDone& done = *message.mutable_done();
@@ -177,15 +200,17 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
     done.set_phase(phase);
     link.say(message);
   };
-  round_ = &begin;
-  link_ = &link;
-  surveyed_ = false;
   std::string image;
   try {
-    if (!session_ || !session_->alive()) throw_error(ErrorKind::kGone, "the step's processes have ended");
-    if (script_has_steps()) {
-      throw_error(ErrorKind::kRefused, "the batch script runs steps: they are checkpointed, it is not");
+    if (const char* const why = nothing_to_save()) {
+      done.set_error(why);
+      done.set_expected(true);
+      done_with(net::NONE);
+      return {};
     }
+    round_ = &begin;
+    link_ = &link;
+    surveyed_ = false;
     CheckpointOptions options;
     image = choose_image(begin, done);
     if (image != image_) options.image_path = chosen_image_ = image;

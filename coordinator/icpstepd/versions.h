@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "coordinator/config.h"
+#include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/coordinator_link.h"
 #include "coordinator/icpstepd/notices.h"
 #include "coordinator/protocol/packet.h"
@@ -20,7 +21,8 @@ namespace icp {
 struct TaskStreams {
   int rank = 0;
   std::array<StreamId, 3> streams;
-  StreamId pmi;  // the connection to MPI's process manager; mode 0: none
+  StreamId pmi;      // the connection to MPI's process manager; mode 0: none
+  std::string cpus;  // a cpu_set_t: the processors that Slurm gives the task
 };
 
 // One thread: the one that calls take() must have called begin() (ptrace).
@@ -31,11 +33,15 @@ class Versions {
 
   // What a session of this step is told, with its image at `image`.
   SessionConfig session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const;
-  void begin(Session session, std::string image);
+  // `roots`: the step's tasks, by which a suspended step is known.
+  void begin(Session session, std::string image, const std::vector<TaskRoot>& roots);
   // For the session of a step on several nodes: what its connections to the other nodes are, asked in the round under
   // way.
   std::vector<ConnectionEnd> connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped);
   bool begun() const { return session_ != nullptr; }
+  // A batch script that has begun steps: those get versions, it does not.
+  bool left_to_steps() const { return begun() && script_has_steps(); }
+  std::vector<TaskRoot> roots() const { return session_ ? session_->roots() : std::vector<TaskRoot>(); }
   // One version now. A failure is told to the user (once) and logged; the processes run on. True: it failed for
   // something that passes (a process ended or was made at the wrong moment), and is worth another try soon.
   bool take();
@@ -49,6 +55,8 @@ class Versions {
 
  private:
   bool script_has_steps() const;
+  Suspension suspension();
+  const char* nothing_to_save();
   CoordinatorLink::Wanted while_it_runs() const;
   void report(const CheckpointResult& result);
   bool failed(const Error& error);
@@ -60,8 +68,10 @@ class Versions {
   const Config& config_;
   Notices& notices_;
   std::unique_ptr<Session> session_;
-  std::string image_;         // the step's own
-  std::string chosen_image_;  // of the round under way, if that is another one
+  std::vector<pid_t> roots_;
+  bool suspended_taken_ = false;  // a version since Slurm has suspended the step
+  std::string image_;             // the step's own
+  std::string chosen_image_;      // of the round under way, if that is another one
   std::deque<net::VersionNumbers> recent_;
   const net::BeginRound* round_ = nullptr;  // under way
   CoordinatorLink* link_ = nullptr;

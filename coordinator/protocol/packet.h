@@ -86,9 +86,12 @@ struct StepFacts {
   std::string interval;        // as the user typed it; empty: no versions by themselves
   std::string checkpoint_dir;  // empty: the configuration's, else the working directory
   std::string restart_dir;     // empty: the step's own after a requeue; "none": start afresh
-  bool verbose = false;        // srun -v
-  std::string slurm_conf;      // directory of slurm.conf
-  bool private_ipc = false;    // the job has an IPC namespace of its own on this node
+  std::string checkpoint_on;   // when, beside the interval: words and commas; see checkpoint_moments.h
+  static constexpr uint32_t kNoRequeueMax = UINT32_MAX;
+  uint32_t requeue_max = kNoRequeueMax;  // how often the job may be requeued; kNoRequeueMax: the configuration's number
+  bool verbose = false;                  // srun -v
+  std::string slurm_conf;                // directory of slurm.conf
+  bool private_ipc = false;              // the job has an IPC namespace of its own on this node
 
   // Not said by the plugin: what the agent saves and restores of the step. A node of a fresh step is one capsule; a
   // restored one keeps the name that it has in its image, and a node may have several of them.

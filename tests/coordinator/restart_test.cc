@@ -119,6 +119,75 @@ TEST(Restart, AnErrorIsToldToAllAndToTheLate) {
   EXPECT_THAT(f.sent[0].second.error(), HasSubstr("b: no such image"));
 }
 
+net::RestartReady in_attempt(net::RestartReady message, uint32_t attempt) {
+  message.set_attempt(attempt);
+  return message;
+}
+
+TEST(Restart, AVersionThatCannotBeRestoredIsFollowedByTheOneBefore) {
+  Fixture f;
+  f.both_say(1);
+  f.sent.clear();
+  net::RestartReady failed = f.message(1);
+  failed.set_error("a page is damaged");
+  failed.set_again(true);
+  f.restart.ready("b", failed);
+  EXPECT_FALSE(f.restart.over());
+  ASSERT_EQ(f.sent.size(), 2u);
+  for (const auto& [node, go] : f.sent) {
+    EXPECT_TRUE(go.again());
+    EXPECT_EQ(go.attempt(), 0u);
+    EXPECT_THAT(go.error(), HasSubstr("b: a page is damaged"));
+  }
+  // One that has not heard of it goes on for a moment, and disturbs nobody.
+  f.sent.clear();
+  f.restart.ready("b", in_attempt(f.message(1, 4), 1));
+  f.say("a", 2);
+  ASSERT_EQ(f.sent.size(), 1u);
+  EXPECT_EQ(f.sent[0].first, "a");
+  EXPECT_TRUE(f.sent[0].second.again());
+  f.restart.ready("a", failed);
+  EXPECT_EQ(f.sent.size(), 1u);
+  f.sent.clear();
+  f.restart.ready("a", in_attempt(f.message(1, 4), 1));
+  ASSERT_EQ(f.sent.size(), 2u);
+  EXPECT_EQ(f.sent[0].second.attempt(), 1u);
+  EXPECT_EQ(f.sent[0].second.phase(), 1u);
+  for (uint32_t phase = 2; phase <= 3; phase++) {
+    f.restart.ready("a", in_attempt(f.message(phase), 1));
+    f.restart.ready("b", in_attempt(f.message(phase), 1));
+  }
+  EXPECT_TRUE(f.restart.over());
+  EXPECT_FALSE(f.restart.failed());
+}
+
+TEST(Restart, WhenSomeMayRunNoOtherVersionIsTried) {
+  Fixture f;
+  f.both_say(1);
+  f.both_say(2);
+  f.sent.clear();
+  net::RestartReady failed = f.message(3);
+  failed.set_error("no");
+  failed.set_again(true);
+  f.restart.ready("b", failed);
+  f.expect_failed("b: no", 2);
+  EXPECT_FALSE(f.sent[0].second.again());
+}
+
+TEST(Restart, WhoCannotRestoreAnyVersionEndsItForAll) {
+  Fixture f;
+  f.say("a", 1);
+  net::RestartReady failed = f.message(1);
+  failed.set_error("damaged");
+  failed.set_again(true);
+  f.restart.ready("a", failed);
+  failed.set_error("wrong tasks");
+  failed.set_again(false);
+  f.sent.clear();
+  f.restart.ready("b", failed);
+  f.expect_failed("b: wrong tasks", 2);
+}
+
 TEST(Restart, LostAfterTheEndIsNothing) {
   Fixture f;
   for (uint32_t phase = 1; phase <= 3; phase++) f.both_say(phase);

@@ -7,24 +7,12 @@ import time
 
 import harness
 import leftovers
-from jobcase import JobCase
+from jobcase import JobCase, PERL
 
 MGS = ["mgs", "--rows", "200", "--columns", "60", "--step-ms", "100"]
-# Counts to 60 with nothing but itself; ends with status 5.
-PERL = ["perl", "-e", "$| = 1; $SIG{USR1} = sub { print qq(usr1\\n) };"
-        "for my $i (1 .. 60) { print qq($i\\n); select undef, undef, undef, 0.1 } exit 5"]
 
 
 class Restart(JobCase):
-    def killed_run(self, words, tasks, versions=2, output="first.out"):
-        """Run words under srun, kill all its processes after some versions. Returns the image's name."""
-        srun, job = self.start_srun(f"-n{tasks}", "--checkpoint-interval=1s", *words, output=output)
-        image = f"{job}.0"
-        self.wait_versions(image, versions)
-        self.assertGreaterEqual(self.kill_step_tasks(job), tasks)
-        self.assertEqual(srun.wait(30), 128 + signal.SIGKILL)
-        return image
-
     def test_mgs_of_four_tasks(self):
         whole = self.sh(["srun", "-n4", *MGS, "--key", "77"]).stdout.splitlines()[-1]
         image = self.killed_run([*MGS, "--key", "77"], 4)

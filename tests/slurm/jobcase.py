@@ -1,11 +1,16 @@
 """What the tests of the job's behaviour share: the plugin is loaded, and verbs for versions and IPC objects."""
 
 import re
+import signal
 import subprocess
 import time
 
 import harness
 import leftovers
+
+# Counts to 60 with nothing but itself; ends with status 5.
+PERL = ["perl", "-e", "$| = 1; $SIG{USR1} = sub { print qq(usr1\\n) };"
+        "for my $i (1 .. 60) { print qq($i\\n); select undef, undef, undef, 0.1 } exit 5"]
 
 
 class JobCase(harness.ClusterCase):
@@ -74,6 +79,15 @@ class JobCase(harness.ClusterCase):
             new = [line for line in self._queue() if line.split()[0] not in before]
             return int(new[0].split()[0]) if new and " R" in new[0] else None
         return child, self.wait_for(appeared, 30, "the job to start")
+
+    def killed_run(self, words, tasks, versions=2, output="first.out"):
+        """Run words under srun, kill all its processes after some versions. Returns the image's name."""
+        srun, job = self.start_srun(f"-n{tasks}", "--checkpoint-interval=1s", *words, output=output)
+        image = f"{job}.0"
+        self.wait_versions(image, versions)
+        self.assertGreaterEqual(self.kill_step_tasks(job), 1)
+        self.assertEqual(srun.wait(30), 128 + signal.SIGKILL)
+        return image
 
     def _queue(self):
         return self.cluster.run(["squeue", "-h", "-o", "%A %t"], timeout=20).stdout.splitlines()

@@ -3,6 +3,7 @@
 import os
 import shlex
 import signal
+import time
 
 import harness
 import leftovers
@@ -31,7 +32,26 @@ class FewerNodes(LayoutCase):
         self.assertEqual(self.results(again.stdout), answer, again.stderr)
         self.one_complaint(self.srun(*words, "-m", "cyclic", f"--restart-dir={image}", "none"),
                            r"holds tasks 0-1 on \S+n1, 2-3 on \S+n2; a node here has tasks (0,2|1,3): .* srun -N2 -n4 ")
-        self.one_complaint(self.srun("-N1", "-n3", f"--restart-dir={image}", "none"), "a node here has tasks 0-2: ")
+        self.one_complaint(self.srun("-N1", "-n3", f"--restart-dir={image}", "none"),
+                           "holds 4 tasks on 2 nodes, this step has 3; start it with srun -n4")
+        begin = time.monotonic()
+        self.one_complaint(self.srun("-N1", "-n2", f"--restart-dir={image}", "none"),
+                           "holds 4 tasks on 2 nodes, this step has 2; start it with srun -n4")
+        self.assertLess(time.monotonic() - begin, 30)
+
+    def test_a_damaged_version_of_one_node_is_passed_over_by_all(self):
+        answer = self.answer(2, 400)
+        names = set(self.cluster.node_names[:2])
+        image = self.killed_ring(["-N2", "-n2", "-w", ",".join(sorted(names)), *self.ring("damaged", 400)], 2, names)
+        whole = [v for v, there in self.capsules(image).items() if there == names]
+        last, name = max(whole), sorted(names)[1]
+        stored = max((self.work / image / f"v{last:06d}" / name).glob("*.bin"), key=lambda path: path.stat().st_size)
+        with open(stored, "r+b") as file:
+            file.write(os.urandom(stored.stat().st_size))
+        again = self.srun("-N2", "-n2", "-w", ",".join(sorted(names)), f"--restart-dir={image}", "none", timeout=90)
+        self.assertEqual(self.results(again.stdout), answer, again.stderr)
+        self.assertRegex(again.stderr, rf"version {last} of \S+ cannot be restarted: ")
+        self.assertIn(f"restarted from version {last - 1} of", again.stderr)
 
     def test_vacated_elsewhere_and_restarted_on_the_same_nodes(self):
         answer = self.answer(2, 400)

@@ -1,0 +1,39 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// The words of --checkpoint-on and checkpoint_on. The SPANK plugin uses them too, hence: nothing but the standard
+// library.
+#pragma once
+
+#include <algorithm>
+#include <array>
+#include <string>
+#include <string_view>
+
+namespace icp {
+
+inline constexpr std::string_view kAtTimeLimit = "timelimit";
+inline constexpr std::array kCheckpointMoments{kAtTimeLimit};
+inline constexpr const char* kMomentsGrammar = "WHEN[,WHEN...], where WHEN is timelimit; or none";
+
+inline bool has_moment(std::string_view list, std::string_view moment) {
+  while (!list.empty()) {
+    const std::string_view word = list.substr(0, list.find(','));
+    if (word == moment) return true;
+    list.remove_prefix(std::min(word.size() + 1, list.size()));
+  }
+  return false;
+}
+
+// "timelimit,preempt", "none".
+inline bool are_moments(std::string_view list) {
+  if (list == "none") return true;
+  for (size_t begin = 0; begin <= list.size();) {
+    const size_t end = std::min(list.find(',', begin), list.size());
+    bool known = false;
+    for (const std::string_view moment : kCheckpointMoments) known = known || list.substr(begin, end - begin) == moment;
+    if (!known) return false;
+    begin = end + 1;
+  }
+  return true;
+}
+
+}  // namespace icp
