@@ -64,6 +64,7 @@ struct icp_region {
 	DECLARE_BITMAP(look, ICP_REGION_PAGES);
 	DECLARE_BITMAP(gone, ICP_REGION_PAGES);
 	DECLARE_BITMAP(dirty, ICP_REGION_PAGES);
+	struct rcu_head rcu;
 };
 
 /* log.c. Regions are in an xarray: a value entry holds ICP_* flags for all of the region, a pointer is a region. */

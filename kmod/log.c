@@ -2,9 +2,13 @@
 /*
  * The log of a tracking: where page-table entries may say something new.
  *
- * Filled by the fault hook (with the mmap_lock or the mapping's lock held for reading, hence never during a collect)
- * and by mmu notifiers (at any time), emptied by collects. The hook's common case, a page of a region that is logged
- * already, takes no lock: it sets an atomic bit. Everything else is under view->lock.
+ * Filled by the fault hook (with the mmap_lock or the mapping's lock held for reading, hence never in the mappings of a
+ * collect) and by mmu notifiers (at any time), emptied by collects. The hook's common case, a page of a region that is
+ * logged already, takes no lock: it sets an atomic bit. Everything else is under view->lock.
+ *
+ * When a log is lost, all of its regions go, those of mappings that the collect has not locked, too: a fault there may
+ * still set its bit. The bit does not matter, since nothing is armed any more; the memory does, so it is freed by RCU,
+ * under which the hook runs (icp_views_for_each).
  */
 #include <linux/module.h>
 #include <linux/slab.h>
@@ -30,7 +34,20 @@ int icp_log_init(void)
 
 void icp_log_exit(void)
 {
+	rcu_barrier(); /* free_by_rcu() is ours */
 	kmem_cache_destroy(region_cache);
+}
+
+static void free_by_rcu(struct rcu_head *rcu)
+{
+	kmem_cache_free(region_cache, container_of(rcu, struct icp_region, rcu));
+}
+
+/* What erase() has given. */
+static void free_entry(void *entry)
+{
+	if (entry && !xa_is_value(entry))
+		call_rcu(&((struct icp_region *)entry)->rcu, free_by_rcu);
 }
 
 void icp_log_setup(struct icp_log *log)
@@ -240,7 +257,7 @@ bool icp_log_read(struct icp_view *view, unsigned long index, struct icp_region 
 	return found;
 }
 
-/* Under view->lock. What was there; the caller frees it. */
+/* Under view->lock. What was there, for free_entry(). */
 static void *erase(struct icp_log *log, unsigned long index)
 {
 	void *entry = xa_erase(&log->regions, index);
@@ -262,8 +279,7 @@ bool icp_log_take(struct icp_view *view, unsigned long index, struct icp_region 
 	entry = erase(&view->log, index);
 	found = read_entry(entry, region);
 	spin_unlock_irqrestore(&view->lock, flags);
-	if (entry && !xa_is_value(entry))
-		kmem_cache_free(region_cache, entry);
+	free_entry(entry);
 	return found;
 }
 
@@ -301,8 +317,7 @@ void icp_log_forget(struct icp_view *view, unsigned long first, unsigned long la
 		spin_lock_irqsave(&view->lock, flags);
 		entry = erase(&view->log, index);
 		spin_unlock_irqrestore(&view->lock, flags);
-		if (entry && !xa_is_value(entry))
-			kmem_cache_free(region_cache, entry);
+		free_entry(entry);
 		if (index++ == ULONG_MAX)
 			break;
 	}
