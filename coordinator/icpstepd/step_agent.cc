@@ -47,6 +47,7 @@ std::string processors_of(pid_t pid) {
 
 StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks)
     : facts_(std::move(facts)),
+      named_restarts_(facts_.restarts),
       config_(std::move(config)),
       problem_(std::move(problem)),
       control_(io_, control.release()),
@@ -220,7 +221,14 @@ void StepAgent::on_ready() {
       packet.close_fds();
       continue;
     }
-    if (!plan_) decide(packet.get("cwd"));
+    if (!plan_) {
+      // The prolog, which notes how often the job was requeued, is not always run again (seen with Slurm 22.05). The
+      // user's environment says it, too: good enough for the choice among the user's images.
+      constexpr int64_t kMostRestarts = 1'000'000;
+      const int64_t restarts = std::clamp<int64_t>(packet.number("restarts").value_or(0), 0, kMostRestarts);
+      facts_.restarts = std::max(facts_.restarts, static_cast<uint32_t>(restarts));
+      decide(packet.get("cwd"));
+    }
     if (capsule_agents_) {
       capsule_agents_->task_said(packet);
       continue;
@@ -384,7 +392,7 @@ net::AgentHello StepAgent::hello() const {
   net::AgentHello hello;
   hello.set_job(facts_.job);
   hello.set_step(facts_.step);
-  hello.set_restarts(facts_.restarts);
+  hello.set_restarts(named_restarts_);
   hello.set_uid(facts_.uid);
   hello.set_node(facts_.capsule);
   hello.set_host(facts_.node);
