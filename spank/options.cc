@@ -12,6 +12,7 @@
 
 #include "coordinator/checkpoint_moments.h"
 #include "coordinator/duration.h"
+#include "spank/het_group.h"
 
 namespace icp::spank {
 namespace {
@@ -98,6 +99,7 @@ spank_option table[] = {
 
 // The environment twins of one option, in falling order of precedence. The first of each list is what the step reads.
 struct Twins {
+  const char* option;
   std::string Request::*member;
   bool (*check)(const char*, std::string_view);
   std::vector<const char*> srun, sbatch, salloc;
@@ -108,31 +110,36 @@ struct Twins {
 
 const std::vector<Twins>& all_twins() {
   static const std::vector<Twins> twins = {
-      {&Request::interval,
+      {interval_name,
+       &Request::interval,
        check_interval,
        {"SLURM_CHECKPOINT", "SLURM_CHECKPOINT_INTERVAL"},
        {"SBATCH_CHECKPOINT", "SBATCH_CHECKPOINT_INTERVAL"},
        {"SALLOC_CHECKPOINT", "SALLOC_CHECKPOINT_INTERVAL"},
        {ICP_INHERITED "checkpoint_interval", ICP_INHERITED "checkpoint"}},
-      {&Request::checkpoint_on,
+      {moments_name,
+       &Request::checkpoint_on,
        check_moments,
        {"SLURM_CHECKPOINT_ON"},
        {"SBATCH_CHECKPOINT_ON"},
        {"SALLOC_CHECKPOINT_ON"},
        {ICP_INHERITED "checkpoint_on"}},
-      {&Request::requeue_max,
+      {requeue_name,
+       &Request::requeue_max,
        check_number,
        {"SLURM_CHECKPOINT_REQUEUE_MAX"},
        {"SBATCH_CHECKPOINT_REQUEUE_MAX"},
        {"SALLOC_CHECKPOINT_REQUEUE_MAX"},
        {ICP_INHERITED "requeue_max"}},
-      {&Request::checkpoint_dir,
+      {directory_name,
+       &Request::checkpoint_dir,
        check_directory,
        {"SLURM_CHECKPOINT_DIR", "SLURM_CHECKPOINT_IMAGE_DIR"},
        {"SBATCH_CHECKPOINT_DIR"},
        {"SALLOC_CHECKPOINT_DIR"},
        {ICP_INHERITED "checkpoint_dir"}},
-      {&Request::restart_dir,
+      {restart_name,
+       &Request::restart_dir,
        check_directory,
        {"SLURM_RESTART_DIR"},
        {"SBATCH_RESTART_DIR"},
@@ -181,6 +188,20 @@ bool is_there(const std::string& directory) {
   return false;
 }
 
+// What the components of a heterogeneous step were given each goes into variables of their own.
+bool settle_components(const Twins& twins, const std::vector<std::string>& words, const std::string& last) {
+  const std::vector<std::string> values = component_values(words, twins.option, last);
+  for (size_t i = 0; i < values.size(); i++) {
+    std::string value = values[i];
+    if (!value.empty() && !twins.check(twins.option, value)) return false;
+    if (twins.check == check_directory) value = absolute(value);
+    if (!value.empty() && twins.member == &Request::restart_dir && !is_there(value)) return false;
+    if (value.empty()) value = kNotGiven;
+    ::setenv(group_variable(twins.srun.front(), static_cast<int>(i)).c_str(), value.c_str(), 1);
+  }
+  return true;
+}
+
 }  // namespace
 
 void register_options(spank_t handle) {
@@ -197,9 +218,11 @@ void register_options(spank_t handle) {
 }
 
 bool settle_options() {
+  const std::vector<std::string> words = own_command_line();
   const std::string_view command = program_invocation_short_name;
   for (const Twins& twins : all_twins()) {
     std::string& value = given.*twins.member;
+    if (command == "srun" && !value.empty() && !settle_components(twins, words, value)) return false;
     const auto& names = command == "sbatch" ? twins.sbatch : command == "salloc" ? twins.salloc : twins.srun;
     if (is_inherited(twins, value)) value.clear();
     // A job's own srun may get the directory of a submission that Slurm has requeued since.
@@ -218,14 +241,19 @@ bool settle_options() {
   return true;
 }
 
-Request requested(spank_t handle) {
+Request requested(spank_t handle, uint32_t job) {
   Request request = given;
+  const std::optional<int> group = het_group(handle, job);
   for (const Twins& twins : all_twins()) {
     std::string& value = request.*twins.member;
     for (auto name = twins.srun.rbegin(); name != twins.srun.rend(); ++name) {
       // What the submission settled is in the environment; the option's own text is what is left when the user kept
       // the environment from the job (--export=NIL).
       if (const std::string text = job_env(handle, *name); !text.empty()) value = text;
+    }
+    if (const std::string text = group ? job_env(handle, group_variable(twins.srun.front(), *group).c_str()) : "";
+        !text.empty()) {
+      value = text == kNotGiven ? "" : text;
     }
     // A variable changed inside the job: its submission was checked.
     if (value.empty() || twins.check(twins.srun.front(), value)) continue;

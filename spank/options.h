@@ -31,7 +31,7 @@ void register_options(spank_t handle);
 // SLURM_CHECKPOINT_DIR, SLURM_RESTART_DIR in the job's environment). False: a bad value; the sentence is out.
 bool settle_options();
 
-// In slurmstepd: what was asked of this step.
-Request requested(spank_t handle);
+// In slurmstepd: what was asked of this step of the job, which may be a component of a heterogeneous one.
+Request requested(spank_t handle, uint32_t job);
 
 }  // namespace icp::spank

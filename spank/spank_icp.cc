@@ -40,7 +40,7 @@ const char plugin_type[] = "spank";
 const unsigned int plugin_version = SLURM_VERSION_NUMBER;
 const unsigned int spank_plugin_version = 1;
 const char spank_icp_release[] = ICP_VERSION;  // icp doctor reads it from the file
-#ifdef ICP_SPANK_INIT_FAILURE_MODE  // spank/CMakeLists.txt looks for it
+#ifdef ICP_SPANK_INIT_FAILURE_MODE             // spank/CMakeLists.txt looks for it
 // A failing init fails the job, never the node. Older Slurms do not look.
 int slurm_spank_init_failure_mode = ESPANK_JOB_FAILURE;
 #endif

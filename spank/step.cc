@@ -119,7 +119,7 @@ void begin_step(spank_t handle, const Settings& settings) {
   facts = read_facts(handle);
   if (facts.job == 0) return;
   enter_job(settings);
-  const Request request = requested(handle);
+  const Request request = requested(handle, facts.job);
   if (denied.empty()) denied = request.refused;
   if (!denied.empty()) return;  // nothing of it will run
   if (facts.step >= 0 && (request.wants_agent() || settings.on_demand)) {

@@ -220,6 +220,30 @@ class Told(JobCase):
         self.assertEqual(self.lines("for i in 1 2 3; do srun sleep 2; done"), [])
 
 
+class Heterogeneous(JobCase):
+    options = {"nodes": 2}
+
+    def test_each_component_goes_on_from_its_own_image(self):
+        def count(name):
+            return ["perl", "-e", f"$| = 1; for my $i (1 .. 60) {{ print qq({name} $i\\n); "
+                    "select undef, undef, undef, 0.1 }"]
+        srun = self.start(["srun", "--checkpoint-interval=1s", "-n1", *count("A"), ":", "-n1", *count("B")], "het.out")
+
+        def images():
+            return sorted(path.name for path in self.work.glob("*.0") if len(self.versions(path.name)) > 1)
+        first, second = self.wait_for(lambda: len(images()) == 2 and images(), 40, "versions of both components")
+        for pid in leftovers.processes(self.cluster.node_names):
+            if leftovers.read(f"/proc/{pid}/comm").strip() == b"perl":
+                os.kill(pid, 9)
+        srun.wait(60)
+        result = self.srun(f"--restart-dir={first}", "-n1", "none", ":", f"--restart-dir={second}", "-n1", "none")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        for name in "AB":
+            again = [int(n) for n in re.findall(rf"^{name} (\d+)$", result.stdout, re.M)]
+            self.assertEqual(again, list(range(again[0], 61)))
+            self.assertGreater(again[0], 5)
+
+
 class Processors(JobCase):
     options = {"cpus": 2, "task_plugin": "task/affinity"}
 
