@@ -78,6 +78,7 @@ struct RestoredCapsule::Impl {
   std::unique_ptr<MemoryCapture> memory;
   std::shared_ptr<LazyFill> lazy;
 
+  static void close_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, bool stops);
   void finish_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, TreeBuilder& builder);
   void note_tasks(const pb::Capsule& capsule, std::vector<std::unique_ptr<ProcessRestore>>& processes);
   void note_streams(const std::map<int, std::array<int, 3>>& streams, const std::map<int, int>& pmi);
@@ -152,10 +153,13 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                               .network = options.network});
   files.create();
 
-  builder.build(capsule, steps);
+  memory_restore.plan_sharing(steps);
+  builder.build(capsule, steps, [&](uint32_t pid, RemoteProcess& remote) { memory_restore.seed(pid, remote); });
+  memory_restore.end_seeding(builder.init());
   builder.end_helpers(steps);  // while their parents, who wait for them, still run
   for (const pb::Process& process : capsule.processes())
-    if (process.state() == pb::Process::ZOMBIE) builder.end_as_zombie(process.pid(), process.exit_status());
+    if (process.state() == pb::Process::ZOMBIE)
+      builder.end_as_zombie(process.pid(), process.exit_status(), process.comm());
 
   const std::map<uint32_t, CpuBinding> bindings = bindings_of(capsule, options.task_cpus);
   const RestoreShared shared{builder,          memory_restore, files,    sysv,
@@ -184,7 +188,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   }
   for (auto& process : processes) process->drop_rights();
   for (auto& process : processes) process->finish();
-  for (auto& process : processes) process->set_registers();
+  close_all(processes, !shared.go_on);
   note_tasks(capsule, processes);
   note_streams(streams, options.pmi);
   files.meet();
@@ -192,6 +196,20 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   files.apply_side_effects();
   memory_restore.apply_side_effects();
   finish_all(processes, builder);
+}
+
+// Children first: one that is stopped stops while calls can still be made in its parent. Not `stops`: those go on, too.
+void RestoredCapsule::Impl::close_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, bool stops) {
+  std::map<uint32_t, ProcessRestore*> by_pid;
+  for (auto& process : processes) by_pid[process->state().pid()] = process.get();
+  for (auto process = processes.rbegin(); process != processes.rend(); ++process) {
+    (*process)->close();
+    (*process)->set_registers();
+    const pb::Process& state = (*process)->state();
+    const auto parent = by_pid.find(state.ppid());
+    const bool told = stops && state.state() == pb::Process::STOPPED && state.stop_told();
+    if (told && parent != by_pid.end()) parent->second->take_stop_of(**process);
+  }
 }
 
 void RestoredCapsule::Impl::finish_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, TreeBuilder& builder) {

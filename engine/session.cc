@@ -16,6 +16,7 @@
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 #include "engine/broker/broker.h"
+#include "engine/image/image_layout.h"
 #include "engine/memory/host_facts.h"
 #include "engine/memory/memory_capture.h"
 #include "engine/process/access_check.h"
@@ -132,8 +133,11 @@ SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) 
   return scope;
 }
 
-void Session::Impl::prepare(VersionWriter& writer) {
-  memory.begin(writer);
+void Session::Impl::prepare(VersionWriter& writer, const std::string& image_path) {
+  memory.begin(
+      writer, last_version == 0 ? std::function<VersionReader()>() : [this, image_path] {
+        return ImageDir::open(image_path, config.identity, config.node).open_version(last_version);
+      });
   const std::vector<ProcessRef> running = processes();
   for (const ProcessRef& ref : running) {
     if (ref.zombie || !memory.needs_tracker(ref)) continue;
@@ -297,7 +301,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   const auto pass = [&options](Phase phase) {
     if (options.gate) options.gate(phase);
   };
-  prepare(writer);
+  prepare(writer, options.image_path.empty() ? config.image_path : options.image_path);
   pass(Phase::kPrepared);
   pb::Capsule capsule;
   pb::Manifest manifest;
@@ -335,6 +339,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   uint32_t threads = 0;
   for (const pb::Process& process : capsule.processes()) threads += static_cast<uint32_t>(process.threads_size());
   stats.set_threads(threads);
+  if (memory_stats.shared) manifest.set_format(kSharedPagesFormat);
   stats.set_tracker(memory_stats.tracker);
   stats.set_full(memory_stats.full);
   stats.set_bytes_written(writer.bytes_written());

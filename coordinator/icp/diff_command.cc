@@ -40,6 +40,9 @@ struct Described {
     for (const pb::Process& process : capsule.processes()) {
       if (process.memory().index().empty()) continue;
       stores[process.memory().index()] = fmt::format("process {} {}", process.pid(), printable(process.comm()));
+      if (process.memory().shared_index().empty()) continue;
+      const auto added = stores.try_emplace(process.memory().shared_index()).second;
+      if (added) stores[process.memory().shared_index()] = fmt::format("relatives of process {}", process.pid());
     }
     for (const pb::MemoryObject& object : capsule.objects())
       stores[object.index()] = fmt::format("shared memory {}", printable(object.path()));

@@ -150,6 +150,8 @@ void parse_status_line(std::string_view key, std::string_view value, ProcStatus&
     status.cap_amb = hex(value);
   else if (key == "VmRSS")
     status.vm_rss_kib = static_cast<uint64_t>(decimal(value));
+  else if (key == "VmLck")
+    status.locked_kb = static_cast<uint64_t>(decimal(value));
 }
 
 }  // namespace
@@ -273,7 +275,10 @@ std::vector<SmapsEntry> SmapsEntry::read(pid_t pid) {
   for (std::string_view rest = text; !rest.empty();) {
     std::string_view line = next_line(rest);
     if (starts_mapping(line)) {
-      entries.push_back({parse_maps_line(line), {}});
+      entries.push_back({parse_maps_line(line), {}, 0});
+    } else if (line.starts_with("ProtectionKey:") && !entries.empty()) {
+      line.remove_prefix(14);
+      entries.back().protection_key = to_number<int>(next_word(line));
     } else if (line.starts_with("VmFlags:") && !entries.empty()) {
       line.remove_prefix(8);
       for (std::string_view word = next_word(line); !word.empty(); word = next_word(line))

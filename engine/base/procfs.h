@@ -34,7 +34,7 @@ struct ProcStatus {
   bool no_new_privs = false;
   uint64_t sig_pending = 0, shd_pending = 0, sig_blocked = 0, sig_ignored = 0, sig_caught = 0;
   uint64_t cap_inh = 0, cap_prm = 0, cap_eff = 0, cap_bnd = 0, cap_amb = 0;
-  uint64_t vm_rss_kib = 0;
+  uint64_t vm_rss_kib = 0, locked_kb = 0;
 
   static ProcStatus read(pid_t pid);
   static ProcStatus parse(std::string_view text);
@@ -71,6 +71,7 @@ struct MapsEntry {
 // One entry of /proc/PID/smaps: maps plus the two-letter VmFlags, for example "rd wr mr mw me gd ac".
 struct SmapsEntry : MapsEntry {
   std::vector<std::string> vm_flags;
+  int protection_key = 0;
   bool has(std::string_view flag) const;
 
   static std::vector<SmapsEntry> read(pid_t pid);

@@ -10,6 +10,8 @@
 namespace icp {
 
 inline constexpr uint32_t kImageFormat = 3;
+// Of a manifest whose version has AddressSpace.shared_pages, which a program that knows 3 alone would leave out.
+inline constexpr uint32_t kSharedPagesFormat = 4;
 // A page's place is packed into 64 bits in the index: 24 bits of version, 40 of record.
 inline constexpr uint32_t kMaxVersion = (1u << 24) - 1;
 // One less than fits, so that "next record" never carries into the version.

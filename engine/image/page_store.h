@@ -34,6 +34,7 @@ struct PageLocation {
 struct Piece {
   uint64_t address = 0;
   std::span<const std::byte> bytes;
+  bool may_be_shared = false;  // with another process, by fork(): nothing to the store itself
 };
 
 // Page-table-shaped radix tree: 4 levels of 512 entries for 48-bit addresses; an entry is reached in

@@ -32,10 +32,10 @@ uint32_t name_hash(std::string_view name) { return static_cast<uint32_t>(hash_of
 
 uint64_t hash_of(std::string_view bytes) { return XXH3_64bits(bytes.data(), bytes.size()); }
 
-std::string seal(std::string_view name, std::string_view payload) {
+std::string seal(std::string_view name, std::string_view payload, uint32_t format) {
   SealHeader header{};
   std::memcpy(header.magic, kMagic, sizeof kMagic);
-  header.format = kImageFormat;
+  header.format = format;
   header.name_hash = name_hash(name);
   header.bytes = payload.size();
   header.xxh3 = hash_of(payload);
@@ -57,9 +57,9 @@ void unseal(int fd, std::string_view name, uint64_t limit, const std::string& pa
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {
     throw_error(ErrorKind::kImage, "{} is not a file of an image", path);
   }
-  if (header.format != kImageFormat) {
-    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads format {}", path, header.format,
-                kImageFormat);
+  if (header.format != kImageFormat && header.format != kSharedPagesFormat) {
+    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads formats {} and {}", path, header.format,
+                kImageFormat, kSharedPagesFormat);
   }
   if (header.name_hash != name_hash(name)) throw_error(ErrorKind::kImage, "{} is another file, renamed", path);
   if (header.bytes != bytes) {

@@ -11,10 +11,12 @@
 #include <string>
 #include <string_view>
 
+#include "engine/image/image_layout.h"
+
 namespace icp {
 
 // The whole file for `payload`. The name in it tells a manifest from a state file that was put in its place.
-std::string seal(std::string_view name, std::string_view payload);
+std::string seal(std::string_view name, std::string_view payload, uint32_t format = kImageFormat);
 
 // Reads the message in an open sealed file of at most `limit` payload bytes; kImage names `path`. Its size is looked at
 // before anything is read, and what it will cost (wire_scan.h) while it is read: what is refused costs no more than was

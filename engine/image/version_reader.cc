@@ -15,9 +15,9 @@ namespace icp {
 
 void VersionReader::Impl::check_numbers() const {
   const std::string path = own_path(kManifestName);
-  if (manifest.format() != kImageFormat) {
-    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads format {}", path, manifest.format(),
-                kImageFormat);
+  if (manifest.format() != kImageFormat && manifest.format() != kSharedPagesFormat) {
+    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads formats {} and {}", path,
+                manifest.format(), kImageFormat, kSharedPagesFormat);
   }
   if (manifest.version() != version) {
     throw_error(ErrorKind::kImage, "{} is the manifest of version {}, not {}", path, manifest.version(), version);

@@ -106,14 +106,14 @@ UniqueFd VersionWriter::Impl::create(const std::string& name) {
   return fd;
 }
 
-uint64_t VersionWriter::Impl::write_sealed(const std::string& name, const std::string& payload) {
+uint64_t VersionWriter::Impl::write_sealed(const std::string& name, const std::string& payload, uint32_t format) {
   const uint64_t limit = name == kManifestName ? kMaxManifestBytes : kMaxStateBytes;
   if (payload.size() > limit) {
     throw_error(ErrorKind::kRefused, "{} would have {} bytes, more than the {} that an image allows", path_of(name),
                 payload.size(), limit);
   }
   const UniqueFd fd = create(name);
-  const std::string whole = seal(name, payload);
+  const std::string whole = seal(name, payload, format);
   write_at(fd.get(), whole.data(), whole.size(), 0, path_of(name));
   files[name] = {whole.size(), hash_of(whole), true};
   return files[name].xxh3;
@@ -231,7 +231,7 @@ uint64_t VersionWriter::bytes_written() const {
 
 void VersionWriter::finish(pb::Manifest manifest) {
   Impl& impl = *impl_;
-  manifest.set_format(kImageFormat);
+  if (manifest.format() != kSharedPagesFormat) manifest.set_format(kImageFormat);
   manifest.set_version(impl.version);
   manifest.clear_files();
   for (const auto& [name, file] : impl.files) {
@@ -252,7 +252,7 @@ void VersionWriter::finish(pb::Manifest manifest) {
   if (manifest.stats().bytes_written() == 0) manifest.mutable_stats()->set_bytes_written(bytes_written());
 
   const FsIdentity guard(impl.root->identity);
-  impl.write_sealed(std::string(kManifestName), manifest.SerializeAsString());
+  impl.write_sealed(std::string(kManifestName), manifest.SerializeAsString(), manifest.format());
   impl.flush_files();
 }
 

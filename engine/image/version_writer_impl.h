@@ -34,7 +34,8 @@ struct VersionWriter::Impl {
   ~Impl();
   std::string path_of(const std::string& name) const;
   UniqueFd create(const std::string& name);
-  uint64_t write_sealed(const std::string& name, const std::string& payload);  // XXH3-64 of the whole file
+  // XXH3-64 of the whole file.
+  uint64_t write_sealed(const std::string& name, const std::string& payload, uint32_t format = kImageFormat);
   void flush_files() const;
   void move_into_place();
 };

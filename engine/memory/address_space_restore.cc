@@ -21,6 +21,7 @@
 #include "engine/memory/mapping_check.h"
 #include "engine/memory/mm_layout.h"
 #include "engine/memory/page_ranges.h"
+#include "engine/memory/shared_pages.h"
 
 namespace icp {
 namespace {
@@ -31,6 +32,7 @@ constexpr uint64_t kTrampolineBytes = kPageSize + kScratchBytes;
 constexpr uint64_t kMargin = 4 << 20;
 constexpr uint64_t kSearchFrom = 1ull << 32;  // above where programs of fixed address and their heaps lie
 constexpr uint64_t kMadvGuardInstall = 102;   // Linux 6.13
+constexpr uint64_t kMapDroppable = 8;         // MAP_DROPPABLE, Linux 6.11: a type, as MAP_PRIVATE is
 
 constexpr uint64_t kAddressEnd = 1ull << 48;
 constexpr uint64_t kWorthWaiting = 1 << 20;  // bytes; less is there sooner than it could be arranged for
@@ -81,11 +83,13 @@ uint64_t find_hole(pid_t pid, const pb::AddressSpace& memory) {
 }  // namespace
 
 AddressSpaceRestore::AddressSpaceRestore(RemoteProcess& remote, const pb::AddressSpace& memory, RestoredFiles& files,
-                                         const ObjectRestore& objects, int agent_socket, int process_socket)
+                                         const ObjectRestore& objects, const InheritedPages* inherited,
+                                         int agent_socket, int process_socket)
     : remote_(remote),
       memory_(memory),
       files_(files),
       objects_(objects),
+      inherited_(inherited),
       agent_socket_(agent_socket),
       process_socket_(process_socket) {}
 
@@ -108,9 +112,25 @@ MemoryRestore::Trampoline AddressSpaceRestore::make_trampoline() {
 }
 
 void AddressSpaceRestore::unmap_all() {
-  const uint64_t end = trampoline_.start + trampoline_.size;
-  remote_.call("munmap", SYS_munmap, {0, trampoline_.start});
-  remote_.call("munmap", SYS_munmap, {end, kUserSpaceEnd - end});
+  std::vector<Range> kept;
+  if (inherited_ != nullptr) kept = inherited_->kept;
+  kept.push_back({trampoline_.start, trampoline_.start + trampoline_.size});
+  normalise(kept);
+  for (const Range& hole : subtract(std::vector<Range>{{0, kUserSpaceEnd}}, kept))
+    remote_.call("munmap", SYS_munmap, {hole.start, hole.bytes()});
+}
+
+bool AddressSpaceRestore::is_kept(const pb::Mapping& mapping) const {
+  return inherited_ != nullptr && inherited_->keeps({mapping.start(), mapping.end()});
+}
+
+// The mapping is there, with pages of which some are not this process's.
+void AddressSpaceRestore::take_over(const pb::Mapping& mapping) {
+  const Range whole{mapping.start(), mapping.end()};
+  for (const Range& range : intersect(inherited_->foreign, std::vector<Range>{whole}))
+    remote_.call("madvise(MADV_DONTNEED)", SYS_madvise, {range.start, range.bytes(), MADV_DONTNEED});
+  if (mapping.prot() != (PROT_READ | PROT_WRITE))
+    remote_.call("mprotect", SYS_mprotect, {whole.start, whole.bytes(), mapping.prot()});
 }
 
 void AddressSpaceRestore::map_vdso() {
@@ -195,11 +215,24 @@ void AddressSpaceRestore::map_object(const pb::Mapping& mapping) {
   call_mmap(mapping, mapping.kind() == pb::Mapping::OBJECT ? MAP_SHARED : MAP_PRIVATE, remote_fd_);
 }
 
+void AddressSpaceRestore::map_anonymous(const pb::Mapping& mapping) {
+  if (is_kept(mapping)) {
+    take_over(mapping);
+    return;
+  }
+  if (mapping.droppable()) {
+    const int64_t result = remote_.syscall(SYS_mmap, {mapping.start(), mapping.end() - mapping.start(), mapping.prot(),
+                                                      kMapDroppable | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, ~0ull, 0});
+    if (result >= 0) return;  // a kernel before 6.11 has it as memory that stays
+  }
+  call_mmap(mapping, MAP_PRIVATE | MAP_ANONYMOUS | (mapping.growsdown() ? MAP_GROWSDOWN : 0), -1);
+}
+
 void AddressSpaceRestore::map_all() {
   for (const pb::Mapping& mapping : memory_.mappings()) {
     switch (mapping.kind()) {
       case pb::Mapping::ANONYMOUS:
-        call_mmap(mapping, MAP_PRIVATE | MAP_ANONYMOUS | (mapping.growsdown() ? MAP_GROWSDOWN : 0), -1);
+        map_anonymous(mapping);
         break;
       case pb::Mapping::FILE_PRIVATE:
       case pb::Mapping::FILE_READONLY_SHARED:
@@ -225,18 +258,24 @@ void AddressSpaceRestore::map_all() {
   close_remote_fd();
 }
 
-void AddressSpaceRestore::plan_pages(const VersionReader& version, bool lazy, PageFill& fill) {
+void AddressSpaceRestore::plan_pages(const VersionReader& version, const PageStoreReader* shared, bool lazy,
+                                     PageFill& fill) {
   reader_.emplace(version, memory_.index());
   std::vector<Range> large;
   const bool huge = huge_pages_always();
   for (const pb::Mapping& mapping : memory_.mappings()) {
-    if (can_come_later(mapping) && (lazy || !wants_huge_pages(mapping, huge)))
+    if (can_come_later(mapping) && !is_kept(mapping) && (lazy || !wants_huge_pages(mapping, huge)))
       large.push_back({mapping.start(), mapping.end()});
   }
   const std::vector<Range> all = {{0, kAddressEnd}};
-  if (lazy) later_ = large;
-  fill.add(remote_.pid(), memory_, *reader_, subtract(all, later_),
-           lazy ? PageFill::FreshMemory() : register_fresh(large));
+  const PageFill::FreshMemory fresh = lazy ? PageFill::FreshMemory() : register_fresh(large);
+  if (shared != nullptr) {
+    std::vector<Range> missing = shared_pages_of(memory_);
+    if (inherited_ != nullptr) missing = subtract(missing, inherited_->present);
+    fill.add(remote_.pid(), memory_, *shared, missing, fresh);
+  }
+  if (lazy) later_ = std::move(large);
+  fill.add(remote_.pid(), memory_, *reader_, subtract(all, later_), fresh);
 }
 
 // Nothing at all where the kernel does not allow it: there is another way to fill memory.
@@ -246,16 +285,16 @@ PageFill::FreshMemory AddressSpaceRestore::register_fresh(const std::vector<Rang
   const int64_t remote =
       remote_.syscall(SYS_userfaultfd, {static_cast<uint64_t>(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)});
   if (remote < 0) return fresh;
-  fresh.uffd = remote_.take_fd(static_cast<int>(remote));
+  fresh.uffd = std::make_shared<UniqueFd>(remote_.take_fd(static_cast<int>(remote)));
   remote_.call("close", SYS_close, {static_cast<uint64_t>(remote)});
   uffdio_api api{};
   api.api = UFFD_API;
-  if (::ioctl(fresh.uffd.get(), UFFDIO_API, &api) != 0) return {};
+  if (::ioctl(fresh.uffd->get(), UFFDIO_API, &api) != 0) return {};
   for (const Range& mapping : mappings) {
     uffdio_register range{};
     range.range = {mapping.start, mapping.bytes()};
     range.mode = UFFDIO_REGISTER_MODE_MISSING;
-    if (::ioctl(fresh.uffd.get(), UFFDIO_REGISTER, &range) == 0) fresh.ranges.push_back(mapping);
+    if (::ioctl(fresh.uffd->get(), UFFDIO_REGISTER, &range) == 0) fresh.ranges.push_back(mapping);
   }
   return fresh;
 }

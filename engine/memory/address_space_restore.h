@@ -13,27 +13,34 @@
 #include "engine/memory/page_fill.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/memory/restored_files.h"
+#include "engine/memory/shared_seed.h"
 
 namespace icp {
 
 // Used once, for one process whose AddressSpace has been checked.
 class AddressSpaceRestore {
  public:
+  // `inherited`: memory that it has from the process it was forked from, and keeps; may be null.
   AddressSpaceRestore(RemoteProcess& remote, const pb::AddressSpace& memory, RestoredFiles& files,
-                      const ObjectRestore& objects, int agent_socket, int process_socket);
+                      const ObjectRestore& objects, const InheritedPages* inherited, int agent_socket,
+                      int process_socket);
 
   // In this order:
   MemoryRestore::Trampoline make_trampoline();
-  void unmap_all();  // but the trampoline
+  void unmap_all();  // but the trampoline and what it keeps
   void map_vdso();
   void map_all();
-  // Puts down what is to be filled in; with `lazy` not what can come later. After that, fill.run().
-  void plan_pages(const VersionReader& version, bool lazy, PageFill& fill);
+  // Puts down what is to be filled in; with `lazy` not what can come later. `shared` has the pages of
+  // AddressSpace.shared_pages, or is null. After that, fill.run().
+  void plan_pages(const VersionReader& version, const PageStoreReader* shared, bool lazy, PageFill& fill);
   void finish(LazyFill* lazy);  // what comes later, advice, locks, names, layout
 
  private:
   PageFill::FreshMemory register_fresh(const std::vector<Range>& mappings);
   uint64_t call_mmap(const pb::Mapping& mapping, uint64_t flags, int fd);
+  void map_anonymous(const pb::Mapping& mapping);
+  bool is_kept(const pb::Mapping& mapping) const;
+  void take_over(const pb::Mapping& mapping);
   void map_object(const pb::Mapping& mapping);
   void attach_segment(const pb::Mapping& mapping, const pb::MemoryObject& object);
   int remote_fd(int local);
@@ -44,6 +51,7 @@ class AddressSpaceRestore {
   const pb::AddressSpace& memory_;
   RestoredFiles& files_;
   const ObjectRestore& objects_;
+  const InheritedPages* inherited_;
   int agent_socket_, process_socket_;
   MemoryRestore::Trampoline trampoline_;
   std::string open_name_;  // what remote_fd_ is

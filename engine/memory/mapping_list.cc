@@ -25,7 +25,7 @@ constexpr FlagName kFlagNames[] = {
     {"dc", kVmDontCopy},    {"dd", kVmDontDump},   {"wf", kVmWipeOnFork}, {"hg", kVmHugePage},    {"nh", kVmNoHugePage},
     {"mg", kVmMergeable},   {"sr", kVmSequential}, {"rr", kVmRandom},     {"ht", kVmHugetlb},     {"io", kVmIo},
     {"pf", kVmPfnMap},      {"um", kVmUserfault},  {"ui", kVmUserfault},  {"dp", kVmDroppable},   {"gu", kVmGuard},
-    {"ss", kVmShadowStack},
+    {"ss", kVmShadowStack}, {"sl", kVmSealed},
 };
 
 // Values of madvise(2) that a mapping's flags stand for.
@@ -90,6 +90,7 @@ uint32_t vm_flags(const SmapsEntry& entry) {
       if (name == known.name) bits |= known.flag;
     }
   }
+  if (entry.protection_key != 0) bits |= kVmKey;
   return bits;
 }
 
@@ -185,6 +186,7 @@ void MemoryMapping::to_proto(pb::Mapping& out) const {
   out.set_locked_on_fault((flags & kVmLockOnFault) != 0);
   out.set_noreserve((flags & kVmNoReserve) != 0);
   out.set_may_write((flags & kVmMayWrite) != 0);
+  out.set_droppable((flags & kVmDroppable) != 0);
   for (const auto& [flag, advice] : kAdvice) {
     if ((flags & flag) != 0) out.add_advice(advice);
   }
@@ -228,6 +230,13 @@ std::optional<MemoryMapping> MappingClassifier::classify(const RawMapping& raw) 
     if (mapping.problem.empty() && (raw.flags & (kVmIo | kVmPfnMap)) != 0) {
       refuse("memory of the device " + path, "close the device before the checkpoint");
     }
+  }
+  const bool of_kernel = mapping.kind == pb::Mapping::VDSO || mapping.kind == pb::Mapping::VVAR;
+  if (mapping.problem.empty() && (raw.flags & kVmSealed) != 0 && !of_kernel) {
+    refuse("sealed memory (mseal)", "start the program without sealing");
+  } else if (mapping.problem.empty() && (raw.flags & kVmKey) != 0) {
+    refuse("memory with a protection key (pkey_mprotect, or mprotect to PROT_EXEC alone)",
+           "run the program without protection keys");
   }
   return mapping;
 }

@@ -52,6 +52,8 @@ enum VmFlag : uint32_t {
   kVmDroppable = 1 << 17,
   kVmGuard = 1 << 18,
   kVmShadowStack = 1 << 19,
+  kVmSealed = 1 << 20,
+  kVmKey = 1 << 21,  // ProtectionKey: is not 0
 };
 uint32_t vm_flags(const SmapsEntry& entry);
 

@@ -135,10 +135,14 @@ struct MemoryCapture::Impl {
   std::set<std::string> names;  // stores of the version under way
   std::set<pid_t> in_version;   // processes of the version, once collected
   bool precopied = false;
-  bool new_mappings = false, new_shared = false;     // met in the last pre-copy round, tracked since
-  bool has_relatives = false;                        // the process being collected
-  std::optional<VersionReader> inherited;            // where processes begin that have no tracker yet ...
-  std::map<uint32_t, std::string> inherited_stores;  // ... by their number in the capsule
+  bool new_mappings = false, new_shared = false;          // met in the last pre-copy round, tracked since
+  bool has_relatives = false;                             // the process being collected
+  std::optional<VersionReader> inherited;                 // where processes begin that have no tracker yet ...
+  std::map<uint32_t, pb::AddressSpace> inherited_spaces;  // ... by their number in the capsule
+
+  std::map<uint64_t, std::shared_ptr<SharedPages>> families;  // by where their stack begins (see Relatives)
+  std::map<pid_t, pb::AddressSpace*> saved_spaces;            // what collect() has filled in
+  std::function<VersionReader()> last;
 
   // What check() saw of a process without a tracker.
   struct FirstLook {
@@ -175,10 +179,11 @@ struct MemoryCapture::Impl {
     space = std::make_unique<PrivateMemory>(process.ref, make_tracker(options.tracker, *process.remote, options.keep));
     space->tracker().track_mappings(process.maps, true);
     take_first_look(process.ref, *space);
-    const auto store = inherited_stores.find(static_cast<uint32_t>(process.ref.vpid));
-    if (store != inherited_stores.end()) {
-      space->inherit(*inherited, store->second);
-      inherited_stores.erase(store);
+    const auto saved = inherited_spaces.find(static_cast<uint32_t>(process.ref.vpid));
+    if (saved != inherited_spaces.end()) {
+      space->inherit(*inherited, saved->second.index());
+      join_family(*space, *inherited, saved->second);
+      inherited_spaces.erase(saved);
     } else if (options.dedup) {
       space->begin_dedup(nullptr);
     }
@@ -188,17 +193,39 @@ struct MemoryCapture::Impl {
   void begin(PrivateMemory& space) {
     if (space.begun()) return;
     const std::string base = fmt::format("task_mm_{}", space.process().vpid);
-    std::string name = base;
-    for (int i = 2; !names.insert(name).second; ++i) name = fmt::format("{}_{}", base, i);
-    space.begin(*version, name);
+    space.begin(*version, new_name(space.store().empty() ? base : space.store(), base));
+    if (space.family() && !space.family()->begun()) space.family()->begin(*version);
   }
+  // `wanted`, or one from `base` on when that is another store's.
+  std::string new_name(std::string wanted, const std::string& base) {
+    for (int i = 2; !names.insert(wanted).second; ++i) wanted = fmt::format("{}_{}", base, i);
+    return wanted;
+  }
+  // A process that comes with what it had in `version`.
+  void join_family(PrivateMemory& space, const VersionReader& from, const pb::AddressSpace& saved) {
+    if (saved.shared_index().empty()) return;
+    std::shared_ptr<SharedPages>& family = families[saved.start_stack()];
+    if (!family) family = std::make_shared<SharedPages>(from, saved.shared_index());
+    if (family->store() != saved.shared_index())
+      throw_error(ErrorKind::kImage, "damaged image: relatives have pages in {} and {}", family->store(),
+                  saved.shared_index());
+    space.set_family(family, nullptr);
+    space.set_shared_pages(shared_pages_of(saved));
+  }
+  struct Member {
+    PrivateMemory* space;
+    uint64_t stack;
+  };
+  void find_families(const std::vector<Member>& members, bool stopped);
+  void join_new_member(std::shared_ptr<SharedPages>& family, PrivateMemory& space, bool stopped);
+  void write_families(MemoryStats& stats);
   void end_inheriting() {
     if (inherited && !options.dedup)
       for (auto& [pid, space] : spaces) space->end_dedup();
     inherited.reset();
-    inherited_stores.clear();
+    inherited_spaces.clear();
   }
-  static void note_relatives(std::vector<PrivateMemory*>& running);
+  void note_relatives(std::vector<PrivateMemory*>& running);
   // Before the mappings of the first pass are read.
   void watch_objects(const std::vector<PrivateMemory*>& running);
   void track_new_mappings(std::vector<PrivateMemory*>& running);
@@ -231,9 +258,12 @@ void MemoryCapture::check(const std::vector<ProcessRef>& processes, Findings& fi
   check_memory(processes, findings, [&caches](const ProcessRef& process) { return caches.at(process.pid); });
 }
 
-void MemoryCapture::begin(VersionWriter& version) {
+void MemoryCapture::begin(VersionWriter& version, std::function<VersionReader()> last) {
   impl_->version = &version;
+  impl_->last = std::move(last);
   impl_->names.clear();
+  impl_->saved_spaces.clear();
+  for (const auto& [stack, family] : impl_->families) impl_->names.insert(family->store());
   impl_->in_version.clear();
   impl_->precopied = false;
   impl_->arena.reset(kKeepStaging);
@@ -320,7 +350,51 @@ void MemoryCapture::Impl::note_relatives(std::vector<PrivateMemory*>& running) {
     }
   });
   for (const PrivateMemory* space : running) relatives.add_parent(stats[space->process().pid]);
-  for (PrivateMemory* space : running) space->set_has_relatives(relatives.has(stats[space->process().pid]));
+  std::vector<Member> members;
+  for (PrivateMemory* space : running) {
+    const ProcStat& stat = stats[space->process().pid];
+    space->set_has_relatives(relatives.has(stat));
+    members.push_back({space, stat.start_stack});
+  }
+  find_families(members, false);
+}
+
+// A family are two processes of the capsule or more.
+void MemoryCapture::Impl::find_families(const std::vector<Member>& members, bool stopped) {
+  std::map<uint64_t, size_t> count;
+  for (const Member& member : members) ++count[member.stack];
+  for (const Member& member : members) {
+    if (member.space->family() || member.space->begun()) continue;
+    const auto family = families.find(member.stack);
+    if (family == families.end() && count[member.stack] < 2) continue;
+    join_new_member(families[member.stack], *member.space, stopped);
+  }
+  std::erase_if(families, [](const auto& entry) { return !entry.second; });
+}
+
+// One that has been alone in earlier versions gives the family what those hold of it. That takes reading, for which
+// nobody is to wait.
+void MemoryCapture::Impl::join_new_member(std::shared_ptr<SharedPages>& family, PrivateMemory& space, bool stopped) {
+  const bool known = space.total_pages() > 0;
+  if (known && (stopped || !last)) return;
+  if (known && !family) {
+    const VersionReader reader = last();
+    const std::string store = space.store();
+    family = std::make_shared<SharedPages>(reader, store, space.give_index_away());
+    names.insert(store);
+    space.set_family(family, nullptr);
+    return;
+  }
+  if (!family) {
+    const std::string base = fmt::format("family_mm_{}", space.process().vpid);
+    family = std::make_shared<SharedPages>(new_name(base, base));
+  }
+  if (known) {
+    const VersionReader reader = last();
+    space.set_family(family, &reader);
+  } else {
+    space.set_family(family, nullptr);
+  }
 }
 
 void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
@@ -334,7 +408,7 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
       if (error.kind() != ErrorKind::kGone) throw;
     }
   }
-  Impl::note_relatives(running);
+  impl_->note_relatives(running);
   impl_->watch_objects(running);
   uint64_t before = ~0ull, written = 0;
   for (unsigned round = 0; round < impl_->options.precopy_rounds && !running.empty(); ++round) {
@@ -373,6 +447,7 @@ bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
   space->collect(mappings, arena, precopied && direct);
 
   memory.set_index(space->store());
+  saved_spaces[pid] = &memory;
   for (const MemoryMapping& mapping : mappings) {
     const uint32_t object = mapping.object ? objects.note_mapping(mapping, space->tracker(), pid) : 0;
     add_mapping(pid, mapping, object, memory);
@@ -392,6 +467,12 @@ void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::v
     if (process.remote) relatives.add(process.ref.pid, process.stat);
   for (const StoppedProcess& process : processes)
     if (process.remote) relatives.add_parent(process.stat);
+  std::vector<Impl::Member> members;
+  for (const StoppedProcess& process : processes) {
+    if (!process.remote) continue;
+    if (PrivateMemory* const space = impl_->find(process.ref)) members.push_back({space, process.stat.start_stack});
+  }
+  impl_->find_families(members, true);
   for (size_t i = 0; i < processes.size(); ++i) {
     if (!processes[i].remote) continue;
     impl_->has_relatives = relatives.has(processes[i].stat);
@@ -437,6 +518,7 @@ MemoryStats MemoryCapture::write() {
     space->write();
     add(*space);
   }
+  impl_->write_families(stats);
   impl_->end_inheriting();
   impl_->objects.write();
   for (const auto& [key, object] : impl_->objects.objects()) add(*object);
@@ -445,8 +527,36 @@ MemoryStats MemoryCapture::write() {
   return stats;
 }
 
+void MemoryCapture::Impl::write_families(MemoryStats& stats) {
+  std::map<const SharedPages*, std::vector<Range>> used;
+  for (auto& [pid, space] : spaces) {
+    SharedPages* const family = space->family().get();
+    if (family == nullptr) continue;
+    std::vector<Range>& ranges = used[family];
+    ranges.insert(ranges.end(), space->shared_pages().begin(), space->shared_pages().end());
+    if (space->shared_pages().empty()) continue;
+    pb::AddressSpace& saved = *saved_spaces.at(pid);
+    saved.set_shared_index(family->store());
+    save_shared_pages(space->shared_pages(), saved);
+    stats.shared = true;
+  }
+  for (auto& [stack, family] : families) {
+    if (!family->begun()) continue;
+    std::vector<Range> ranges;
+    if (const auto members = used.find(family.get()); members != used.end()) ranges = std::move(members->second);
+    normalise(ranges);
+    family->write(ranges);
+    stats.pages_written += family->written_pages();
+    stats.pages_total += family->total_pages();
+    stats.full = stats.full && family->full();
+  }
+  std::erase_if(families, [&used](const auto& entry) { return !used.contains(entry.second.get()); });
+  saved_spaces.clear();
+}
+
 void MemoryCapture::abandon() {
   impl_->unused.clear();
+  for (auto& [stack, family] : impl_->families) family->forget();
   for (auto& [pid, space] : impl_->spaces) space->forget();
   impl_->end_inheriting();
   impl_->objects.abandon();
@@ -458,10 +568,11 @@ void MemoryCapture::inherit(const VersionReader& version) {
   impl_->inherited.emplace(version);
   const pb::Capsule capsule = version.read_state();
   for (const pb::Process& process : capsule.processes())
-    if (!process.memory().index().empty()) impl_->inherited_stores[process.pid()] = process.memory().index();
+    if (!process.memory().index().empty()) impl_->inherited_spaces[process.pid()] = process.memory();
 }
 
 void MemoryCapture::reload(const VersionReader& version) {
+  for (auto& [stack, family] : impl_->families) family->reload(version);
   for (auto& [pid, space] : impl_->spaces) space->reload(version);
   impl_->objects.reload(version);
 }
@@ -489,6 +600,7 @@ void MemoryCapture::adopt(const VersionReader& version, const pb::Capsule& capsu
     const pid_t pid = process.ref.pid;
     const std::vector<MemoryMapping> mappings = classify_all(pid, space.mapping_cache().refresh(pid));
     space.adopt(saved.index(), PageStoreReader(version, saved.index()).take_index(), mappings);
+    impl_->join_family(space, version, saved);
     for (const MemoryMapping& mapping : mappings) {
       if (!mapping.object) continue;
       for (const pb::Mapping& old : saved.mappings()) {
@@ -518,6 +630,7 @@ bool MemoryCapture::resume(const VersionReader& version, const pb::Capsule& caps
     if (!tracker) continue;
     auto space = std::make_unique<PrivateMemory>(process, std::move(tracker));
     space->resume(PageStoreReader(version, saved.index()).take_index(), saved);
+    impl_->join_family(*space, version, saved);
     if (impl_->options.dedup) space->begin_dedup(&version);
     impl_->spaces[process.pid] = std::move(space);
   }

@@ -47,6 +47,7 @@ struct MemoryStats {
   uint64_t pages_total = 0;    // pages described by the indexes
   std::string tracker;         // name of the tracker (of the first process)
   bool full = false;           // no page was taken over from an earlier version
+  bool shared = false;         // relatives share pages in it: AddressSpace.shared_pages
   uint64_t read_whole = 0;     // bytes of shared memory that were read whole in the stop
 };
 
@@ -76,7 +77,8 @@ class MemoryCapture {
   void set_ipc(std::shared_ptr<IpcAccess> ipc);
   // Sets MemoryOptions::quiesce, for an object that came without it (a restored capsule's).
   void set_quiesce(MemoryOptions::Quiesce quiesce);
-  void begin(VersionWriter& version);
+  // `last` opens the version that the indexes describe; empty when there is none. Used until write() or abandon().
+  void begin(VersionWriter& version, std::function<VersionReader()> last = {});
   void precopy(const std::vector<ProcessRef>& processes);
   // All processes are stopped, with no scratch memory of ours mapped in them; zombies have no memory. Fills
   // states[i]->memory (mappings, mm layout, auxv, exe, vdso), capsule.objects and ShmSegment.object of capsule.sysv
@@ -86,6 +88,7 @@ class MemoryCapture {
   // Object id for an open memfd, /dev/shm file or deleted file (see ObjectResolver in file_table.h). Call after
   // precopy() and before collect() of the same round.
   uint32_t object_of_file(int local_fd, const std::string& target);
+  // Completes AddressSpace::shared_pages of the `states` that collect() had.
   MemoryStats write();
   // Also after write(), when the version was not committed in the end.
   void abandon();

@@ -31,6 +31,7 @@ struct MemoryRestore::Impl {
   ObjectRestore objects;
   std::map<uint32_t, AddressSpaceRestore> spaces;  // by pid, between map_process() and finish_process()
   PageFill fill;
+  std::unique_ptr<SharedSeed> sharing;
 
   void check_process(const pb::Process& process) const;
   bool is_object(const pb::FileIdentity& file) const;
@@ -81,18 +82,28 @@ void MemoryRestore::create_objects() { impl_->objects.create(); }
 
 UniqueFd MemoryRestore::open_object(uint32_t object, uint32_t flags) { return impl_->objects.open(object, flags); }
 
+void MemoryRestore::plan_sharing(const std::vector<TreeStep>& steps) {
+  impl_->sharing = std::make_unique<SharedSeed>(impl_->version, impl_->capsule, steps);
+}
+
+void MemoryRestore::seed(uint32_t pid, RemoteProcess& remote) { impl_->sharing->fill(pid, remote); }
+
+void MemoryRestore::end_seeding(RemoteProcess& init) { impl_->sharing->leave(init); }
+
 MemoryRestore::Trampoline MemoryRestore::map_process(RemoteProcess& remote, const pb::Process& process) {
   check_mm_layout(process.memory());
   check_mappings(process.memory());
   AddressSpaceRestore& space = impl_->spaces
                                    .try_emplace(process.pid(), remote, process.memory(), impl_->files, impl_->objects,
+                                                impl_->sharing ? impl_->sharing->of(process.pid()) : nullptr,
                                                 impl_->options.agent_socket, impl_->options.process_socket)
                                    .first->second;
   const Trampoline trampoline = space.make_trampoline();
   space.unmap_all();
   space.map_vdso();
   space.map_all();
-  space.plan_pages(impl_->version, impl_->options.lazy != nullptr, impl_->fill);
+  space.plan_pages(impl_->version, impl_->sharing ? impl_->sharing->store_of(process.memory()) : nullptr,
+                   impl_->options.lazy != nullptr, impl_->fill);
   return trampoline;
 }
 

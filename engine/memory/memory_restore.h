@@ -5,11 +5,13 @@
 #include <cstdint>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "engine/base/identity.h"
 #include "engine/base/unique_fd.h"
 #include "engine/image/image.pb.h"
 #include "engine/image/image_dir.h"
+#include "engine/restore/tree_plan.h"
 #include "engine/sysv/sysv_ipc.h"
 #include "engine/trace/remote_process.h"
 
@@ -42,6 +44,11 @@ class MemoryRestore {
   // Files that exist (shared file mappings, /dev/shm) get their saved content in apply_side_effects().
   void create_objects();
   UniqueFd open_object(uint32_t object, uint32_t flags);
+
+  // Between check() and the first map_process(), while the tree grows by `steps`: pages that relatives share.
+  void plan_sharing(const std::vector<TreeStep>& steps);
+  void seed(uint32_t pid, RemoteProcess& remote);
+  void end_seeding(RemoteProcess& init);
 
   // Replaces the whole address space of a seed process, in three steps: map_process() for each, fill_pages() for all
   // together, finish_process() for each. On entry `remote` runs system calls through an instruction of the seed; after

@@ -97,7 +97,7 @@ void PageCopier::copy_batch(std::span<const Range> batch, std::byte* to, const D
     Range range = parts[next++].range;
     while (range.start < range.end) {
       const size_t forced = read_forced(range, to);
-      if (forced > 0) pieces.push_back({range.start, {to, forced}});
+      if (forced > 0) pieces.push_back({range.start, {to, forced}, has_relatives_});
       to += forced;
       range.start += forced;
       if (range.start == range.end) break;

@@ -37,7 +37,7 @@ uint64_t end_of(const PageLocation& location, uint64_t pages) { return location.
 
 void PageFill::add(pid_t pid, const pb::AddressSpace& memory, const PageStoreReader& reader,
                    const std::vector<Range>& ranges, FreshMemory fresh) {
-  Process& process = processes_.emplace_back(Process{pid, &reader, std::move(fresh.uffd), {}});
+  Process& process = processes_.emplace_back(Process{pid, &reader, fresh.uffd, {}});
   auto free = fresh.ranges.begin();
   auto mapping = memory.mappings().begin();
   const auto end = memory.mappings().end();
@@ -261,7 +261,7 @@ void PageFill::Worker::copy_fresh(Copy copy) {
     request.dst = copy.address;
     request.src = reinterpret_cast<uint64_t>(copy.from);
     request.len = copy.bytes;
-    if (::ioctl(process_->uffd.get(), UFFDIO_COPY, &request) == 0) return;
+    if (::ioctl(process_->uffd->get(), UFFDIO_COPY, &request) == 0) return;
     const int why = errno;
     const auto done = request.copy > 0 ? static_cast<uint64_t>(request.copy) : 0;
     if ((why != EAGAIN && why != EINTR) || done >= copy.bytes) {

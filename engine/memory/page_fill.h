@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <list>
+#include <memory>
 #include <vector>
 
 #include "engine/base/unique_fd.h"
@@ -23,13 +24,14 @@ namespace icp {
 class PageFill {
  public:
   // Where pages may be put by UFFDIO_COPY: mappings that are registered with this userfaultfd (missing pages) and hold
-  // no page yet. It is closed when run() returns.
+  // no page yet. It is closed when run() returns and nobody else has it.
   struct FreshMemory {
-    UniqueFd uffd;
+    std::shared_ptr<UniqueFd> uffd;
     std::vector<Range> ranges;  // normalised
   };
   // Pages within `ranges`. The process, whose mappings are those of `memory`, is stopped; both stay until run() has
-  // returned, as does `reader`. Throws kImage for pages outside of all mappings that could hold them.
+  // returned, as does `reader`. Once a store that has pages of it. Throws kImage for pages outside of all mappings that
+  // could hold them.
   void add(pid_t pid, const pb::AddressSpace& memory, const PageStoreReader& reader, const std::vector<Range>& ranges,
            FreshMemory fresh);
   // Throws the first thing that went wrong; nothing is being written any more then.
@@ -48,7 +50,7 @@ class PageFill {
   struct Process {
     pid_t pid;
     const PageStoreReader* reader;
-    UniqueFd uffd;
+    std::shared_ptr<UniqueFd> uffd;
     std::vector<Run> runs;  // ascending
   };
   // Runs [first, last) of a process: what a thread takes at a time.

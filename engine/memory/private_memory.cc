@@ -21,10 +21,10 @@ PrivateMemory::PrivateMemory(const ProcessRef& process, std::unique_ptr<PageTrac
     : process_(process), tracker_(std::move(tracker)), index_(std::make_unique<PageIndex>()) {}
 
 void PrivateMemory::begin(VersionWriter& version, const std::string& store) {
-  full_ = index_->pages() == 0;
+  full_ = index_->pages() == 0 && shared_.empty();
   if (store != store_) {
     // A store is a chain of files of one name: under a new name it starts afresh.
-    forget();
+    if (!store_.empty()) forget();
     store_ = store;
   }
   precopied_.clear();
@@ -41,7 +41,58 @@ void PrivateMemory::forget() {
   to_copy_.clear();
   data_.clear();
   staged_.clear();
+  shared_.clear();
+  put_here_.clear();
+  put_there_.clear();
   full_ = true;
+}
+
+void PrivateMemory::set_family(std::shared_ptr<SharedPages> family, const VersionReader* version) {
+  family_ = std::move(family);
+  if (index_->pages() == 0 || version == nullptr) return;
+  PageHashes hashes;
+  PageStoreReader(*version, store_).load_hashes(hashes);
+  shared_ = family_->find(*index_, hashes);
+  for (const Range& range : shared_) index_->erase(range.start, range.end);
+}
+
+PageIndex PrivateMemory::give_index_away() {
+  PageIndex index = std::move(*index_);
+  index_ = std::make_unique<PageIndex>();
+  if (hashes_) hashes_->clear();
+  store_.clear();
+  shared_.clear();
+  index.for_each_run([this](uint64_t address, uint64_t pages, PageLocation) {
+    append_range(shared_, {address, address + pages * kPageSize});
+  });
+  return index;
+}
+
+void PrivateMemory::put(std::span<const Piece> pieces, bool zeros_are_absent) {
+  if (!family_) {
+    writer_->put(pieces, zeros_are_absent);
+    return;
+  }
+  std::vector<Range> there, here;
+  std::vector<Piece> rest;
+  family_->put(pieces, zeros_are_absent, there, rest);
+  if (!rest.empty()) writer_->put(rest, zeros_are_absent);
+  for (const Piece& piece : rest) append_range(here, {piece.address, piece.address + piece.bytes.size()});
+  const std::lock_guard lock(put_mutex_);
+  put_here_.insert(put_here_.end(), here.begin(), here.end());
+  put_there_.insert(put_there_.end(), there.begin(), there.end());
+}
+
+// After all of a pass has been put: each page once.
+void PrivateMemory::settle_shared() {
+  normalise(put_here_);
+  normalise(put_there_);
+  for (const Range& range : put_there_) writer_->erase(range.start, range.end);
+  shared_ = subtract(shared_, put_here_);
+  shared_.insert(shared_.end(), put_there_.begin(), put_there_.end());
+  normalise(shared_);
+  put_here_.clear();
+  put_there_.clear();
 }
 
 // One mapping of a pass: appends its pages with data; `written` also where rule 1 distrusts the tracker. False when it
@@ -160,10 +211,11 @@ void PrivateMemory::precopy_copy() {
     copy_side_by_side(ranges, missing, [&](std::vector<std::byte>& buffer) -> Copying {
       buffer.resize(PageCopier::kChunk);
       return {[&buffer](size_t) { return buffer.data(); },
-              [this, zeros](std::span<const Piece> pieces) { writer_->put(pieces, zeros); }};
+              [this, zeros](std::span<const Piece> pieces) { put(pieces, zeros); }};
     });
     done.insert(done.end(), ranges.begin(), ranges.end());
   }
+  settle_shared();
   normalise(done);
   normalise(missing);
   precopied_.insert(precopied_.end(), done.begin(), done.end());
@@ -226,11 +278,12 @@ void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, Stag
       }
       buffer.resize(PageCopier::kChunk);
       writer_->set_compressing(false);
+      if (family_) family_->set_compressing(false);
       return buffer.data();
     };
     const auto deliver = [&](std::span<const Piece> pieces) {
       if (pieces.front().bytes.data() == buffer.data()) {  // there was no room: at once
-        writer_->put(pieces, zeros_absent);
+        put(pieces, zeros_absent);
         return;
       }
       const std::lock_guard lock(mutex);
@@ -241,16 +294,19 @@ void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, Stag
 }
 
 void PrivateMemory::write() {
+  settle_shared();  // what was put in the stop
   writer_->set_compressing(true);
+  if (family_) family_->set_compressing(true);
   uint64_t at = 0;
   for (const Range& range : data_) {
     if (at < range.start) writer_->erase(at, range.start);
     at = range.end;
   }
   writer_->erase(at, kAddressEnd);
-  share_out(staged_.size(), staged_.size(), [this]() -> ItemWork {
-    return [this](size_t i) { writer_->put(staged_[i].pieces, staged_[i].zeros_are_absent); };
-  });
+  share_out(staged_.size(), staged_.size(),
+            [this]() -> ItemWork { return [this](size_t i) { put(staged_[i].pieces, staged_[i].zeros_are_absent); }; });
+  settle_shared();
+  shared_ = intersect(shared_, data_);
   staged_.clear();
   data_.clear();
   writer_->finish();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -12,6 +13,7 @@
 #include "engine/memory/mapping_list.h"
 #include "engine/memory/page_copier.h"
 #include "engine/memory/page_ranges.h"
+#include "engine/memory/shared_pages.h"
 #include "engine/memory/staging.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/tracker/page_tracker.h"
@@ -67,6 +69,16 @@ class PrivateMemory {
   // Whether fork() may have let it share pages with other processes (see PageCopier).
   void set_has_relatives(bool has) { has_relatives_ = has; }
 
+  // Where pages lie that it shares with relatives, or null: set once, before they are begun. Of the pages that its
+  // index describes, as of `version` (or null), those that are there need not be here.
+  void set_family(std::shared_ptr<SharedPages> family, const VersionReader* version);
+  const std::shared_ptr<SharedPages>& family() const { return family_; }
+  // What it has there, normalised.
+  const std::vector<Range>& shared_pages() const { return shared_; }
+  void set_shared_pages(std::vector<Range> pages) { shared_ = std::move(pages); }
+  // All that the index has described is shared from now on.
+  PageIndex give_index_away();
+
   // Goes on from a restored version: the index describes the memory as it is at this moment (stopped).
   void adopt(const std::string& store, PageIndex index, const std::vector<MemoryMapping>& mappings);
   // Goes on from a version of an earlier agent: the index describes the memory as it was when the tracker's last pass
@@ -98,6 +110,9 @@ class PrivateMemory {
   };
   void copy_side_by_side(std::span<const Range> ranges, std::vector<Range>& missing,
                          const std::function<Copying(std::vector<std::byte>& buffer)>& make);
+  // Pieces into the store, or the family's.
+  void put(std::span<const Piece> pieces, bool zeros_are_absent);
+  void settle_shared();
   void stage(std::span<const Range> ranges, bool zeros_are_absent, StagingArena& arena, std::vector<Range>& missing);
 
   ProcessRef process_;
@@ -122,6 +137,11 @@ class PrivateMemory {
   std::vector<ToCopy> to_copy_;  // found by the last precopy_collect()
   std::vector<Range> data_;      // at the stop: all pages with data
   std::vector<Staged> staged_;
+
+  std::shared_ptr<SharedPages> family_;
+  std::vector<Range> shared_;                // pages that lie there
+  std::vector<Range> put_here_, put_there_;  // since the last settle_shared(), not normalised; under put_mutex_
+  std::mutex put_mutex_;
 };
 
 }  // namespace icp

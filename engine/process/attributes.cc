@@ -41,15 +41,20 @@ void capture_attributes(const StoppedProcess& process, CallBatch& calls, pb::Pro
                  [&state](int subreaper) { state.set_child_subreaper(subreaper != 0); });
   calls.call("prctl(PR_GET_DUMPABLE)", SYS_prctl, {PR_GET_DUMPABLE},
              [&state](int64_t result) { state.set_dumpable(result == 1); });
-  calls.call(nullptr, SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0},
-             [&state](int64_t result) { state.set_thp_disabled(result == 1); });
+  calls.call(nullptr, SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0}, [&state](int64_t result) {
+    state.set_thp_disabled(result > 0);
+    state.set_thp_except_advised(result > 1);
+  });
 }
 
 void restore_attributes(RemoteProcess& remote, const pb::Process& state) {
   remote.call("personality", SYS_personality, {state.personality()});
   remote.call("umask", SYS_umask, {state.umask() & 0777});
   if (state.child_subreaper()) remote.call("prctl(PR_SET_CHILD_SUBREAPER)", SYS_prctl, {PR_SET_CHILD_SUBREAPER, 1});
-  if (state.thp_disabled()) remote.call("prctl(PR_SET_THP_DISABLE)", SYS_prctl, {PR_SET_THP_DISABLE, 1, 0, 0, 0});
+  if (state.thp_disabled()) {
+    const uint64_t except_advised = state.thp_except_advised() ? 1u << 1 : 0;  // Linux 6.18
+    remote.call("prctl(PR_SET_THP_DISABLE)", SYS_prctl, {PR_SET_THP_DISABLE, 1, except_advised, 0, 0});
+  }
   // Lowering it is for administrators: a step that may not keeps its own.
   std::ofstream(fmt::format("/proc/{}/oom_score_adj", remote.pid())) << state.oom_score_adj();
 }

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <array>
+#include <span>
+#include <vector>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
@@ -72,6 +74,42 @@ void restore_credentials(RemoteProcess& remote, const pb::Process& state, const 
   remote.call("capget", SYS_capget, {header.value, sets.value});
   if (remote.read_value<CapabilitySets>(sets) != CapabilitySets{})
     throw_error(ErrorKind::kPermission, "process {} could not give up its capabilities", state.pid());
+}
+
+// Root's own choice: a program of root that had given up capabilities, or groups, does without them again.
+void give_up_capabilities(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
+  const pb::Credentials& saved = state.credentials();
+  if (identity.uid != 0 || saved.uid() != 0) return;
+  const ProcStatus now =
+      ProcStatus::parse(read_proc(remote.pid(), fmt::format("task/{}/status", remote.thread().tid())));
+  const std::vector<gid_t> groups(saved.groups().begin(), saved.groups().end());
+  if (now.cap_eff == saved.cap_effective() && now.cap_prm == saved.cap_permitted() &&
+      now.cap_inh == saved.cap_inheritable() && now.cap_bnd == saved.cap_bounding() && now.groups == groups &&
+      now.no_new_privs == state.no_new_privs())
+    return;
+  remote.reset_scratch();
+  const RemoteAddr header = remote.stage_value(CapabilityHeader{});
+  const RemoteAddr sets = remote.reserve(sizeof(CapabilitySets));
+  remote.call("capget", SYS_capget, {header.value, sets.value});
+  const CapabilitySets has = remote.read_value<CapabilitySets>(sets);
+  constexpr int kKnown = 64;
+  for (uint64_t capability = 0; capability < kKnown; ++capability) {
+    // Past the kernel's last one it fails.
+    if ((saved.cap_bounding() >> capability & 1) != 0) continue;
+    if (remote.syscall(SYS_prctl, {PR_CAPBSET_DROP, capability, 0, 0, 0}) == -EINVAL) break;
+  }
+  remote.syscall(SYS_setgroups, {groups.size(), remote.stage(std::as_bytes(std::span(groups))).value});
+  if (state.no_new_privs()) remote.call("prctl(PR_SET_NO_NEW_PRIVS)", SYS_prctl, {PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0});
+  const auto half = [](uint64_t mask, int upper) { return static_cast<uint32_t>(mask >> (32 * upper)); };
+  CapabilitySets wanted{};
+  for (int upper = 0; upper < 2; ++upper) {
+    const size_t at = static_cast<size_t>(upper) * 3;
+    wanted[at + 1] = half(saved.cap_permitted(), upper) & has[at + 1];
+    wanted[at] = half(saved.cap_effective(), upper) & wanted[at + 1];
+    wanted[at + 2] = half(saved.cap_inheritable(), upper) & (has[at + 1] | has[at + 2]);
+  }
+  remote.write_value(sets, wanted);
+  remote.call("capset", SYS_capset, {header.value, sets.value});
 }
 
 }  // namespace icp

@@ -18,4 +18,7 @@ void capture_credentials(const ProcStatus& status, pb::Process& state);
 // The thread has no way back to root afterwards.
 void restore_credentials(RemoteProcess& remote, const pb::Process& state, const Identity& identity);
 
+// The last calls in a thread: capabilities, groups and new privileges that a process of root has given up.
+void give_up_capabilities(RemoteProcess& remote, const pb::Process& state, const Identity& identity);
+
 }  // namespace icp

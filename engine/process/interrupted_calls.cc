@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
+#include <sys/uio.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -39,6 +40,7 @@ constexpr int64_t kNsPerSecond = 1'000'000'000, kNsPerMs = 1'000'000;
 constexpr int64_t kLongestNs = int64_t{1} << 60;  // 36 years: longer is for ever
 constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kSyscallBytes = 2;  // of the instruction
+constexpr uint64_t kRedZoneBytes = 128, kStackAlignment = 16;
 
 template <size_t N>
 bool is_one_of(const long (&list)[N], uint64_t number) {
@@ -109,14 +111,30 @@ uint64_t TimeoutPlaces::end() {
   return *end_;
 }
 
+uint64_t TimeoutPlaces::stack_place() const {
+  constexpr uint64_t kBelow = kRedZoneBytes + sizeof(Place);
+  return stack_ > kBelow ? (stack_ - kBelow) / kStackAlignment * kStackAlignment : 0;
+}
+
 uint64_t TimeoutPlaces::given_at(uint64_t at) {
-  if (at / kPageBytes != end() / kPageBytes) return at;
+  const bool on_stack = stack_place() != 0 && at == stack_place() + offsetof(Place, time);
+  if (!on_stack && at / kPageBytes != end() / kPageBytes) return at;
   Place place{};
   return peek(pid_, at - offsetof(Place, time), place) && place.mark == kTimeoutMark ? place.given : at;
 }
 
 uint64_t TimeoutPlaces::put(const timespec& time, uint64_t given, const std::function<bool(uint64_t)>& is_used) {
-  const Place zeros{}, place{kTimeoutMark, given, time};
+  const Place place{kTimeoutMark, given, time};
+  uint64_t at = vdso_full_ ? 0 : put_in_vdso(place, is_used);
+  if (at == 0) {
+    vdso_full_ = true;
+    at = put_on_stack(place);
+  }
+  return at == 0 ? 0 : at + offsetof(Place, time);
+}
+
+uint64_t TimeoutPlaces::put_in_vdso(const Place& place, const std::function<bool(uint64_t)>& is_used) {
+  const Place zeros{};
   const uint64_t first = end() / kPageBytes * kPageBytes;
   for (uint64_t at = end(); at >= first + sizeof(Place);) {
     if (const size_t other = partial_call_bytes(pid_, at); other > 0) {
@@ -128,9 +146,17 @@ uint64_t TimeoutPlaces::put(const timespec& time, uint64_t given, const std::fun
     Place found{};
     if (!peek(pid_, at, found)) return 0;
     if (found.mark != kTimeoutMark && std::memcmp(&found, &zeros, sizeof found) != 0) return 0;
-    return write(place, at) ? at + offsetof(Place, time) : 0;
+    return write(place, at) ? at : 0;
   }
   return 0;
+}
+
+// Only where the process may write itself: not over the guard page of a stack that ends there.
+uint64_t TimeoutPlaces::put_on_stack(const Place& place) const {
+  const uint64_t at = stack_place();
+  if (at == 0) return 0;
+  const iovec from{const_cast<Place*>(&place), sizeof place}, to{reinterpret_cast<void*>(at), sizeof place};
+  return ::process_vm_writev(pid_, &from, 1, &to, 1, 0) == sizeof place ? at : 0;
 }
 
 bool TimeoutPlaces::put_again(const timespec& time, uint64_t place) {
@@ -146,6 +172,7 @@ bool TimeoutPlaces::write(const Place& place, uint64_t at) const {
 void put_time_left(TimeoutPlaces& places, uint64_t left_ns, user_regs_struct& regs) {
   unsigned long long* const timeout = timeout_address(regs);
   if (timeout == nullptr || !in_system_call(regs)) return;
+  places.set_stack(regs.rsp);
   const auto taken = [&places](uint64_t at) { return places.given_at(at) != at; };
   const uint64_t place = places.put(to_timespec(std::min<uint64_t>(left_ns, kLongestNs)), *timeout, taken);
   if (place != 0) *timeout = place;
@@ -245,6 +272,7 @@ std::optional<uint64_t> InterruptedCalls::go_on_after_restore(pid_t tid, Timeout
 std::optional<uint64_t> InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live,
                                                     user_regs_struct& image) {
   image = live;
+  places.set_stack(live.rsp);
   std::optional<uint64_t> left;
   const bool failed = in_system_call(live) && result_of(live) == -EINTR;
   const bool socket = failed && (is_one_of(kReceiving, live.orig_rax) || is_one_of(kSending, live.orig_rax));

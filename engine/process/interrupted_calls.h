@@ -16,13 +16,16 @@
 namespace icp {
 
 // Time-outs that we put into a stopped process: in the unused end of its vdso, below the stubs for remote calls, where
-// nothing of the program lies (its stack is no place: below a small one lie other things). Each says what the program
-// had given in its stead.
+// nothing of the program lies. Each says what the program had given in its stead. That is room for some forty threads
+// of a process; the others' are below their stack pointers, beyond the red zone, where any signal would write, too:
+// the call reads its time-out once, as the first thing when the thread goes on.
 class TimeoutPlaces {
  public:
   explicit TimeoutPlaces(pid_t pid) : pid_(pid) {}
 
   pid_t pid() const { return pid_; }
+  // The stack pointer of the thread that the next calls are about.
+  void set_stack(uint64_t pointer) { stack_ = pointer; }
   // Reads a time-out. False when it cannot be read or is none.
   bool read(uint64_t at, timespec& time) const;
   // The program's own address when `at` is one of ours, else `at`.
@@ -36,9 +39,14 @@ class TimeoutPlaces {
  private:
   struct Place;
   uint64_t end();  // of the places; 0: there is no vdso
+  uint64_t stack_place() const;
+  uint64_t put_in_vdso(const Place& place, const std::function<bool(uint64_t)>& is_used);
+  uint64_t put_on_stack(const Place& place) const;
   bool write(const Place& place, uint64_t at) const;
 
   pid_t pid_;
+  uint64_t stack_ = 0;
+  bool vdso_full_ = false;
   std::optional<uint64_t> end_;  // looked for when it is needed
 };
 

@@ -2,17 +2,22 @@
 #include "engine/process/process_state.h"
 
 #include <sys/syscall.h>
+#include <sys/wait.h>
 
 #include <chrono>
 #include <deque>
 #include <exception>
+#include <map>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 #include "engine/process/amx_tiles.h"
 #include "engine/process/attributes.h"
+#include "engine/process/controls.h"
 #include "engine/process/credentials.h"
+#include "engine/process/keyrings.h"
 #include "engine/process/limits.h"
+#include "engine/process/memory_settings.h"
 #include "engine/process/signals.h"
 #include "engine/process/thread.h"
 #include "engine/process/timers.h"
@@ -47,21 +52,32 @@ uint64_t signals_of(const Infos& infos) {
 // One thread and what is to be called in it.
 class ThreadCapture {
  public:
-  ThreadCapture(StoppedProcess& process, size_t index, pb::Process& state)
+  ThreadCapture(StoppedProcess& process, size_t index, const KeyList& keys, pb::Process& state)
       : process_(process),
         index_(index),
         state_(state),
         thread_(*state.add_threads()),
         end_(std::chrono::steady_clock::now() + Tracee::kLongestStop) {
     capture_thread(process, index, calls_, state, thread_);
+    ask_keyrings(process, keys, calls_);
     if (index > 0) return;
     capture_attributes(process, calls_, state);
+    capture_process_controls(process.ref.pid, calls_, state);
+    capture_memory_settings(process, calls_, state);
     capture_limits(calls_, state);
     capture_signals(process, calls_, state);
     capture_timers(process, calls_, state);
     capture_tile_permission(calls_, state);
     calls_.call("brk", SYS_brk, {0},
                 [&state](int64_t end) { state.mutable_memory()->set_brk(static_cast<uint64_t>(end)); });
+  }
+
+  // For the main thread of a stopped child's parent.
+  void ask_whether_told(const StoppedProcess& child, pb::Process& child_state) {
+    calls_.ask<siginfo_t>(nullptr, SYS_waitid,
+                          {P_PID, static_cast<uint64_t>(child.ref.vpid), CallBatch::kAnswer,
+                           WSTOPPED | WNOHANG | WNOWAIT | static_cast<uint64_t>(__WALL), 0},
+                          [&child_state](const siginfo_t& info) { child_state.set_stop_told(info.si_pid == 0); });
   }
 
   void start() {
@@ -138,7 +154,9 @@ void check_code(const StoppedProcess& process) {
 }  // namespace
 
 void capture_process_state(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states) {
+  const KeyList keys = KeyList::read();
   std::deque<ThreadCapture> threads;
+  std::map<pid_t, ThreadCapture*> leaders;
   for (size_t i = 0; i < processes.size(); ++i) {
     StoppedProcess& process = processes[i];
     if (!process.remote) continue;
@@ -147,7 +165,12 @@ void capture_process_state(std::vector<StoppedProcess>& processes, const std::ve
     capture_arguments(process.ref.pid, *states[i]);
     capture_credentials(process.status, *states[i]);
     for (size_t thread = 0; thread < process.threads.size(); ++thread)
-      threads.emplace_back(process, thread, *states[i]);
+      threads.emplace_back(process, thread, keys, *states[i]);
+    leaders[process.ref.pid] = &threads[threads.size() - process.threads.size()];
+  }
+  for (size_t i = 0; i < processes.size(); ++i) {
+    const auto parent = leaders.find(processes[i].ref.ppid);
+    if (processes[i].job_stopped && parent != leaders.end()) parent->second->ask_whether_told(processes[i], *states[i]);
   }
   run_all(threads);
   for (ThreadCapture& thread : threads) thread.deliver();

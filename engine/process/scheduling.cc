@@ -16,7 +16,8 @@
 namespace icp {
 namespace {
 
-constexpr int kIoprioWhoProcess = 1;  // linux/ioprio.h, not in Debian 12's glibc
+constexpr uint32_t kDeadlinePolicy = 6;  // SCHED_DEADLINE, not in every glibc
+constexpr int kIoprioWhoProcess = 1;     // linux/ioprio.h, not in Debian 12's glibc
 
 // linux/sched/types.h, SCHED_ATTR_SIZE_VER0: glibc has no wrapper before 2.41.
 struct SchedulingAttributes {
@@ -83,6 +84,11 @@ void capture_scheduling(pid_t tid, pb::Thread& state) {
     state.set_sched_nice(attributes.nice);
     state.set_sched_priority(attributes.priority);
     state.set_sched_flags(attributes.flags);
+    if (attributes.policy == kDeadlinePolicy) {  // of others the kernel tells the slice, set or not
+      state.set_sched_runtime(attributes.runtime);
+      state.set_sched_deadline(attributes.deadline);
+      state.set_sched_period(attributes.period);
+    }
   }
   cpu_set_t cpus;
   CPU_ZERO(&cpus);
@@ -98,6 +104,9 @@ void restore_scheduling(pid_t tid, const pb::Thread& state, const CpuBinding* bi
   attributes.flags = state.sched_flags();
   attributes.nice = state.sched_nice();
   attributes.priority = state.sched_priority();
+  attributes.runtime = state.sched_runtime();
+  attributes.deadline = state.sched_deadline();
+  attributes.period = state.sched_period();
   ::syscall(SYS_sched_setattr, tid, &attributes, 0);
 
   const cpu_set_t saved = set_from(state.cpu_mask());

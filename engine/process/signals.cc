@@ -3,9 +3,12 @@
 
 #include <signal.h>
 #include <sys/syscall.h>
+#include <sys/wait.h>
 #include <time.h>
 
+#include <chrono>
 #include <cstring>
+#include <thread>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
@@ -15,6 +18,8 @@ namespace {
 
 constexpr uint32_t kSignals = 64;
 constexpr uint64_t kKernelSigsetBytes = 8;
+constexpr int kStopTries = 2000;
+constexpr std::chrono::milliseconds kStopWait{1};
 constexpr int kMostPending = 65536;  // beyond any RLIMIT_SIGPENDING seen; bounds hostile images
 
 // struct sigaction as the kernel has it (arch/x86/include/asm/signal.h).
@@ -129,6 +134,25 @@ void restore_process_signals(RemoteProcess& remote, const pb::Process& state) {
     remote.call("rt_sigqueueinfo", SYS_rt_sigqueueinfo,
                 {state.pid(), static_cast<uint64_t>(info.si_signo), remote.stage_value(info).value});
   }
+}
+
+void take_stop_of_child(RemoteProcess& parent, uint32_t child, const std::function<void()>& stop) {
+  parent.reset_scratch();
+  const RemoteAddr saved = parent.stage_value(KernelSigaction{});
+  parent.call("rt_sigaction", SYS_rt_sigaction, {SIGCHLD, 0, saved.value, kKernelSigsetBytes});
+  KernelSigaction silent = parent.read_value<KernelSigaction>(saved);
+  silent.flags |= SA_NOCLDSTOP;
+  const RemoteAddr at = parent.stage_value(silent), info = parent.stage_value(siginfo_t{});
+  parent.call("rt_sigaction", SYS_rt_sigaction, {SIGCHLD, at.value, 0, kKernelSigsetBytes});
+  stop();
+  siginfo_t told{};
+  for (int tries = 0; told.si_pid == 0 && tries < kStopTries; ++tries) {
+    if (tries > 0) std::this_thread::sleep_for(kStopWait);
+    parent.call("waitid", SYS_waitid,
+                {P_PID, child, info.value, WSTOPPED | WNOHANG | static_cast<uint64_t>(__WALL), 0});
+    told = parent.read_value<siginfo_t>(info);
+  }
+  parent.call("rt_sigaction", SYS_rt_sigaction, {SIGCHLD, saved.value, 0, kKernelSigsetBytes});
 }
 
 void restore_thread_signals(RemoteProcess& remote, const pb::Process& state, const pb::Thread& thread) {

@@ -2,6 +2,8 @@
 // Signal handlers and pending signals: capture and restore.
 #pragma once
 
+#include <functional>
+
 #include "engine/image/image.pb.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/trace/call_batch.h"
@@ -20,5 +22,8 @@ void restore_signal_actions(RemoteProcess& remote, const pb::Process& state);
 // process's leader and then each thread for its own. All signals are blocked in the thread.
 void restore_process_signals(RemoteProcess& remote, const pb::Process& state);
 void restore_thread_signals(RemoteProcess& remote, const pb::Process& state, const pb::Thread& thread);
+// `stop` stops a child of the process by a signal. Afterwards it is as if the process had waited for that: no SIGCHLD,
+// and nothing for wait(2). `child`: its number in the capsule.
+void take_stop_of_child(RemoteProcess& parent, uint32_t child, const std::function<void()>& stop);
 
 }  // namespace icp

@@ -11,7 +11,9 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/process/controls.h"
 #include "engine/process/interrupted_calls.h"
+#include "engine/process/memory_settings.h"
 #include "engine/process/rseq.h"
 #include "engine/process/scheduling.h"
 #include "engine/process/signals.h"
@@ -74,6 +76,8 @@ void capture_thread(const StoppedProcess& process, size_t index, CallBatch& call
     state.set_altstack_size(stack.ss_size);
     state.set_altstack_flags(static_cast<uint32_t>(stack.ss_flags));
   });
+  capture_thread_controls(calls, state);
+  capture_numa_policy(calls, state);
   // 0 is left alone at a restore: a kernel that does not tell, or a real-time thread.
   calls.call(nullptr, SYS_prctl, {PR_GET_TIMERSLACK, 0, 0, 0, 0},
              [&state](int64_t slack) { state.set_timer_slack_ns(static_cast<uint64_t>(std::max<int64_t>(slack, 0))); });
@@ -86,6 +90,7 @@ void restore_thread(RemoteProcess& remote, const pb::Thread& state) {
   if (state.robust_list() != 0)
     remote.call("set_robust_list", SYS_set_robust_list, {state.robust_list(), state.robust_list_len()});
   restore_altstack(remote, state);
+  restore_numa_policy(remote, state);
   restore_rseq(remote, state);
 }
 

@@ -8,8 +8,10 @@
 #include "engine/base/procfs.h"
 #include "engine/process/amx_tiles.h"
 #include "engine/process/attributes.h"
+#include "engine/process/controls.h"
 #include "engine/process/credentials.h"
 #include "engine/process/limits.h"
+#include "engine/process/memory_settings.h"
 #include "engine/process/scheduling.h"
 #include "engine/process/signals.h"
 #include "engine/process/thread.h"
@@ -49,7 +51,9 @@ void ProcessRestore::build() {
   install_descriptors();
   restore_signal_actions(remote(), state_);
   restore_attributes(remote(), state_);
+  restore_core_filter(stopped_.ref.pid, state_);
   restore_tile_permission(remote(), state_);
+  restore_membarrier(remote(), state_);
   make_threads();
   const auto found = shared_.bindings.find(state_.pid());
   const CpuBinding* const binding = found == shared_.bindings.end() ? nullptr : &found->second;
@@ -97,6 +101,23 @@ void ProcessRestore::finish() {
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
     restore_thread_signals(in_thread, state_, state_.threads(static_cast<int>(i)));
   }
+}
+
+void ProcessRestore::take_stop_of(ProcessRestore& child) {
+  take_stop_of_child(remote(), child.state_.pid(), [&child] { child.run(); });
+}
+
+void ProcessRestore::close() {
+  for (size_t i = 0; i < stopped_.threads.size(); ++i) {
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
+    restore_thread_controls(in_thread, state_.threads(static_cast<int>(i)));
+  }
+  restore_process_controls(remote(), state_);
+  restore_future_locks(remote(), state_);
+  for (size_t i = 0; i < stopped_.threads.size(); ++i) {
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
+    give_up_capabilities(in_thread, state_, shared_.identity);
+  }
   MemoryRestore::remove_trampoline(remote(), trampoline_);
 }
 
@@ -109,6 +130,7 @@ void ProcessRestore::set_registers() {
 }
 
 void ProcessRestore::run() noexcept {
+  if (!stopped_.remote) return;  // running already
   const bool was_stopped = state_.state() == pb::Process::STOPPED;
   if (was_stopped && !shared_.go_on) ::kill(stopped_.ref.pid, SIGSTOP);
   // As when Slurm lets a suspended step go on; it also takes back a stop that was pending.

@@ -41,11 +41,17 @@ class ProcessRestore {
   void build();
   // The process as a stopped one, for trackers.
   StoppedProcess& stopped() { return stopped_; }
+  const pb::Process& state() const { return state_; }
   // Gives root's rights up and sets what needs the user's.
   void drop_rights();
-  // Pending signals and timers; our trampoline goes. No call can be made in the process afterwards.
+  // Pending signals and timers.
   void finish();
-  // Registers and masks, then lets all threads go.
+  // For a stopped child, closed and with its registers set, whose stop this process has been told of: lets it go, and
+  // takes the news of its stop.
+  void take_stop_of(ProcessRestore& child);
+  // What takes away from what the process may do; our trampoline goes. No call can be made in it afterwards.
+  void close();
+  // Registers and masks, then lets all threads go (nothing for one that runs already).
   void set_registers();
   void run() noexcept;
 

@@ -26,6 +26,7 @@ namespace {
 constexpr size_t kScratchBytes = 256 << 10;
 constexpr int kProcessSocketFd = 4;  // carries descriptors; moved out of the way in every process
 constexpr int kInitTimeoutMs = 30'000;
+constexpr size_t kNameBytes = 16;  // TASK_COMM_LEN of linux/sched.h
 
 struct SocketPair {
   UniqueFd here, there;
@@ -126,7 +127,8 @@ void TreeBuilder::fork_seed(const TreeStep& step, int exit_signal) {
   seeds_.emplace(step.pid, std::move(seed));
 }
 
-void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps) {
+void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps, const Made& made) {
+  made(1, *init_.remote);
   std::map<uint32_t, int> exit_signals;
   for (const pb::Process& process : capsule.processes())
     exit_signals[process.pid()] =
@@ -138,6 +140,7 @@ void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>&
       case TreeStep::kForkHelper: {
         const auto signal = exit_signals.find(step.pid);
         fork_seed(step, signal == exit_signals.end() ? SIGCHLD : signal->second);
+        made(step.pid, *seeds_.at(step.pid).remote);
         break;
       }
       case TreeStep::kSetsid:
@@ -176,8 +179,13 @@ bool ends_a_process(int signal) {
 
 }  // namespace
 
-void TreeBuilder::end_as_zombie(uint32_t pid, int status) {
+void TreeBuilder::end_as_zombie(uint32_t pid, int status, const std::string& name) {
   Seed& seed = seeds_.at(pid);
+  if (!name.empty()) {
+    seed.remote->reset_scratch();
+    const RemoteAddr text = seed.remote->stage_string(name.substr(0, kNameBytes - 1));
+    seed.remote->call("prctl(PR_SET_NAME)", SYS_prctl, {PR_SET_NAME, text.value});
+  }
   const int signal = WIFSIGNALED(status) ? WTERMSIG(status) : 0;
   if (signal != 0) {
     if (!ends_a_process(signal))

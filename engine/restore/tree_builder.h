@@ -4,6 +4,7 @@
 
 #include <sys/types.h>
 
+#include <functional>
 #include <map>
 #include <memory>
 #include <string>
@@ -43,13 +44,16 @@ class TreeBuilder {
   int process_socket() const { return process_socket_; }
   int agent_socket() const { return agent_socket_.get(); }
 
-  // Makes all processes of the plan, helpers included.
-  void build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps);
+  // Makes all processes of the plan, helpers included. Each is shown to `made`, init (1) first, before anything is
+  // forked from it.
+  using Made = std::function<void(uint32_t pid, RemoteProcess& remote)>;
+  void build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps, const Made& made);
+  RemoteProcess& init() { return *init_.remote; }
   Seed& seed(uint32_t pid) { return seeds_.at(pid); }
   // Ends the helpers: sessions and groups keep their numbers. Process groups must have been joined (build does).
   void end_helpers(const std::vector<TreeStep>& steps);
-  // Ends a seed as a zombie with this wait(2) status.
-  void end_as_zombie(uint32_t pid, int status);
+  // Ends a seed as a zombie with this wait(2) status and name (icp-init's own when empty).
+  void end_as_zombie(uint32_t pid, int status, const std::string& name = {});
   // Makes a thread with number `tid` in a process; it is stopped in its first instruction.
   std::unique_ptr<Tracee> make_thread(RemoteProcess& process, uint32_t tid);
 

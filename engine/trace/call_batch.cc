@@ -15,6 +15,15 @@ constexpr size_t kAlignment = 16;
 constexpr size_t kOwnCalls = 2;  // gettid in front, tgkill behind
 constexpr size_t kScratchBytes = 4096;
 
+constexpr uint64_t kMostAnswer = 4096;  // bytes
+
+void set_answer_address(std::array<uint64_t, 6>& arguments, uint64_t address) {
+  for (uint64_t& argument : arguments) {
+    if (argument >= CallBatch::kAnswer && argument - CallBatch::kAnswer < kMostAnswer)
+      argument = address + (argument - CallBatch::kAnswer);
+  }
+}
+
 size_t aligned(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }
 
 }  // namespace
@@ -43,7 +52,7 @@ std::vector<CallEntry> CallBatch::make_table(RemoteAddr table, RemoteAddr answer
   entries.push_back({SYS_gettid, {}, field(last, 2)});  // the second argument of tgkill
   for (const Call& call : calls_) {
     CallEntry entry{static_cast<uint64_t>(call.number), call.arguments, field(entries.size(), 0)};
-    std::replace(entry.arguments.begin(), entry.arguments.end(), kAnswer, answers.value + call.offset);
+    set_answer_address(entry.arguments, answers.value + call.offset);
     entries.push_back(entry);
   }
   entries.push_back(
@@ -135,7 +144,7 @@ void CallBatch::run_singly(RemoteProcess& process) {
     const std::span answer = std::span(answers_).subspan(call.offset, call.bytes);
     const RemoteAddr at = process.stage(answer);
     std::array<uint64_t, 6> a = call.arguments;
-    std::replace(a.begin(), a.end(), kAnswer, at.value);
+    set_answer_address(a, at.value);
     call.result = process.syscall(call.number, {a[0], a[1], a[2], a[3], a[4], a[5]});
     process.read(at, answer);
   }

@@ -33,7 +33,7 @@ namespace icp {
 // of the batch it would find nothing there should the agent die.
 class CallBatch {
  public:
-  // Among a call's arguments: the address of its answer.
+  // Among a call's arguments: the address of its answer, or kAnswer + N that of its byte N.
   static constexpr uint64_t kAnswer = 0x8000'1c90'0000'a45e;  // no address of user space
 
   using Arguments = std::initializer_list<uint64_t>;

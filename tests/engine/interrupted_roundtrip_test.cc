@@ -17,6 +17,7 @@
 #include <unistd.h>
 
 #include <array>
+#include <atomic>
 #include <cstdio>
 #include <thread>
 #include <vector>
@@ -189,6 +190,33 @@ TEST_F(InterruptedRoundtrip, TimeoutsInMemoryKeepTheirRest) {
 }
 
 // A thread that spins inside a restartable sequence: any stop there must end in its abort handler.
+// More than find room in the vdso. The first version counts as the beginning.
+TEST_F(InterruptedRoundtrip, ManySleepersKeepTheirRest) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  constexpr int kSleepers = 100;
+                  std::atomic<int> begun = 0, late = 0;
+                  timespec restored{};
+                  std::vector<std::thread> threads;
+                  for (int i = 0; i < kSleepers; ++i) {
+                    threads.emplace_back([&] {
+                      const timespec time{4, 0};
+                      ++begun;
+                      CHECK_OR_DIE(::syscall(SYS_nanosleep, &time, nullptr) == 0);
+                      if (restored.tv_sec != 0 && seconds_since(restored) > 3.2) ++late;
+                    });
+                  }
+                  while (begun < kSleepers) ::usleep(1000);
+                  gate.ready_and_go();
+                  ::clock_gettime(CLOCK_MONOTONIC, &restored);
+                  for (std::thread& thread : threads) thread.join();
+                  CHECK_OR_DIE(late == 0);
+                  return 0;
+                },
+                {.versions = 3, .pause_ms = 800}),
+            0);
+}
+
 TEST_F(InterruptedRoundtrip, RestartableSequenceIsAborted) {
   EXPECT_EQ(roundtrip([](Gate& gate) {
               static const ptrdiff_t offset = __rseq_offset;

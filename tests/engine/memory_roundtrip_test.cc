@@ -8,7 +8,10 @@
 #include <unistd.h>
 
 #include <atomic>
+#include <cstdio>
 #include <cstring>
+#include <filesystem>
+#include <new>
 #include <string>
 #include <thread>
 #include <vector>
@@ -267,6 +270,135 @@ TEST_F(MemoryRoundtrip, LockedAdvisedGrowsdown) {
               return 0;
             }),
             0);
+}
+
+uint64_t proportional_bytes(const char* at) {
+  FILE* const file = ::fopen("/proc/self/smaps", "r");
+  CHECK_OR_DIE(file != nullptr);
+  char line[512];
+  bool inside = false;
+  uint64_t sum = 0;
+  while (::fgets(line, sizeof line, file) != nullptr) {
+    unsigned long start = 0, end = 0, kib = 0;
+    if (std::sscanf(line, "%lx-%lx ", &start, &end) == 2) {
+      inside = start <= reinterpret_cast<uintptr_t>(at) && reinterpret_cast<uintptr_t>(at) < end;
+    } else if (inside && std::sscanf(line, "Pss: %lu", &kib) == 1) {
+      sum += kib << 10;
+    }
+  }
+  ::fclose(file);
+  return sum;
+}
+
+uint64_t bytes_below(const std::string& directory) {
+  uint64_t sum = 0;
+  for (const auto& entry : std::filesystem::recursive_directory_iterator(directory))
+    if (entry.is_regular_file()) sum += entry.file_size();
+  return sum;
+}
+
+constexpr size_t kFamily = 16 * kMiB, kPage = 4096;
+constexpr int kChildren = 4;
+
+// What relatives have in common, and each some pages of its own: another content, none at all, and a shorter mapping.
+struct FamilyBoard {
+  std::atomic<int> made, measured;
+  std::atomic<bool> restored;
+  std::atomic<uint64_t> bytes;
+};
+
+void change_own_pages(char* data, int number) {
+  if (number == 0) return;
+  data[static_cast<size_t>(number) * 10 * kPage] = 'x';
+  CHECK_OR_DIE(::madvise(data + static_cast<size_t>(number) * 20 * kPage, kPage, MADV_DONTNEED) == 0);
+  if (number == 2) CHECK_OR_DIE(::munmap(data + kFamily - 3 * kPage, 3 * kPage) == 0);
+  if (number == 3) CHECK_OR_DIE(::mprotect(data + 1000 * kPage, 100 * kPage, PROT_READ) == 0);
+}
+
+void check_pages(const char* data, int number) {
+  const size_t changed = static_cast<size_t>(number) * 10 * kPage, gone = static_cast<size_t>(number) * 20 * kPage;
+  const size_t bytes = number == 2 ? kFamily - 3 * kPage : kFamily;
+  for (size_t i = 0; i < bytes; ++i) {
+    char expected = static_cast<char>((i * 2654435761u + 77) >> 7);
+    if (number != 0 && i == changed) expected = 'x';
+    if (number != 0 && i >= gone && i < gone + kPage) expected = 0;
+    CHECK_OR_DIE(data[i] == expected);
+  }
+}
+
+void be_relative(char* data, FamilyBoard& board, int number) {
+  change_own_pages(data, number);
+  ++board.made;
+  while (!board.restored) ::usleep(1000);
+  board.bytes += proportional_bytes(data);
+  ++board.measured;
+  while (board.measured < kChildren + 1) ::usleep(1000);
+  check_pages(data, number);
+  data[500 * kPage] = static_cast<char>(number);  // still nobody else's
+  ++board.measured;
+  while (board.measured < 2 * (kChildren + 1)) ::usleep(1000);
+  CHECK_OR_DIE(data[500 * kPage] == static_cast<char>(number));
+}
+
+struct FamilyCase {
+  RoundtripOptions options;
+  useconds_t alone_us = 0;  // before the children are made
+  bool lazy = false;
+  double most = 1.5;  // of the memory that the family shares, in the image
+};
+
+void expect_family_kept(FamilyCase family) {
+  uint64_t image = 0;
+  std::string path;
+  family.options.session = [&](SessionConfig& config) { path = config.image_path; };
+  family.options.restore = [&](RestoreOptions& options) {
+    image = bytes_below(path);
+    options.lazy = family.lazy;
+  };
+  EXPECT_EQ(roundtrip(
+                [&family](Gate& gate) {
+                  auto& board = *new (map(kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS)) FamilyBoard{};
+                  char* const data = map(kFamily, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+                  fill(data, kFamily, 77);
+                  if (family.alone_us > 0) gate.ready();
+                  ::usleep(family.alone_us);
+                  for (int number = 1; number <= kChildren; ++number) {
+                    // Every other one is the child of a child.
+                    const bool grandchild = number % 2 == 0;
+                    if (::fork() != 0) continue;
+                    if (grandchild && ::fork() != 0) {
+                      while (::wait(nullptr) > 0) continue;
+                      ::_exit(0);
+                    }
+                    be_relative(data, board, number);
+                    ::_exit(0);
+                  }
+                  while (board.made < kChildren) ::usleep(1000);
+                  if (family.alone_us == 0) gate.ready();
+                  gate.go();
+                  board.restored = true;
+                  be_relative(data, board, 0);
+                  int status = 0;
+                  while (::wait(&status) > 0) CHECK_OR_DIE(status == 0);
+                  if (!family.lazy) CHECK_OR_DIE(board.bytes < 1.5 * kFamily);
+                  return 0;
+                },
+                family.options),
+            0);
+  EXPECT_LT(image, family.most * kFamily);
+}
+
+TEST_F(MemoryRoundtrip, PagesSharedByForkStayShared) {
+  expect_family_kept({.options = {.generations = 3, .versions = 2}, .most = 1.6});
+}
+
+// The first versions have the parent alone.
+TEST_F(MemoryRoundtrip, PagesSharedByForkBetweenVersions) {
+  expect_family_kept({.options = {.generations = 2, .versions = 3, .pause_ms = 500}, .alone_us = 900'000, .most = 1.6});
+}
+
+TEST_F(MemoryRoundtrip, PagesSharedByForkRestoredLazily) {
+  expect_family_kept({.options = {.generations = 2}, .lazy = true, .most = 1.6});
 }
 
 }  // namespace

@@ -22,6 +22,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstring>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -429,6 +430,94 @@ TEST_F(ProcessRoundtrip, LimitsUmaskNiceNameDirectory) {
         return 0;
       }),
       0);
+}
+
+// What prctl(2) sets, and the core filter.
+TEST_F(ProcessRoundtrip, ControlsAndCoreFilter) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  constexpr int kMachineCheck = 33, kGetMachineCheck = 34, kMdwe = 65, kGetMdwe = 66;
+                  const auto core_filter = [] {
+                    char text[32] = "";
+                    const int fd = ::open("/proc/self/coredump_filter", O_RDONLY);
+                    CHECK_OR_DIE(::read(fd, text, sizeof text - 1) > 0);
+                    ::close(fd);
+                    return std::string(text);
+                  };
+                  CHECK_OR_DIE(::prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0);  // it has changed its ids
+                  const int fd = ::open("/proc/self/coredump_filter", O_WRONLY);
+                  CHECK_OR_DIE(::write(fd, "0x7", 3) == 3);
+                  ::close(fd);
+                  CHECK_OR_DIE(core_filter() == "00000007\n");
+                  CHECK_OR_DIE(::prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0);
+                  CHECK_OR_DIE(::prctl(kMachineCheck, 1, 1, 0, 0) == 0);
+                  CHECK_OR_DIE(::prctl(PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0);
+                  const int mdwe = ::prctl(kMdwe, 1, 0, 0, 0) == 0 ? 1 : -1;  // Linux 6.3
+                  gate.ready_and_go();
+                  CHECK_OR_DIE(core_filter() == "00000007\n");
+                  CHECK_OR_DIE(::prctl(PR_GET_KEEPCAPS, 0, 0, 0, 0) == 1);
+                  CHECK_OR_DIE(::prctl(kGetMachineCheck, 0, 0, 0, 0) == 1);
+                  CHECK_OR_DIE(::prctl(PR_GET_THP_DISABLE, 0, 0, 0, 0) == 1);
+                  CHECK_OR_DIE(mdwe < 0 || ::prctl(kGetMdwe, 0, 0, 0, 0) == mdwe);
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
+// What only the program itself is told: registrations of membarrier(2), locks of what is yet to be mapped, NUMA policy.
+TEST_F(ProcessRoundtrip, MemorySettings) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  constexpr int kPrivate = 1 << 3, kRegisterPrivate = 1 << 4, kRegistrations = 1 << 9, kInterleave = 3;
+                  CHECK_OR_DIE(::syscall(SYS_membarrier, kRegisterPrivate, 0, 0) == 0);
+                  const long registrations = ::syscall(SYS_membarrier, kRegistrations, 0, 0);
+                  unsigned long nodes = 1;
+                  const bool numa = ::syscall(SYS_set_mempolicy, kInterleave, &nodes, 64) == 0;
+                  CHECK_OR_DIE(::mlockall(MCL_FUTURE) == 0);
+                  const auto next_is_locked = [] {
+                    void* const at = ::mmap(nullptr, 4096, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+                    CHECK_OR_DIE(at != MAP_FAILED);
+                    return ::msync(at, 4096, MS_INVALIDATE) == -1 && errno == EBUSY;
+                  };
+                  CHECK_OR_DIE(next_is_locked());
+                  gate.ready_and_go();
+                  CHECK_OR_DIE(::syscall(SYS_membarrier, kPrivate, 0, 0) == 0);
+                  CHECK_OR_DIE(::syscall(SYS_membarrier, kRegistrations, 0, 0) == registrations);
+                  int mode = 0;
+                  CHECK_OR_DIE(!numa || (::syscall(SYS_get_mempolicy, &mode, &nodes, 64, 0, 0) == 0 &&
+                                         mode == kInterleave && nodes == 1));
+                  CHECK_OR_DIE(next_is_locked());
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
+// The parent has been told already: it is not told again.
+TEST_F(ProcessRoundtrip, StopThatHasBeenWaitedFor) {
+  static volatile sig_atomic_t told = 0;
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  const pid_t child = ::fork();
+                  if (child == 0) {
+                    ::raise(SIGSTOP);
+                    ::_exit(5);
+                  }
+                  int status = 0;
+                  CHECK_OR_DIE(::waitpid(child, &status, WUNTRACED) == child && WIFSTOPPED(status));
+                  struct sigaction action {};
+                  action.sa_handler = [](int) { told = told + 1; };
+                  ::sigaction(SIGCHLD, &action, nullptr);
+                  gate.ready_and_go();
+                  CHECK_OR_DIE(::waitpid(child, &status, WUNTRACED | WNOHANG) == 0 && told == 0);
+                  ::kill(child, SIGCONT);
+                  while (::waitpid(child, &status, 0) != child) CHECK_OR_DIE(errno == EINTR);
+                  CHECK_OR_DIE(WIFEXITED(status) && WEXITSTATUS(status) == 5);
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
 }
 
 TEST_F(ProcessRoundtrip, ChildrenZombiesAndExitStatus) {
