@@ -189,7 +189,7 @@ TEST_F(FilesRoundtrip, OneSharedFileUnderTwoNames) {
                   }
                   return 0;
                 },
-                {.generations = 2, .versions = 2}),
+                {.generations = 2, .versions = 2, .same_view = false}),
             0);
   ::unlink(name.c_str());
   ::unlink(third.c_str());

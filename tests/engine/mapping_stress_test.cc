@@ -131,7 +131,7 @@ TEST(MappingStress, CallsOnMappingsBehaveAsWithoutUs) {
                     thread.join();
                     return 0;
                   },
-                  {.generations = 2, .versions = 25, .pause_ms = 50}),
+                  {.generations = 2, .versions = 25, .pause_ms = 50, .same_view = false}),
               0);
   while (std::chrono::steady_clock::now() < end && !HasFailure());
 }

@@ -10,6 +10,7 @@
 
 #include <cstdlib>
 #include <filesystem>
+#include <set>
 
 #include "engine/base/error.h"
 #include "engine/base/unique_fd.h"
@@ -36,7 +37,7 @@ bool readable(int fd) {
 }
 
 // stdin: go; stdout: ready; stderr: the test's own.
-pid_t start(const Body& body, Pipe& ready, Pipe& go) {
+pid_t start(const Body& body, Pipe& ready, Pipe& go, bool same_view) {
   const pid_t pid = ::fork();
   if (pid != 0) return pid;
   ::dup2(go.read.get(), 0);
@@ -44,7 +45,7 @@ pid_t start(const Body& body, Pipe& ready, Pipe& go) {
   for (int fd = 3; fd < 1024; ++fd) ::close(fd);
   ::setsid();
   if (::setgid(kNobody) != 0 || ::setuid(kNobody) != 0) ::_exit(98);
-  Gate gate(1, 0);
+  Gate gate(1, 0, same_view);
   ::_exit(body(gate));
 }
 
@@ -74,7 +75,7 @@ class Roundtrip {
     config_.image_path = directory_.path() + "/image";
     config_.identity = nobody();
     config_.node = "here";
-    pid_ = start(body, ready_, go_);
+    pid_ = start(body, ready_, go_, options.same_view && !options.expect_refused);
     char byte;
     if (!readable(ready_.read.get()) || ::read(ready_.read.get(), &byte, 1) != 1)
       throw_error(ErrorKind::kSystem, "the process under test did not get ready");
@@ -102,12 +103,14 @@ class Roundtrip {
     pid_ = 0;
     for (int generation = 1; generation < options_.generations; ++generation) {
       RestoredCapsule capsule = RestoredCapsule::restore(restore_options());
+      compare(capsule);
       SessionConfig config = config_;
       config.outer.clear();
       Session session = capsule.continue_session(config);
       take(session, 1);
     }
     RestoredCapsule capsule = RestoredCapsule::restore(restore_options());
+    compare(capsule);
     if (::write(go_.write.get(), "g", 1) != 1) throw_errno("write");
     return wait_for_exit(capsule);
   }
@@ -116,9 +119,34 @@ class Roundtrip {
   void take(Session& session, int versions) {
     for (int i = 0; i < versions; ++i) {
       ::usleep(options_.pause_ms * 1000);
+      if (options_.same_view && i + 1 == versions) look(session.roots().at(0).pid);
       const CheckpointResult result = session.checkpoint(i + 1 == versions);
       EXPECT_EQ(result.version, ++version_);
     }
+  }
+
+  // What moves by itself is not to be compared.
+  void look(pid_t root) {
+    constexpr useconds_t kBetween = 3000;
+    view_ = view_of_tree(root);
+    ::usleep(kBetween);
+    const KernelView again = view_of_tree(root);
+    for (const auto& [what, was] : view_) {
+      const auto now = again.find(what);
+      if (now == again.end() || now->second != was) moving_.insert(what);
+    }
+    for (const auto& [what, is] : again)
+      if (!view_.contains(what)) moving_.insert(what);
+  }
+
+  void compare(const RestoredCapsule& capsule) {
+    if (!options_.same_view) return;
+    KernelView now = view_of_tree(capsule.roots().at(0).pid);
+    for (const std::string& what : moving_) {
+      view_.erase(what);
+      now.erase(what);
+    }
+    for (const std::string& line : differences(view_, now)) ADD_FAILURE() << "after the restart, " << line;
   }
 
   RestoreOptions restore_options() {
@@ -137,15 +165,26 @@ class Roundtrip {
   SessionConfig config_;
   pid_t pid_ = 0;
   uint32_t version_ = 0;
+  KernelView view_;  // before the last version
+  std::set<std::string> moving_;
 };
 
 }  // namespace
 
-void Gate::ready() { CHECK_OR_DIE(::write(ready_fd_, "r", 1) == 1); }
+void Gate::ready() {
+  if (same_view_) view_ = view_of_self();
+  CHECK_OR_DIE(::write(ready_fd_, "r", 1) == 1);
+}
 
 void Gate::go() {
   char byte;
   CHECK_OR_DIE(::read(go_fd_, &byte, 1) == 1);
+  if (!same_view_ || view_.empty()) return;
+  const KernelView now = view_of_self();
+  if (now.at("thread") != view_.at("thread")) return;  // it is another one's
+  const std::vector<std::string> lines = differences(view_, now);
+  for (const std::string& line : lines) dprintf(2, "after the restart, %s\n", line.c_str());
+  CHECK_OR_DIE(lines.empty());
 }
 
 int roundtrip(const Body& body, const RoundtripOptions& options) {

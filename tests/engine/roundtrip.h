@@ -14,13 +14,14 @@
 #include <string>
 
 #include "engine/session.h"
+#include "tests/engine/kernel_view.h"
 
 namespace icp::test {
 
 // In the process under test.
 class Gate {
  public:
-  Gate(int ready_fd, int go_fd) : ready_fd_(ready_fd), go_fd_(go_fd) {}
+  Gate(int ready_fd, int go_fd, bool same_view) : ready_fd_(ready_fd), go_fd_(go_fd), same_view_(same_view) {}
   void ready();  // state is made
   void go();     // blocks until the process has been restored for good
   void ready_and_go() {
@@ -30,6 +31,8 @@ class Gate {
 
  private:
   int ready_fd_, go_fd_;
+  bool same_view_;
+  KernelView view_;  // as of ready()
 };
 
 using Body = std::function<int(Gate&)>;
@@ -39,6 +42,9 @@ struct RoundtripOptions {
   int versions = 1;        // versions taken before the kill, in the first generation
   unsigned pause_ms = 20;  // between ready and checkpoint, so that the process blocks in its next call
   bool expect_refused = false;
+  // That the kernel says the same of the processes before the last version and after the restart (kernel_view.h), and
+  // tells the process itself the same in ready() and in go(). Not for bodies that change it meanwhile.
+  bool same_view = true;
   std::function<void(SessionConfig&)> session = nullptr;   // changes to what the first session is made with
   std::function<void(RestoreOptions&)> restore = nullptr;  // changes to what every restore is made with
 };
