@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// sleepers [--threads N] [--processes N] [--mib S]: N threads a process, a tree of N processes, S MiB each, all asleep
-// until killed. Prints "ready" when all are there.
+// sleepers [--threads N] [--processes N] [--mib S] [--inherited S] [--mappings N]: N threads a process, a tree of N
+// processes, S MiB each, S MiB that all have from the first one, N mappings in each of those, all asleep until killed.
+// Prints "ready" when all are there.
 #include <getopt.h>
 #include <pthread.h>
 #include <signal.h>
@@ -32,17 +33,32 @@ static void populate(long threads, size_t bytes) {
   if (write(arrived[1], "x", 1) != 1) exit(1);
 }
 
+// Each page differs from its neighbours in content, every other one in protection.
+static void inherit(size_t bytes, long mappings) {
+  const size_t page = 4096, pages = bytes / page;
+  if (pages == 0) return;
+  char* memory = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (memory == MAP_FAILED) exit(1);
+  for (size_t i = 0; i < pages; i++) memset(memory + i * page, (int)(i % 255) + 1, page), memcpy(memory + i * page, &i, sizeof i);
+  for (long i = 0; i < mappings / 2 && (size_t)i * 2 < pages; i++)
+    if (mprotect(memory + (size_t)i * 2 * page, page, PROT_READ) != 0) exit(1);
+}
+
 int main(int argc, char** argv) {
-  static const struct option table[] = {{"threads", 1, 0, 't'}, {"processes", 1, 0, 'p'}, {"mib", 1, 0, 'm'}, {0}};
-  long threads = 1, processes = 1;
-  double mib = 4;
+  static const struct option table[] = {{"threads", 1, 0, 't'}, {"processes", 1, 0, 'p'}, {"mib", 1, 0, 'm'},
+                                        {"inherited", 1, 0, 'i'}, {"mappings", 1, 0, 'g'}, {0}};
+  long threads = 1, processes = 1, mappings = 0;
+  double mib = 4, inherited = 0;
   for (int c; (c = getopt_long(argc, argv, "", table, NULL)) != -1;) {
     if (c == 't') threads = strtol(optarg, NULL, 10);
     if (c == 'p') processes = strtol(optarg, NULL, 10);
     if (c == 'm') mib = strtod(optarg, NULL);
+    if (c == 'i') inherited = strtod(optarg, NULL);
+    if (c == 'g') mappings = strtol(optarg, NULL, 10);
   }
   if (threads < 1 || processes < 1 || mib <= 0 || pipe(arrived) != 0) return 2;
   const size_t bytes = (size_t)(mib * (1 << 20));
+  inherit((size_t)(inherited * (1 << 20)), mappings);
   for (long i = 1; i < processes; i++) {
     const pid_t parent = getpid();
     const pid_t child = fork();

@@ -37,6 +37,16 @@ def alive(pid):
     return False
 
 
+def descendants(pid):
+    """The process and all below it."""
+    found, waiting = [], [pid]
+    while waiting:
+        found.append(waiting.pop())
+        for task in pathlib.Path(f"/proc/{found[-1]}/task").iterdir():
+            waiting += map(int, (task / "children").read_text().split())
+    return found
+
+
 def cpu_seconds(pid):
     fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
@@ -120,8 +130,8 @@ class Job(Program):
         return {"stop_s": stats["stop_ns"] / 1e9, "total_s": stats["total_ns"] / 1e9, "bytes": stats["bytes_written"],
                 "pages": stats["pages_written"]}
 
-    def restart(self, version=None, options=()):
-        """Seconds until the processes run again. They are killed then. What the job has written since stays: a later version
+    def restart(self, version=None, options=(), measure=None):
+        """Seconds until the processes run again. They are killed then, after `measure` has had a look. What the job has written since stays: a later version
         could not be restarted after an earlier one had cut it off."""
         chosen = ["--version", str(version)] if version else []
         begin = time.monotonic()
@@ -130,6 +140,8 @@ class Job(Program):
         taken = time.monotonic() - begin
         if done.returncode != 0:
             raise RuntimeError(done.stderr)
+        if measure:
+            measure(int(done.stdout))
         kill(int(done.stdout))
         return taken
 

@@ -12,7 +12,7 @@ import subprocess
 import tempfile
 import time
 
-from driver.jobs import Alone, Job, cpu_seconds, kill, wait_for
+from driver.jobs import Alone, Job, cpu_seconds, descendants, kill, wait_for
 from driver.peers import peers
 
 MIB = 1 << 20
@@ -163,6 +163,39 @@ def fixed(bench):
     return found
 
 
+def many(bench):
+    """What could grow with the square: threads, mappings, processes, twice as many in the second row of each."""
+    found = {}
+    for number in (500, 1000) if bench.quick else (1000, 2000):
+        for name, options in {f"{number} threads": ["--mib", 1, "--threads", number],
+                              f"{number // 2} processes": ["--mib", 0.0625, "--processes", number // 2],
+                              f"{number * 10} mappings": ["--mib", 1, "--inherited", number * 10 / 256, "--mappings", number * 10]}.items():
+            with bench.job([bench.tools / "sleepers", *options], ready="ready") as job:
+                job.take()
+                taken = [job.take() for _ in range(3)]
+                found[name] = {key: median([one[key] for one in taken]) for key in taken[0]} | {
+                    "restart_s": median([job.restart() for _ in range(3)])}
+    return found
+
+
+def proportional_bytes(pids):
+    """The sum of PSS."""
+    texts = [pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text() for pid in pids]
+    return sum(int(line.split()[1]) << 10 for text in texts for line in text.splitlines() if line.startswith("Pss:"))
+
+
+def family(bench):
+    """Memory that five processes share by fork(): what it takes before a version, after it, in the image, and after a restart."""
+    mib = 64 if bench.quick else 300
+    with bench.job([bench.tools / "sleepers", "--mib", 0.0625, "--processes", 5, "--inherited", mib], ready="ready") as job:
+        found = {"mib": mib, "before": proportional_bytes(descendants(job.pid))}
+        found |= {key: value for key, value in job.take().items() if key in ("stop_s", "bytes", "total_s")}
+        found["after"] = proportional_bytes(descendants(job.pid))
+        kill(job.pid)
+        found["restart_s"] = job.restart(measure=lambda pid: found.update(restarted=proportional_bytes(descendants(pid))))
+    return found
+
+
 def versions(bench):
     """Restart time over the number of versions, each of which rewrote 1%."""
     mib, numbers = (64, (1, 10, 100)) if bench.quick else (512, (1, 10, 100, 700))
@@ -286,5 +319,5 @@ def index(bench):
     return found
 
 
-PARTS = {"limits": limits, "sizes": sizes, "shared": shared, "mgs": mgs, "floor": floor, "fixed": fixed, "versions": versions,
+PARTS = {"limits": limits, "sizes": sizes, "shared": shared, "mgs": mgs, "floor": floor, "fixed": fixed, "many": many, "family": family, "versions": versions,
          "slowdown": slowdown, "lazy": lazy, "index": index, "agents": agents, "peers": peers}

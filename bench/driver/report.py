@@ -108,6 +108,20 @@ def fixed_part(results, _):
          for name, one in results["fixed"].items()])
 
 
+def many_part(results, _):
+    return "## Many of one kind: little memory, nothing written\n\n" + table(
+        ["", "stopped", "complete", "restart"],
+        [[name, seconds(one["stop_s"]), seconds(one["total_s"]), seconds(one["restart_s"])] for name, one in results["many"].items()])
+
+
+def family_part(results, _):
+    found = results["family"]
+    return f"## {found['mib']} MiB that five processes share by fork()\n\n" + table(
+        ["PSS before", "after a version", "image", "stopped", "complete", "restart", "PSS after the restart"],
+        [[size(found["before"]), size(found["after"]), size(found["bytes"]), seconds(found["stop_s"]), seconds(found["total_s"]),
+          seconds(found["restart_s"]), size(found["restarted"])]])
+
+
 def versions_part(results, out):
     found = results["versions"]
     text = f"## Restart over the number of versions ({found['mib']} MiB, 1% at random each)\n\n" + table(
@@ -227,6 +241,7 @@ def goals_part(results, _):
 
 
 PARTS = {"limits": limits_part, "sizes": sizes_part, "shared": shared_part, "mgs": mgs_part, "floor": floor_part, "fixed": fixed_part,
+         "many": many_part, "family": family_part,
          "versions": versions_part, "slowdown": slowdown_part, "lazy": lazy_part, "index": index_part, "agents": agents_part, "peers": peers_part}
 
 
