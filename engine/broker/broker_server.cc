@@ -93,10 +93,18 @@ class Server {
   Message start_init(MessageReader& reader, const Message& request) {
     const auto like = reader.take<pid_t>();
     if (request.fds.size() != 2) throw_error(ErrorKind::kUsage, "the request needs two descriptors");
-    if (like != 0) check_own(like);
     if (like != 0 && !options_.join) throw_error(ErrorKind::kPermission, "there is no step whose cgroups to join");
-    const privileged::InitOrder order{
-        program_.get(), request.fds[0].get(), request.fds[1].get(), like, &options_.identity, true, options_.join};
+    // Opened before the checks, of which the last one says that the process still is the one that was opened.
+    const UniqueFd process(like != 0 ? ::open(fmt::format("/proc/{}", like).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)
+                                     : -1);
+    const UniqueFd mounts = process ? privileged::mounts_of(process.get()) : UniqueFd();
+    if (like != 0) check_own(like);
+    struct stat same {};
+    if (like != 0 && (!process || ::fstatat(process.get(), "status", &same, 0) != 0))
+      throw_error(ErrorKind::kGone, "process {} has ended", like);
+    const privileged::InitOrder order{program_.get(), request.fds[0].get(), request.fds[1].get(),
+                                      like,           mounts.get(),         &options_.identity,
+                                      true,           options_.join};
     return std::move(Message().put(privileged::start_init(order)));
   }
 

@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The process is its own broker: root's, who works for root, and the tests'.
+#include <fcntl.h>
+
 #include "engine/broker/broker.h"
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/operations.h"
@@ -23,7 +25,10 @@ class DirectBroker final : public Broker {
   pid_t start_init(const std::string& program, int channel, int carrier, pid_t like,
                    const Identity& identity) override {
     const UniqueFd file = privileged::open_program(program);
-    return privileged::start_init({file.get(), channel, carrier, like, &identity, false, join_});
+    const UniqueFd process(like != 0 ? ::open(fmt::format("/proc/{}", like).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)
+                                     : -1);
+    const UniqueFd mounts = process ? privileged::mounts_of(process.get()) : UniqueFd();
+    return privileged::start_init({file.get(), channel, carrier, like, mounts.get(), &identity, false, join_});
   }
   std::unique_ptr<IpcAccess> open_ipc(pid_t process) override { return IpcAccess::enter(open_ipc_namespace(process)); }
   std::unique_ptr<MachineWatch> watch_machine() override { return MachineWatch::make(); }

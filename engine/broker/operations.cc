@@ -2,6 +2,7 @@
 #include "engine/broker/operations.h"
 
 #include <fcntl.h>
+#include <linux/nsfs.h>
 #include <linux/sched.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
@@ -97,6 +98,9 @@ void write_file(const std::string& path, const std::string& text) {
             carrier = ::fcntl(plan.order.carrier, F_DUPFD_CLOEXEC, 100),
             program = ::fcntl(plan.order.program, F_DUPFD_CLOEXEC, 100);
   if (::dup2(channel, kChannelFd) < 0 || ::dup2(carrier, kCarrierFd) < 0 || program < 0) ::_exit(1);
+  // A copy of the job's own mounts: its private /tmp is where its files are.
+  if (plan.order.mounts >= 0 && (::setns(plan.order.mounts, CLONE_NEWNS) != 0 || ::unshare(CLONE_NEWNS) != 0))
+    fail("enter the mount namespace of the job");
   if (::chdir("/") != 0) fail("enter the root directory");
   // Mounts made on the host later (automounter, NFS) still arrive; those of the capsule do not leave.
   if (::mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0) fail("make the mounts of the capsule its own");
@@ -128,6 +132,20 @@ UniqueFd open_program(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_PATH | O_CLOEXEC));
   if (!fd) throw_errno("cannot open {}", path);
   return fd;
+}
+
+UniqueFd mounts_of(int process) {
+  UniqueFd theirs(::openat(process, "ns/mnt", O_RDONLY | O_CLOEXEC));
+  const UniqueFd users(::open("/proc/self/ns/user", O_RDONLY | O_CLOEXEC));
+  const UniqueFd owner(theirs ? ::ioctl(theirs.get(), NS_GET_USERNS) : -1);
+  const auto same = [](int one, const char* path, int other) {
+    struct stat a {
+    }, b{};
+    const int failed = path != nullptr ? ::stat(path, &b) : ::fstat(other, &b);
+    return ::fstat(one, &a) == 0 && failed == 0 && a.st_dev == b.st_dev && a.st_ino == b.st_ino;
+  };
+  if (!owner || !same(owner.get(), nullptr, users.get()) || same(theirs.get(), "/proc/self/ns/mnt", -1)) return {};
+  return theirs;
 }
 
 pid_t start_init(const InitOrder& order) {

@@ -21,11 +21,17 @@ struct InitOrder {
   int program = -1;  // descriptor of icp-init
   int channel = -1, carrier = -1;
   pid_t like = 0;
+  int mounts = -1;  // mounts_of(like), if any
   const Identity* identity = nullptr;
   bool sibling = false;  // a child of this process's parent, which the worker is
   std::function<void(pid_t, pid_t)> join;
 };
 pid_t start_init(const InitOrder& order);
+
+// The mount namespace of a process, held by its directory in /proc, if it is another one than this process's and was
+// made by root (job_container/tmpfs and others of Slurm's plugins); else no descriptor: in one of a user namespace every
+// path may be the user's making, and root is to follow none.
+UniqueFd mounts_of(int process);
 
 // A descriptor of `path`, which is executed later by a user who may not reach it by its name.
 UniqueFd open_program(const std::string& path);

@@ -79,6 +79,7 @@ class Cluster:
     install: programs copied to {bin}, which env() puts first on the PATH.
     coordinator: run icpctld, which must be among `install`, and name it in icp.yaml;
         see start_coordinator(). What it reads at its start goes into icp_config.
+    extra_conf, conf_files: more lines for slurm.conf, and files beside it by their names; {state} is replaced in these.
     networks: each node in network and UTS namespaces of its own, which go with this object. The process must
         have called networks.leave_host().
     """
@@ -86,7 +87,7 @@ class Cluster:
     def __init__(self, state, *, nodes=1, cpus=4, proctrack=None, plugin=None,
                  plugin_args=PLUGIN_ARGS, icp_config="", plugin_required=False, install=(),
                  coordinator=False, networks=False, task_plugin="task/none",
-                 port_base=0, slurmd_timeout=10, user=USER, debug="debug", extra_conf=""):
+                 port_base=0, slurmd_timeout=10, user=USER, debug="debug", extra_conf="", conf_files=None):
         self.state = pathlib.Path(state).resolve()
         self.nodes, self.cpus = nodes, cpus
         self.proctrack, self.task_plugin = proctrack, task_plugin
@@ -96,6 +97,7 @@ class Cluster:
         self.coordinator, self.networks = coordinator, networks
         self.port_base, self.slurmd_timeout = port_base, slurmd_timeout
         self.user, self.debug, self.extra_conf = user, debug, extra_conf
+        self.conf_files = conf_files or {}
         self.prefix = "icp" + hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
         self.memory_mib = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") >> 20
         self.coordinator_host = self.address  # where icpctld listens
@@ -247,6 +249,8 @@ class Cluster:
     def _write_conf(self):
         self.conf.write_text(slurmconf.slurm_conf(self))
         (self.conf_dir / "cgroup.conf").write_text(slurmconf.cgroup_conf())
+        for name, text in self.conf_files.items():
+            (self.conf_dir / name).write_text(text.replace("{state}", str(self.state)))
         self.set_icp_config(self.icp_config)
         self.set_plugin_args(self.plugin_args, self.plugin_required)
 
@@ -580,7 +584,8 @@ class Cluster:
     # --- the state file ----------------------------------------------------------
 
     SAVED = ("nodes", "cpus", "proctrack", "plugin", "plugin_args", "icp_config", "plugin_required",
-             "install", "coordinator", "networks", "task_plugin", "port_base", "slurmd_timeout", "user", "debug", "extra_conf")
+             "install", "coordinator", "networks", "task_plugin", "port_base", "slurmd_timeout", "user", "debug", "extra_conf",
+             "conf_files")
 
     def _save(self):
         data = {name: getattr(self, name) for name in self.SAVED}
