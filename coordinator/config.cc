@@ -149,10 +149,22 @@ const std::map<std::string, Reader>& readers() {
          c.compression = one_of<Compression>(
              e, {{"none", Compression::kNone}, {"zstd", Compression::kZstd}, {"lz4", Compression::kLz4}});
        }},
-      {"grown_files",
+      {"checkpoint_files",
        [](Config& c, const Entry& e) {
-         c.grown_files = one_of<GrownFile>(
-             e, {{"truncate", GrownFile::kTruncate}, {"fail", GrownFile::kFail}, {"accept", GrownFile::kAccept}});
+         c.checkpoint_files =
+             one_of<CheckpointFiles>(e, {{"none", CheckpointFiles::kNone}, {"open", CheckpointFiles::kOpen}});
+       }},
+      {"changed_files",
+       [](Config& c, const Entry& e) {
+         c.changed_files = one_of<ChangedFiles>(e, {{"restore", ChangedFiles::kRestore},
+                                                    {"refuse", ChangedFiles::kRefuse},
+                                                    {"accept", ChangedFiles::kAccept}});
+       }},
+      {"grown_files",  // its name before it knew of more changes than growing
+       [](Config& c, const Entry& e) {
+         c.changed_files = one_of<ChangedFiles>(e, {{"truncate", ChangedFiles::kRestore},
+                                                    {"fail", ChangedFiles::kRefuse},
+                                                    {"accept", ChangedFiles::kAccept}});
        }},
       {"external_tcp",
        [](Config& c, const Entry& e) {

@@ -31,7 +31,8 @@ struct Config {
   uint32_t keep = 0;                    // newest versions that stay, 0: all
   bool dedup = false;
   Compression compression = Compression::kNone;
-  GrownFile grown_files = GrownFile::kTruncate;
+  CheckpointFiles checkpoint_files = CheckpointFiles::kNone;
+  ChangedFiles changed_files = ChangedFiles::kRestore;
   ExternalTcp external_tcp = ExternalTcp::kRefuse;
   std::string run_dir = "/run/slurm-icp";
   std::string log = "/var/log/slurm-icp/icpstepd.log";  // a path, "syslog" or "none"

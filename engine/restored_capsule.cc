@@ -140,17 +140,20 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .process_socket = carrier,
                                 .sysv = &sysv,
                                 .ipc = ipc.get(),
+                                .keep_changed = options.changed == ChangedFiles::kAccept,
                                 .lazy = lazy.get()});
   memory_restore.check();
   memory_restore.create_objects();
   FileRestore files(capsule, {.identity = options.identity,
                               .root_fd = root.get(),
-                              .grown = options.grown,
+                              .changed = options.changed,
+                              .taken_unix_ns = version.manifest().taken_unix_ns(),
                               .outer = streams,
                               .pmi = options.pmi,
                               .open_object = [&](uint32_t object,
                                                  uint32_t flags) { return memory_restore.open_object(object, flags); },
-                              .network = options.network});
+                              .network = options.network,
+                              .remade = memory_restore.remade()});
   files.create();
 
   memory_restore.plan_sharing(steps);
@@ -172,6 +175,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   }
   memory_restore.fill_pages();
   for (auto& process : processes) process->build();
+  files.deliver();
   ipc->finish(capsule, sysv);
   if (options.track && options.lazy) {
     // A mapping has one userfaultfd: tracking begins when the pages are there. See MemoryCapture::inherit().

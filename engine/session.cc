@@ -57,13 +57,13 @@ int64_t wall_time_of(uint64_t ticks) {
 }
 
 Findings check_now(std::vector<ProcessRef> processes, const std::vector<OuterStreamId>& outer,
-                   const NetworkScope& network = {}, MemoryCapture* memory = nullptr) {
+                   const NetworkScope& network = {}, MemoryCapture* memory = nullptr, KeptFiles* kept = nullptr) {
   Findings findings;
   check_access(processes, findings);
   if (processes.empty()) return findings;
   check_processes(processes, findings);
   memory != nullptr ? memory->check(processes, findings) : check_memory(processes, findings);
-  check_files(processes, outer, findings, network);
+  check_files(processes, outer, findings, network, kept);
   return findings;
 }
 
@@ -86,6 +86,8 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
               .dedup = config.dedup,
               .keep = config.keep_tracking,
               .root = {}}) {
+  if (config.checkpoint_files == CheckpointFiles::kOpen)
+    kept_files.save_whole([this](int fd, const std::string& path) { return memory.object_of_open_file(fd, path); });
   start_seconds = ::time(nullptr);
   for (const TaskRoot& root : roots) {
     try {
@@ -161,6 +163,9 @@ void Session::Impl::prepare(VersionWriter& writer, const std::string& image_path
     stopped();
   });
   open_ipc(first->pid);
+  std::vector<OpenedFile> files;
+  for (KeptFiles::OpenFile& file : kept_files.take_large()) files.push_back({std::move(file.fd), std::move(file.path)});
+  memory.set_open_files(std::move(files));
   memory.precopy(running);
 }
 
@@ -192,7 +197,8 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   capture_process_state(stopped, states);
   capture_files(
       stopped, states, config.outer,
-      [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule, config.network);
+      [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule, config.network,
+      &kept_files);
   memory.collect(stopped, states, capsule);
   capture_undo(stopped, states, capsule);
   describe_tasks(refs, capsule);
@@ -248,14 +254,14 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     untracked = true;
   }
   const uint64_t begin = now_ns(CLOCK_MONOTONIC);
-  Findings findings = check_now(processes(), config.outer, config.network, &memory);
+  Findings findings = check_now(processes(), config.outer, config.network, &memory, &kept_files);
   for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
     // Something may look unsupported only because its process is ending: a second and third look tell.
     const bool lasting =
         std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; });
     if (lasting && tries > kLastingTries) break;
     std::this_thread::sleep_for(kPassingWait);
-    findings = check_now(processes(), config.outer, config.network, &memory);
+    findings = check_now(processes(), config.outer, config.network, &memory, &kept_files);
   }
   if (!findings.empty()) throw_refused(findings);
 

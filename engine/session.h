@@ -33,6 +33,8 @@ struct SessionConfig {
   // Trackings outlive the session, where the kernel can do that (kernel-module): a later session of the same processes
   // and image then begins with an incremental version.
   bool keep_tracking = false;
+  // Content of regular files that are open for writing, in the version: none but small ones, or all.
+  CheckpointFiles checkpoint_files = CheckpointFiles::kNone;
   bool dedup = false;  // pages rewritten with what they held are not stored again; 16 bytes of memory a page
   std::vector<OuterStreamId> outer;  // standard streams and PMI connections the tasks were started with
   NetworkScope network;              // TCP connections to other capsules and to the outside
@@ -132,7 +134,7 @@ struct RestoreOptions {
   std::map<int, std::array<int, 3>> streams;  // standard streams by task rank; missing ranks get /dev/null
   std::map<int, std::string> task_cpus;       // by rank, a cpu_set_t: what the step gives them; missing: what was saved
   std::map<int, int> pmi;  // connections to the process manager (PMI) by task rank, already initialized
-  GrownFile grown = GrownFile::kTruncate;
+  ChangedFiles changed = ChangedFiles::kRestore;
   // A process of the step whose cgroups and limits the restored ones get; 0: those of the caller.
   pid_t like = 0;
   std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one

@@ -8,6 +8,7 @@
 #include <string>
 #include <vector>
 
+#include "engine/files/kept_files.h"
 #include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_capture.h"
 #include "engine/process/stopped_tree.h"
@@ -50,6 +51,7 @@ struct Session::Impl {
   int64_t start_seconds = 0;               // System V objects made before are not the capsule's
   InterruptedCalls calls;
   MemoryCapture memory;
+  KeptFiles kept_files;
   uint32_t last_version = 0;
   std::map<std::string, UniqueFd> claims;  // of images, by path
   std::string last_image;                  // the path of the image that holds it

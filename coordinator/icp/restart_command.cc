@@ -26,7 +26,7 @@ struct RestartOptions {
   VersionOptions versions;
   uint32_t version = 0;
   std::string user, pid_file, interval;
-  std::string grown = "truncate";
+  std::string changed = "restore";
   std::vector<std::string> addresses;
   bool detach = false, lazy = false;
 };
@@ -101,11 +101,12 @@ void write_pid(const UniqueFd& fd, const std::string& path, pid_t pid) {
     throw_errno("cannot write the pid file {}", path);
 }
 
-GrownFile grown_from(const std::string& text) {
-  if (text == "truncate") return GrownFile::kTruncate;
-  if (text == "fail") return GrownFile::kFail;
-  if (text == "accept") return GrownFile::kAccept;
-  throw_error(ErrorKind::kUsage, "--grown: \"{}\" is none of truncate, fail and accept", text);
+// truncate and fail: as --grown had it, before it knew of more changes than growing.
+ChangedFiles changed_from(const std::string& text) {
+  if (text == "restore" || text == "truncate") return ChangedFiles::kRestore;
+  if (text == "refuse" || text == "fail") return ChangedFiles::kRefuse;
+  if (text == "accept") return ChangedFiles::kAccept;
+  throw_error(ErrorKind::kUsage, "--changed-files: \"{}\" is none of restore, refuse and accept", text);
 }
 
 std::pair<std::string, std::string> address_pair(const std::string& text) {
@@ -124,7 +125,7 @@ RestoreOptions restore_options(const RestartOptions& options) {
   work_as(restore.identity);
   restore.track = !options.interval.empty();
   restore.tracker = tracker_from(options.versions.tracker);
-  restore.grown = grown_from(options.grown);
+  restore.changed = changed_from(options.changed);
   for (const std::string& pair : options.addresses) restore.network.addresses.push_back(address_pair(pair));
   restore.lazy = options.lazy;
   const ImageDir image = open_image(restore.image_path, restore.identity, restore.node);
@@ -233,8 +234,9 @@ void add_restart_command(Cli& cli) {
       ->type_name("T")
       ->excludes(detach)
       ->excludes(job);
-  app->add_option("--grown", options->grown,
-                  "A file that grew since is cut back (truncate), stops the restart (fail), or stays (accept)")
+  app->add_option("--changed-files,--grown", options->changed,
+                  "A file open for writing that changed since gets back what it held, or the restart is refused "
+                  "(restore); is always refused (refuse); or stays (accept)")
       ->type_name("HOW")
       ->excludes(job);
   app->add_option("--address", options->addresses, "What was at internet address OLD is at NEW now; may be repeated")

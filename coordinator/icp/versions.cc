@@ -27,6 +27,10 @@ void VersionOptions::add_to(CLI::App& app) {
 void VersionOptions::add_chain(CLI::App& app) {
   app.add_option("--keep", keep, "Keep only the newest N versions")->check(check_positive)->type_name("N");
   app.add_flag("--dedup", dedup, "Do not store pages that were rewritten with what they held");
+  app.add_option("--checkpoint-files", checkpoint_files,
+                 "Content of files open for writing, in the version: none but small ones (none), all (open)")
+      ->check(CLI::IsMember({"none", "open"}))
+      ->type_name("WHAT");
   app.add_option("--compression", compression, "Of page data: none, lz4, zstd")->type_name("KIND");
   app.add_flag("--no-precopy", no_precopy, "Copy no pages ahead of the stop: a longer stop, and each page once");
 }
@@ -46,6 +50,7 @@ SessionConfig session_config(const VersionOptions& options, const Identity& iden
   config.network.external = options.external_tcp == "reset" ? ExternalTcp::kReset : ExternalTcp::kRefuse;
   config.compression = parse_compression(options.compression);
   config.dedup = options.dedup;
+  if (options.checkpoint_files == "open") config.checkpoint_files = CheckpointFiles::kOpen;
   config.precopy = !options.no_precopy;
   config.image_path = options.dir;
   config.identity = identity;

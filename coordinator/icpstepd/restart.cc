@@ -68,7 +68,7 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
   if (together.meet) options.network.meet = [&](const auto& ends) { return together.meet(ends, together.attempt); };
   options.image_path = plan.image;
   options.identity = identity_of(facts);
-  options.grown = config.grown_files;
+  options.changed = config.changed_files;
   for (const auto& [rank, proxy] : proxies) {
     options.streams[rank] = {proxy.fds[0].get(), proxy.fds[1].get(), proxy.fds[2].get()};
     if (proxy.pmi) options.pmi[rank] = proxy.pmi.get();

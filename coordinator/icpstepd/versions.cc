@@ -66,6 +66,7 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   session.tracker = config_.tracker;
   session.staging_limit = config_.staging_limit;
   session.dedup = config_.dedup;
+  session.checkpoint_files = config_.checkpoint_files;
   session.compression = config_.compression;
   session.whole_ipc_namespace = facts_.private_ipc;
   session.may_be_suspended = true;

@@ -10,6 +10,7 @@
 #include "engine/files/eventfd.h"
 #include "engine/files/object_file.h"
 #include "engine/files/outer_stream.h"
+#include "engine/files/path_descriptor.h"
 #include "engine/files/pidfd.h"
 #include "engine/files/pipe.h"
 #include "engine/files/regular_file.h"
@@ -23,10 +24,11 @@
 namespace icp {
 
 std::span<const FileKind* const> file_kinds() {
-  static const std::array<const FileKind*, 15> kinds = {
-      &outer_stream_kind(), &object_file_kind(), &regular_file_kind(), &directory_kind(),  &char_device_kind(),
-      &pipe_kind(),         &eventfd_kind(),     &timerfd_kind(),      &signalfd_kind(),   &epoll_kind(),
-      &pidfd_kind(),        &unix_socket_kind(), &tcp_socket_kind(),   &udp_socket_kind(), &unsupported_kind(),
+  static const std::array<const FileKind*, 16> kinds = {
+      &outer_stream_kind(), &path_descriptor_kind(), &object_file_kind(), &regular_file_kind(),
+      &directory_kind(),    &char_device_kind(),     &pipe_kind(),        &eventfd_kind(),
+      &timerfd_kind(),      &signalfd_kind(),        &epoll_kind(),       &pidfd_kind(),
+      &unix_socket_kind(),  &tcp_socket_kind(),      &udp_socket_kind(),  &unsupported_kind(),
   };
   return kinds;
 }
@@ -49,7 +51,7 @@ void throw_bad_file(const pb::OpenFile& file, const std::string& what) {
   throw_error(ErrorKind::kImage, "cannot restore {}: {}", image_file_name(file), what);
 }
 
-RestoreContext::RestoreContext(const FileRestoreOptions& opts) : options(opts) {
+RestoreContext::RestoreContext(const FileRestoreOptions& opts) : options(opts), remade(opts.remade) {
   for (const auto& [from, to] : options.network.addresses) {
     const auto old_address = InetAddress::parse(from), new_address = InetAddress::parse(to);
     if (!old_address || !new_address || old_address->ip.size() != new_address->ip.size()) {
@@ -57,6 +59,10 @@ RestoreContext::RestoreContext(const FileRestoreOptions& opts) : options(opts) {
     }
     addresses.set(old_address->ip, new_address->ip);
   }
+}
+
+RestoreContext::~RestoreContext() {
+  for (auto action = undo.rbegin(); action != undo.rend(); ++action) (*action)();
 }
 
 void RestoreContext::put(const pb::OpenFile& file, UniqueFd fd) {

@@ -19,10 +19,20 @@ namespace icp {
 using Descriptions = std::span<Description* const>;
 using ImageFiles = std::span<const pb::OpenFile* const>;
 
+// A socket that has been bound.
+struct BoundPort {
+  int type = 0;  // SOCK_STREAM, SOCK_DGRAM
+  uint16_t port = 0;
+  int fd = -1;
+};
+
 // What a kind works with while descriptions are made in the agent.
 class RestoreContext {
  public:
   explicit RestoreContext(const FileRestoreOptions& opts);
+  ~RestoreContext();
+  RestoreContext(const RestoreContext&) = delete;
+  RestoreContext& operator=(const RestoreContext&) = delete;
 
   const FileRestoreOptions& options;
 
@@ -43,6 +53,24 @@ class RestoreContext {
   std::vector<const pb::OpenFile*> open_files;  // the same ones
   std::vector<ConnectionEnd> other_ends;        // their other ends, known before side effects
   std::vector<std::function<void()>> side_effects;
+  // What processes have to send themselves, when they have their descriptors: by pid.
+  struct Sender {
+    RemoteProcess* remote = nullptr;
+    const pb::Process* process = nullptr;
+  };
+  std::map<uint32_t, Sender> senders;
+  std::vector<std::function<void()>> deliveries;
+  std::vector<std::function<void()>> unix_refills;  // of queues with descriptors in them, when all files are made
+  // Regular files of the image by device and inode then: whose content the image has, those made again here, and those
+  // that a memory object brings back.
+  using Inode = std::pair<uint64_t, uint64_t>;
+  std::map<Inode, const pb::OpenFile*> contents;
+  std::set<Inode> remade, mapped;
+  std::set<std::string> paths;  // of regular files
+  std::set<Inode> settled;      // what is done about changes is done once a file
+  std::map<Inode, UniqueFd> removed_directories;
+  std::vector<BoundPort> bound_ports;
+  std::vector<std::function<void()>> undo;  // of what was made outside, unless all went well
 };
 
 // What a kind works with while a process gets what only calls inside of it can give.

@@ -98,6 +98,8 @@ void FileRestore::create() {
   impl_->index_files();
   impl_->check_descriptors();
   raise_descriptor_limit();
+  for (const pb::MemoryObject& object : impl_->capsule.objects())
+    if (object.kind() == pb::MemoryObject::MAPPED_FILE) impl_->context.mapped.emplace(object.dev(), object.ino());
   std::map<const FileKind*, std::vector<const pb::OpenFile*>> by_kind;
   for (const pb::OpenFile& file : impl_->capsule.files()) by_kind[&file_kind(file)].push_back(&file);
   for (const FileKind* kind : file_kinds()) {
@@ -122,6 +124,7 @@ int FileRestore::local_fd(uint32_t id) const {
 
 void FileRestore::finish_process(RemoteProcess& remote, const pb::Process& process) {
   FinishContext context{remote, process, impl_->files};
+  impl_->context.senders[process.pid()] = {&remote, &process};
   for (const bool pidfds : {true, false}) {  // epoll sets may watch pidfds
     for (const pb::FileDescriptor& descriptor : process.fds()) {
       const auto file = impl_->files.find(descriptor.file());
@@ -138,6 +141,11 @@ void FileRestore::finish_process(RemoteProcess& remote, const pb::Process& proce
   restore_posix_locks(remote, process, impl_->files);
 }
 
+void FileRestore::deliver() {
+  for (const auto& delivery : std::exchange(impl_->context.deliveries, {})) delivery();
+  impl_->context.senders.clear();
+}
+
 void FileRestore::meet() {
   const NetworkRestore& network = impl_->options.network;
   if (network.meet) impl_->context.other_ends = network.meet(impl_->context.open_ends);
@@ -145,6 +153,7 @@ void FileRestore::meet() {
 }
 
 void FileRestore::apply_side_effects() {
+  deliver();  // where there are no processes
   std::exception_ptr first;
   for (const auto& action : std::exchange(impl_->context.side_effects, {})) {
     try {
@@ -154,6 +163,7 @@ void FileRestore::apply_side_effects() {
     }
   }
   if (first) std::rethrow_exception(first);
+  impl_->context.undo.clear();
 }
 
 }  // namespace icp

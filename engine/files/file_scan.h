@@ -20,6 +20,7 @@
 namespace icp {
 
 class FileKind;
+class KeptFiles;
 
 // A descriptor number of a process that refers to a description.
 struct FdUse {
@@ -47,7 +48,8 @@ struct Description {
 
 // A pass over the processes. With findings it is a check of running processes: nothing throws, what vanishes
 // meanwhile is left out. Without it is part of a capture: the first thing that cannot be saved throws
-// kRefused (kBusy if it may pass). One agent thread only.
+// kRefused (kBusy if it may pass). A capture also sees descriptors that are on their way through Unix sockets
+// (SCM_RIGHTS): they are descriptors of one more process, the agent, which comes last. One agent thread only.
 class FileScan {
  public:
   FileScan(std::vector<ProcessRef> processes, const std::vector<OuterStreamId>& outer, Findings* findings);
@@ -69,6 +71,8 @@ class FileScan {
   void refuse_process(size_t process, const std::string& where, const std::string& what, const std::string& remedy,
                       bool passing);
 
+  // The description that a descriptor of the agent refers to; null if none of the scan's does.
+  Description* find_open(int local_fd);
   // The description opened in the agent too (pidfd_getfd), -1 if it has vanished during a check. Kept until
   // the end of the scan.
   int take(Description& description);
@@ -85,6 +89,9 @@ class FileScan {
   int compare_files(const FdUse& a, const FdUse& b) const;
   pid_t table_tid(size_t process) const;
 
+  // At a capture: what files hold.
+  KeptFiles* kept = nullptr;
+
   // What the network kinds know of connections, from survey() on.
   InetSurvey inet;
 
@@ -95,6 +102,8 @@ class FileScan {
   void open_table(size_t process);
   void read_table(size_t process, std::vector<Found>& found);
   bool read_descriptor(size_t process, int fd, Found& found) const;
+  void take_in_flight(std::vector<Found>& found);
+  UniqueFd duplicate(const FdUse& use);
   void check_tables();
   void check_thread_tables(size_t process);
   std::optional<OuterStreamId> match_outer(const Found& found) const;
@@ -106,6 +115,7 @@ class FileScan {
   Findings* findings_;
   std::vector<std::optional<int>> ranks_;
   std::vector<std::unique_ptr<Table>> tables_;
+  std::vector<UniqueFd> in_flight_;  // copies
   std::vector<std::unique_ptr<Description>> descriptions_;
   std::vector<std::pair<dev_t, long>> filesystems_;
   std::vector<std::vector<std::pair<int, Description*>>> by_fd_;  // by process, ascending fd

@@ -6,6 +6,7 @@
 #include "engine/files/file_lock.h"
 #include "engine/files/file_owner.h"
 #include "engine/files/file_scan.h"
+#include "engine/files/kept_files.h"
 
 namespace icp {
 namespace {
@@ -60,18 +61,26 @@ std::vector<std::optional<int>> ranks_of(const std::vector<pb::Process*>& states
 
 void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer, Findings& findings,
                  const NetworkScope& network) {
+  check_files(processes, outer, findings, network, nullptr);
+}
+
+void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer, Findings& findings,
+                 const NetworkScope& network, KeptFiles* kept) {
   FileScan scan(processes, outer, &findings);
   scan.run();
   survey(scan, network);
   check(scan);
+  if (kept != nullptr && findings.empty()) kept->look(scan);
 }
 
 void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
                    const std::vector<OuterStreamId>& outer, const ObjectResolver& objects, pb::Capsule& capsule,
-                   const NetworkScope& network) {
+                   const NetworkScope& network, KeptFiles* kept) {
+  KeptFiles only_now;
   std::vector<ProcessRef> refs;
   for (const StoppedProcess& process : processes) refs.push_back(process.ref);
   FileScan scan(std::move(refs), outer, nullptr);
+  scan.kept = kept != nullptr ? kept : &only_now;
   scan.set_ranks(ranks_of(states, capsule));
   scan.run();
 
@@ -83,6 +92,7 @@ void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb:
     description->message->set_flags(description->info.flags);
     description->message->set_position(description->info.position);
     for (const FdUse& use : description->uses) {
+      if (use.process >= states.size()) continue;  // on its way through a Unix socket
       pb::FileDescriptor& fd = *states[use.process]->add_fds();
       fd.set_fd(use.fd);
       fd.set_file(description->id);

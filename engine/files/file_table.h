@@ -14,7 +14,9 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/base/finding.h"
@@ -25,6 +27,8 @@
 #include "engine/process/stopped_tree.h"
 
 namespace icp {
+
+class KeptFiles;
 
 // No number: a task's connection to its process manager (MPI's PMI_FD), whatever its number. Replaced at a restart as
 // standard streams are.
@@ -48,25 +52,39 @@ using ObjectResolver = std::function<uint32_t(int local_fd, const std::string& t
 void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer, Findings& findings,
                  const NetworkScope& network = {});
 
+// The same, and reads what the files hold, for a version that is about to be taken.
+void check_files(const std::vector<ProcessRef>& processes, const std::vector<OuterStreamId>& outer, Findings& findings,
+                 const NetworkScope& network, KeptFiles* kept);
+
 // Captures all descriptor tables of stopped processes: fills process.fds, process.posix_locks of the given
 // messages (same order) and capsule.files. Descriptions shared by dup or fork are found with kcmp(2).
 // Throws kRefused, naming process and descriptor, for what check_files would have named.
 void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states,
                    const std::vector<OuterStreamId>& outer, const ObjectResolver& objects, pb::Capsule& capsule,
-                   const NetworkScope& network = {});
+                   const NetworkScope& network = {}, KeptFiles* kept = nullptr);
 
-enum class GrownFile { kTruncate, kFail, kAccept };
+enum class CheckpointFiles { kNone, kOpen };
+
+// What is done about a file that was open for writing and holds something else now.
+enum class ChangedFiles {
+  kRestore,  // it is cut back if it has grown, gets its content back if the image has that, else the restart is refused
+  kRefuse,   // the restart is refused
+  kAccept,   // it stays as it is
+};
 
 struct FileRestoreOptions {
   Identity identity;  // files are opened with these rights
   int root_fd = -1;   // O_PATH of the capsule's root directory, paths are resolved below it
-  GrownFile grown = GrownFile::kTruncate;
+  ChangedFiles changed = ChangedFiles::kRestore;
+  uint64_t taken_unix_ns = 0;  // when the version was taken; 0: unknown. A file made later is another file
   // New standard streams by task rank.
   std::map<int, std::array<int, 3>> outer;
   std::map<int, int> pmi;  // new connections to the process manager, by task rank
   // Descriptor of a restored memory object, opened with `flags` (a new open file description).
   std::function<UniqueFd(uint32_t object, uint32_t flags)> open_object;
   NetworkRestore network;
+  // Files made again because they were gone, by device and inode then: see MemoryRestore::remade().
+  std::set<std::pair<uint64_t, uint64_t>> remade;
 };
 
 // Makes the open file descriptions of an image in the agent; the caller sends them into the processes.
@@ -86,11 +104,15 @@ class FileRestore {
   // After all processes exist and the descriptors are in place: pidfds (which appear at their numbers), epoll
   // sets that watch them, POSIX locks, F_SETOWN, which need calls in the process.
   void finish_process(RemoteProcess& remote, const pb::Process& process);
+  // When finish_process() has been called for all processes, which are where they were then: what they have to send
+  // themselves.
+  void deliver();
   // Meets the other capsules of the job, see NetworkRestore. Throws if an end of a connection does not fit its other
   // end. Once, before apply_side_effects().
   void meet();
-  // Truncates grown files, lets TCP connections go, binds and connects Unix sockets that have names. Called once, last,
-  // when nothing else can fail any more, before the processes run. Throws the first failure after all has been tried.
+  // Puts back what changed files held, lets TCP connections go, binds and connects Unix sockets that have names. Called
+  // once, last, when nothing else can fail any more, before the processes run. Throws the first failure after all has
+  // been tried.
   void apply_side_effects();
 
  private:

@@ -4,11 +4,16 @@
 #include <fcntl.h>
 #include <linux/openat2.h>
 #include <sys/syscall.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <climits>
+#include <string>
+#include <string_view>
+#include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 
 namespace icp {
 namespace {
@@ -37,8 +42,7 @@ constexpr uint32_t kOpenFlags =
 
 }  // namespace
 
-FoundPath find_image_path(const RestoreContext& context, const pb::OpenFile& file, mode_t type) {
-  const std::string& path = file.identity().path();
+std::optional<FoundPath> look_up(const RestoreContext& context, const pb::OpenFile& file, const std::string& path) {
   if (path.empty() || path[0] != '/' || path.size() >= PATH_MAX || path.find('\0') != std::string::npos) {
     throw_bad_file(file, "it has no usable path");
   }
@@ -50,9 +54,25 @@ FoundPath find_image_path(const RestoreContext& context, const pb::OpenFile& fil
     const FsIdentity as_user(context.options.identity);
     const int root = context.options.root_fd;
     found.fd.reset(static_cast<int>(::syscall(SYS_openat2, root, path.c_str(), &how, sizeof how)));
+    if (!found.fd && errno == ENOENT) return {};
     if (!found.fd) throw_errno("cannot find {}, which was open at the checkpoint", path);
   }
   if (::fstat(found.fd.get(), &found.stat) != 0) throw_errno("cannot look at {}", path);
+  return found;
+}
+
+// Device numbers of major 0 (network file systems, btrfs, overlays) are given anew at each mount.
+bool same_inode(const struct stat& now, const pb::FileIdentity& then) {
+  return now.st_ino == then.ino() && (now.st_dev == then.dev() || (major(now.st_dev) == 0 && major(then.dev()) == 0));
+}
+
+FoundPath find_image_path(const RestoreContext& context, const pb::OpenFile& file, mode_t type) {
+  std::optional<FoundPath> known = look_up(context, file, file.identity().path());
+  if (!known) {
+    errno = ENOENT;
+    throw_errno("cannot find {}, which was open at the checkpoint", file.identity().path());
+  }
+  FoundPath found = std::move(*known);
   if ((found.stat.st_mode & S_IFMT) != type) {
     throw_bad_file(
         file, fmt::format("it was {} at the checkpoint and is {} now", type_name(type), type_name(found.stat.st_mode)));
@@ -83,10 +103,24 @@ void seek_to_position(const pb::OpenFile& file, int fd) {
   }
 }
 
+// Another hard link in the same directory.
+static bool find_other_name(FileScan& scan, Description& description) {
+  constexpr std::string_view kDeleted = " (deleted)";
+  std::string path = description.target;
+  if (path.ends_with(kDeleted)) path.resize(path.size() - kDeleted.size());
+  const UniqueFd root = open_root_of(scan.processes()[description.uses.front().process].pid);
+  if (!root) return false;
+  const std::vector<std::string> names = names_in_directory(root.get(), directory_of(path), description.stat);
+  if (names.empty()) return false;
+  description.target = directory_of(path) + names.front();
+  return true;
+}
+
 bool path_leads_back(FileScan& scan, Description& description) {
   struct stat now {};
   const int error = scan.stat_path(description.uses.front().process, description.target, now);
   if (error == 0 && now.st_dev == description.stat.st_dev && now.st_ino == description.stat.st_ino) return true;
+  if (description.stat.st_nlink > 0 && find_other_name(scan, description)) return true;
   const std::string why = error == 0 ? "another file has taken its name" : "its name is gone";
   scan.refuse(description,
               fmt::format("{} was removed, renamed or replaced since it was opened ({})", description.target, why),

@@ -4,6 +4,8 @@
 
 #include <sys/stat.h>
 
+#include <optional>
+
 #include "engine/files/file_kind.h"
 
 namespace icp {
@@ -18,6 +20,12 @@ struct FoundPath {
 // `type` (S_IFREG ...), kSystem when it is missing or out of the user's reach.
 FoundPath find_image_path(const RestoreContext& context, const pb::OpenFile& file, mode_t type);
 
+// The same; nothing when no file has the path.
+std::optional<FoundPath> look_up(const RestoreContext& context, const pb::OpenFile& file, const std::string& path);
+
+// Whether a file is the one of the image: inode and device, where the device's number means the same on each mount.
+bool same_inode(const struct stat& now, const pb::FileIdentity& then);
+
 // Opens what was found, with those of the file's flags that belong to an open file (O_CREAT, O_EXCL, O_TRUNC are
 // dropped) and `extra` ones.
 UniqueFd open_found(const RestoreContext& context, const pb::OpenFile& file, const FoundPath& found, int extra = 0);
@@ -25,7 +33,8 @@ UniqueFd open_found(const RestoreContext& context, const pb::OpenFile& file, con
 // Moves to the file's position; throws kImage for one out of range.
 void seek_to_position(const pb::OpenFile& file, int fd);
 
-// At capture: true if the path still leads to the file that is open; else refuses the description.
+// At capture: true if the path still leads to the file that is open, or another one of the same directory does, which
+// then is the description's target; else refuses the description.
 bool path_leads_back(FileScan& scan, Description& description);
 
 // Fills message.identity from path and stat.

@@ -5,11 +5,12 @@
 #include <linux/magic.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <vector>
+#include <string>
 
 #include "engine/base/error.h"
 #include "engine/files/image_path.h"
+#include "engine/files/kept_files.h"
+#include "engine/files/saved_file.h"
 
 namespace icp {
 namespace {
@@ -40,6 +41,8 @@ const char* kernel_file(long filesystem, const std::string& path) {
   }
 }
 
+bool is_made_up(long filesystem) { return filesystem == PROC_SUPER_MAGIC || filesystem == SYSFS_MAGIC; }
+
 class RegularFileKind final : public SingleFileKind {
  public:
   pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kRegular; }
@@ -55,8 +58,7 @@ class RegularFileKind final : public SingleFileKind {
       scan.refuse(description, fmt::format("{}: {}", what, description.target), "close it before a checkpoint");
       return;
     }
-    const bool made_up = filesystem == PROC_SUPER_MAGIC || filesystem == SYSFS_MAGIC;
-    if (made_up && description.access() != O_RDONLY) {
+    if (is_made_up(filesystem) && description.access() != O_RDONLY) {
       scan.refuse(description, fmt::format("kernel file {} open for writing", description.target),
                   "close it before a checkpoint");
       return;
@@ -64,33 +66,39 @@ class RegularFileKind final : public SingleFileKind {
     path_leads_back(scan, description);
   }
 
+  void capture(FileScan& scan, const ObjectResolver& objects, Descriptions descriptions) const override {
+    SingleFileKind::capture(scan, objects, descriptions);
+    if (scan.kept != nullptr) scan.kept->capture(scan, descriptions);
+  }
+
   void capture_one(FileScan& scan, const ObjectResolver&, Description& description) const override {
     capture_identity(description);
-    const long filesystem = scan.filesystem(description);
-    const bool made_up = filesystem == PROC_SUPER_MAGIC || filesystem == SYSFS_MAGIC;
-    description.message->mutable_regular()->set_size(made_up ? 0 : static_cast<uint64_t>(description.stat.st_size));
+    const bool own = !is_made_up(scan.filesystem(description));
+    description.message->mutable_regular()->set_size(own ? static_cast<uint64_t>(description.stat.st_size) : 0);
+  }
+
+  void create(RestoreContext& context, ImageFiles files) const override {
+    for (const pb::OpenFile* file : files) {
+      context.paths.insert(file->identity().path());
+      if (!file->regular().has_content()) continue;
+      if (file->regular().content().size() != file->regular().size()) throw_bad_file(*file, "its content is cut off");
+      context.contents.emplace(std::pair(file->identity().dev(), file->identity().ino()), file);
+    }
+    SingleFileKind::create(context, files);
   }
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
-    const FoundPath found = find_image_path(context, file, S_IFREG);
-    const uint64_t saved = file.regular().size(), now = static_cast<uint64_t>(found.stat.st_size);
+    const uint64_t saved = file.regular().size();
     if (saved > static_cast<uint64_t>(INT64_MAX)) throw_bad_file(file, "its size is out of range");
-    if (now < saved) {
-      throw_bad_file(file, fmt::format("it had {} bytes at the checkpoint and has only {} now", saved, now));
-    }
+    const FoundPath found = find_saved_file(context, file);
+    const auto now = static_cast<uint64_t>(found.stat.st_size);
     // A file that is only read may well be somebody else's log: its growth is none of our business.
-    const bool writable = (file.flags() & O_ACCMODE) != O_RDONLY && !(file.flags() & O_PATH);
-    const bool grown = writable && now > saved;
-    if (grown && context.options.grown == GrownFile::kFail) {
-      throw_bad_file(file, fmt::format("it had {} bytes at the checkpoint and has grown to {} since", saved, now));
+    if (!open_for_writing(file) && now < saved) {
+      throw_bad_file(file, fmt::format("it had {} bytes at the checkpoint and has only {} now", saved, now));
     }
     UniqueFd fd = open_found(context, file, found);
     seek_to_position(file, fd.get());
-    if (grown && context.options.grown == GrownFile::kTruncate) {
-      context.later([fd = fd.get(), saved, path = file.identity().path()] {
-        if (::ftruncate(fd, static_cast<off_t>(saved)) != 0) throw_errno("cannot cut {} back to {} bytes", path, saved);
-      });
-    }
+    if (open_for_writing(file)) settle_changes(context, file, found, fd.get());
     return fd;
   }
 };
@@ -100,6 +108,11 @@ class RegularFileKind final : public SingleFileKind {
 const FileKind& regular_file_kind() {
   static const RegularFileKind kind;
   return kind;
+}
+
+bool has_own_content(FileScan& scan, Description& description) {
+  return description.kind == &regular_file_kind() && (description.info.flags & O_PATH) == 0 && !description.outer &&
+         !is_made_up(scan.filesystem(description));
 }
 
 }  // namespace icp

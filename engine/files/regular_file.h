@@ -8,4 +8,7 @@ namespace icp {
 
 const FileKind& regular_file_kind();
 
+// Whether it is a regular file whose content lies on a file system, rather than being made up by the kernel.
+bool has_own_content(FileScan& scan, Description& description);
+
 }  // namespace icp

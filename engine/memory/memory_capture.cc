@@ -131,6 +131,7 @@ struct MemoryCapture::Impl {
   std::map<pid_t, std::unique_ptr<PrivateMemory>> spaces;
   std::vector<std::unique_ptr<PrivateMemory>> unused;  // begun in this version, then replaced (exec)
   ObjectTable objects;
+  std::vector<OpenedFile> open_files;  // to be saved whole
   VersionWriter* version = nullptr;
   std::set<std::string> names;  // stores of the version under way
   std::set<pid_t> in_version;   // processes of the version, once collected
@@ -328,6 +329,7 @@ uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running
       }
     }
   });
+  for (const OpenedFile& file : open_files) objects.note_open_file(file.fd.get(), file.path);
   written += objects.precopy_collect();
   if (options.quiesce) options.quiesce([&] { track_new_mappings(running); });
   each(1, [](PrivateMemory& space) { space.precopy_copy(); });  // each with several threads
@@ -421,6 +423,7 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
     before = impl_->new_mappings ? ~0ull : written;
   }
   impl_->first_looks.clear();
+  impl_->open_files.clear();
   // What the last round found is about what the stop will find. (The first one of a first version finds everything.)
   written += impl_->objects.untracked_bytes();
   impl_->arena.prepare(std::min(written, impl_->options.staging_limit));
@@ -492,6 +495,12 @@ void MemoryCapture::collect(std::vector<StoppedProcess>& processes, const std::v
 uint32_t MemoryCapture::object_of_file(int local_fd, const std::string& target) {
   return impl_->objects.note_file(local_fd, target);
 }
+
+uint32_t MemoryCapture::object_of_open_file(int local_fd, const std::string& target) {
+  return impl_->objects.note_open_file(local_fd, target);
+}
+
+void MemoryCapture::set_open_files(std::vector<OpenedFile> files) { impl_->open_files = std::move(files); }
 
 void MemoryCapture::set_ipc(std::shared_ptr<IpcAccess> ipc) { impl_->objects.set_ipc(std::move(ipc)); }
 

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/base/finding.h"
+#include "engine/base/unique_fd.h"
 #include "engine/image/image.pb.h"
 #include "engine/image/image_dir.h"
 #include "engine/image/page_store.h"
@@ -40,6 +41,11 @@ struct MemoryOptions {
   // given while all are stopped: that is when trackers begin with new mappings.
   using Quiesce = std::function<void(const std::function<void()>& stopped)>;
   Quiesce quiesce = {};
+};
+
+struct OpenedFile {
+  UniqueFd fd;
+  std::string path;
 };
 
 struct MemoryStats {
@@ -88,6 +94,10 @@ class MemoryCapture {
   // Object id for an open memfd, /dev/shm file or deleted file (see ObjectResolver in file_table.h). Call after
   // precopy() and before collect() of the same round.
   uint32_t object_of_file(int local_fd, const std::string& target);
+  // The same for an open regular file, all of whose content is saved. Ahead of the stop: files of which that will be
+  // asked, to be read then; descriptors stay open as long as the caller's version is being taken.
+  uint32_t object_of_open_file(int local_fd, const std::string& target);
+  void set_open_files(std::vector<OpenedFile> files);
   // Completes AddressSpace::shared_pages of the `states` that collect() had.
   MemoryStats write();
   // Also after write(), when the version was not committed in the end.

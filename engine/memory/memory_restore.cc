@@ -22,7 +22,9 @@ struct MemoryRestore::Impl {
         capsule(state),
         options(std::move(given)),
         files(options.identity, options.root_fd),
-        objects(version, capsule, files, options.sysv, options.ipc) {}
+        objects(version, capsule, files, options.sysv, options.ipc) {
+    if (options.keep_changed) objects.keep_changed();
+  }
 
   const VersionReader& version;
   const pb::Capsule& capsule;
@@ -81,6 +83,8 @@ void MemoryRestore::check() const {
 void MemoryRestore::create_objects() { impl_->objects.create(); }
 
 UniqueFd MemoryRestore::open_object(uint32_t object, uint32_t flags) { return impl_->objects.open(object, flags); }
+
+std::set<std::pair<uint64_t, uint64_t>> MemoryRestore::remade() const { return impl_->objects.remade(); }
 
 void MemoryRestore::plan_sharing(const std::vector<TreeStep>& steps) {
   impl_->sharing = std::make_unique<SharedSeed>(impl_->version, impl_->capsule, steps);

@@ -4,7 +4,9 @@
 
 #include <cstdint>
 #include <memory>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/base/identity.h"
@@ -27,6 +29,7 @@ struct MemoryRestoreOptions {
   int process_socket = -1;  // ... and its number in the processes (for RemoteProcess::send_fd)
   const RestoredSysv* sysv = nullptr;
   IpcAccess* ipc = nullptr;  // where these objects are
+  bool keep_changed = false;  // files that were only saved because they were open stay as they are, if they are there
   LazyFill* lazy = nullptr;  // private anonymous memory comes after the processes run
 };
 
@@ -44,6 +47,8 @@ class MemoryRestore {
   // Files that exist (shared file mappings, /dev/shm) get their saved content in apply_side_effects().
   void create_objects();
   UniqueFd open_object(uint32_t object, uint32_t flags);
+  // Files that were gone and are made again, by device and inode at the checkpoint.
+  std::set<std::pair<uint64_t, uint64_t>> remade() const;
 
   // Between check() and the first map_process(), while the tree grows by `steps`: pages that relatives share.
   void plan_sharing(const std::vector<TreeStep>& steps);

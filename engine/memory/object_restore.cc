@@ -134,6 +134,8 @@ ObjectRestore::~ObjectRestore() {
   if (done_) return;
   for (const auto& [id, made] : made_) {
     for (const std::string& name : made.names) files_.unlink(name);
+    for (auto directory = made.directories.rbegin(); directory != made.directories.rend(); ++directory)
+      files_.remove_directory(*directory);
   }
 }
 
@@ -172,8 +174,8 @@ void ObjectRestore::check() const {
           throw_error(ErrorKind::kImage, "damaged image: memory object {} has no path", id);
         }
         if (object->kind() == pb::MemoryObject::MAPPED_FILE) {
-          const UniqueFd fd = files_.open(object->path(), O_RDWR);
-          if (!fd) {
+          const UniqueFd fd = find_mapped(*object);
+          if (!fd && (errno != ENOENT || !is_whole(*object))) {
             throw_errno("cannot open the file {}, which was mapped for writing", object->path());
           }
         }
@@ -277,14 +279,71 @@ void ObjectRestore::create_deleted(const pb::MemoryObject& object, Made& made) {
   }
 }
 
+// Whether the image has all that the file held.
+bool ObjectRestore::is_whole(const pb::MemoryObject& object) const {
+  const std::vector<Range> parts = windows(object);
+  return object.size() == 0 || (parts.size() == 1 && parts[0].start == 0 && parts[0].end >= object.size());
+}
+
+// A file that was mapped for writing, or saved whole, by whatever name of its directory. None, with errno, when it is
+// gone. What has its name now and is another file must not be written to.
+UniqueFd ObjectRestore::find_mapped(const pb::MemoryObject& object) const {
+  UniqueFd fd = files_.open(object.path(), O_RDWR);
+  const int error = errno;
+  struct stat now {};
+  if (fd && ::fstat(fd.get(), &now) == 0) {
+    // Moved to another file system, or a network file system that was mounted anew: another number says nothing.
+    const bool other_system = now.st_dev != object.dev() && now.st_ino != object.ino();
+    if (now.st_ino == object.ino() || other_system || object.ino() == 0) return fd;
+  } else if (error != ENOENT) {
+    errno = error;
+    return {};
+  }
+  struct stat wanted {};
+  wanted.st_dev = static_cast<dev_t>(object.dev());
+  wanted.st_ino = object.ino();
+  const std::string directory = directory_of(object.path());
+  for (const std::string& name : files_.names(directory, wanted)) {
+    spdlog::info("{} is {} now: that one is gone on with", object.path(), directory + name);
+    return files_.open(directory + name, O_RDWR);
+  }
+  if (fd) {
+    throw Error(ErrorKind::kImage,
+                fmt::format("{} is another file than at the checkpoint, and that one is gone", object.path()), 0,
+                "move it away");
+  }
+  errno = ENOENT;
+  return {};
+}
+
 void ObjectRestore::create_mapped(const pb::MemoryObject& object, Made& made) {
   made.late = true;
-  made.fd = files_.open(object.path(), O_RDWR);
+  made.fd = find_mapped(object);
+  if (!made.fd && errno == ENOENT && is_whole(object)) {
+    const std::string& path = object.path();
+    for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1))
+      if (files_.make_directory(path.substr(0, slash)) == 0) made.directories.push_back(path.substr(0, slash));
+    made.fd = files_.open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);
+    if (!made.fd) throw_errno("cannot make {} again", path);
+    made.names.push_back(path);
+    spdlog::info("{}, which was in use at the checkpoint, is gone: made again from the image", path);
+    if (::ftruncate(made.fd.get(), static_cast<off_t>(object.size())) != 0) throw_errno("cannot resize {}", path);
+  }
   if (!made.fd) throw_errno("cannot open {} for writing", object.path());
   struct stat status {};
   if (::fstat(made.fd.get(), &status) != 0 || !S_ISREG(status.st_mode)) {
     throw_error(ErrorKind::kImage, "{} is not a regular file any more", object.path());
   }
+}
+
+std::set<std::pair<uint64_t, uint64_t>> ObjectRestore::remade() const {
+  std::set<std::pair<uint64_t, uint64_t>> inodes;
+  for (const auto& [id, made] : made_) {
+    const pb::MemoryObject& object = *by_id_.at(id);
+    if (object.kind() == pb::MemoryObject::MAPPED_FILE && !made.names.empty())
+      inodes.emplace(object.dev(), object.ino());
+  }
+  return inodes;
 }
 
 // The object itself if one of its names still leads to it, else a new one. All its names come to lead there.
@@ -373,7 +432,12 @@ UniqueFd ObjectRestore::open(uint32_t id, uint32_t flags) const {
 
 // The parts of a file that were mapped shared; only these were saved.
 std::vector<Range> ObjectRestore::windows(const pb::MemoryObject& object) const {
-  if (object.kind() != pb::MemoryObject::MAPPED_FILE) return {{0, page_up(object.size())}};
+  const bool open_whole = std::any_of(capsule_.files().begin(), capsule_.files().end(), [&](const pb::OpenFile& file) {
+    return file.has_regular() && file.regular().object() == object.id();
+  });
+  const auto made = made_.find(object.id());
+  const bool kept = keep_changed_ && made != made_.end() && made->second.names.empty();
+  if ((open_whole && !kept) || object.kind() != pb::MemoryObject::MAPPED_FILE) return {{0, page_up(object.size())}};
   std::vector<Range> ranges;
   for (const pb::Process& process : capsule_.processes()) {
     for (const pb::Mapping& mapping : process.memory().mappings()) {
@@ -389,12 +453,14 @@ std::vector<Range> ObjectRestore::windows(const pb::MemoryObject& object) const 
 void ObjectRestore::overwrite_file(const pb::MemoryObject& object, int fd) {
   struct stat status {};
   if (::fstat(fd, &status) != 0) throw_errno("cannot look at {}", describe(object));
-  if (object.kind() == pb::MemoryObject::SHM_FILE || static_cast<uint64_t>(status.st_size) < object.size()) {
+  const std::vector<Range> parts = windows(object);
+  const bool smaller = static_cast<uint64_t>(status.st_size) < object.size() && !parts.empty();
+  if (object.kind() == pb::MemoryObject::SHM_FILE || smaller) {
     if (::ftruncate(fd, static_cast<off_t>(object.size())) != 0) throw_errno("cannot resize {}", describe(object));
   }
   PageStoreReader reader(version_, object.index());
   std::vector<std::byte> want(kPageSize), have(kPageSize);
-  for (const Range& window : windows(object)) {
+  for (const Range& window : parts) {
     for (uint64_t at = window.start; at < std::min(window.end, page_up(object.size())); at += kPageSize) {
       const size_t bytes = std::min<uint64_t>(kPageSize, object.size() - at);
       const PageLocation location = reader.index().find(at);
@@ -421,7 +487,9 @@ void ObjectRestore::apply_side_effects() {
     if (made.late) overwrite_file(object, made.fd.get());
     for (const auto& [from, to] : made.renames)
       if (files_.rename(from, to) != 0) throw_errno("cannot give {} its name again", to);
-    const bool here_only = object.kind() == pb::MemoryObject::DELETED_FILE || object.kind() == pb::MemoryObject::MEMFD;
+    const bool here_only = object.kind() == pb::MemoryObject::DELETED_FILE ||
+                           object.kind() == pb::MemoryObject::MEMFD ||
+                           (object.kind() == pb::MemoryObject::MAPPED_FILE && !made.names.empty());
     if (here_only) set_owner_and_mode(object, made.fd.get());
     if (object.kind() == pb::MemoryObject::MEMFD) add_seals(object, made.fd.get());
   }

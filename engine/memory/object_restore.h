@@ -39,12 +39,16 @@ class ObjectRestore {
   // The description of the image, kImage when there is none with this number.
   const pb::MemoryObject& find(uint32_t id) const;
   int new_shmid(const pb::MemoryObject& object) const;
+  void keep_changed() { keep_changed_ = true; }
+  // Mapped files that were gone and are made again, by device and inode at the checkpoint.
+  std::set<std::pair<uint64_t, uint64_t>> remade() const;
   void apply_side_effects();
 
  private:
   struct Made {
     UniqueFd fd;
     bool late = false;                           // content comes with apply_side_effects()
+    std::vector<std::string> directories;        // the same
     std::vector<std::string> names;              // made here, to be removed unless all goes well
     std::map<std::string, std::string> renames;  // of these, when all goes well
   };
@@ -54,6 +58,8 @@ class ObjectRestore {
   bool holds_saved_content(const pb::MemoryObject& object, int fd) const;
   void create_deleted(const pb::MemoryObject& object, Made& made);
   void create_mapped(const pb::MemoryObject& object, Made& made);
+  bool is_whole(const pb::MemoryObject& object) const;
+  UniqueFd find_mapped(const pb::MemoryObject& object) const;
   void create_shm(const pb::MemoryObject& object, Made& made);
   void give_name(const pb::MemoryObject& object, const std::string& path, Made& made);
   void set_owner_and_mode(const pb::MemoryObject& object, int fd) const;
@@ -70,7 +76,7 @@ class ObjectRestore {
   IpcAccess* ipc_;
   std::map<uint32_t, const pb::MemoryObject*> by_id_;
   std::map<uint32_t, Made> made_;
-  bool done_ = false;
+  bool done_ = false, keep_changed_ = false;
 };
 
 }  // namespace icp

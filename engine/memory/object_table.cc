@@ -20,7 +20,8 @@ namespace {
 
 // An object of which less is in memory is not worth the page tables of write protection over all of it.
 constexpr uint64_t kSparse = 8;
-constexpr int64_t kSettledNs = 50'000'000;  // well over a tick of the kernel's coarse clock, inode times' resolution
+constexpr uint64_t kWholeFile = 1ull << 46;  // bytes: more than any has
+constexpr int64_t kSettledNs = 50'000'000;   // well over a tick of the kernel's coarse clock, inode times' resolution
 
 bool is_segment(const ObjectKey& key) { return key.kind == pb::MemoryObject::SYSV; }
 
@@ -93,6 +94,7 @@ void ObjectTable::watch(std::vector<pid_t> processes) {
 void ObjectTable::start_pass() {
   seen_.clear();
   open_.clear();
+  whole_files_.clear();
   mappers_.clear();
   precopy_.clear();
   for (auto& [key, object] : objects_) object->end_round();
@@ -148,6 +150,27 @@ uint32_t ObjectTable::note_file(int local_fd, const std::string& target) {
   const ObjectKey key = object_key_of_file(status, target);
   open_.insert(key);
   return object(key, target, open).id();
+}
+
+uint32_t ObjectTable::note_open_file(int local_fd, const std::string& target) {
+  struct stat status {};
+  if (::fstat(local_fd, &status) != 0) throw_errno("cannot look at {}", target);
+  const ObjectKey key{pb::MemoryObject::MAPPED_FILE, status.st_dev, status.st_ino};
+  SharedObject& found = object(key, target, [local_fd] {
+    return UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC));
+  });
+  open_.insert(key);
+  whole_files_.insert(key);
+  found.add_window({0, kWholeFile});
+  return found.id();
+}
+
+// Whether nothing has been written to an open file since it was read. What maps it writes without notice.
+bool ObjectTable::is_as_read(const SharedObject& object) const {
+  const auto stamp = stamps_.find(object.key());
+  if (stamp == stamps_.end() || mappers_.count(object.key()) != 0 || !object.content_known()) return false;
+  const std::optional<int64_t> changed = settled_time(object.status());
+  return changed && *changed == stamp->second.changed_ns && object.status().st_size == stamp->second.size;
 }
 
 // Processes side by side: each scan costs some 0.6 ms a gigabyte, whatever was written.
@@ -310,7 +333,11 @@ void ObjectTable::precopy_copy(uint64_t staging) {
   for (const ObjectKey& key : seen_) {
     SharedObject& object = *objects_.at(key);
     const auto written = precopy_.find(key);
-    if (written == precopy_.end() && all_in_stop) continue;
+    const bool whole_file = whole_files_.count(key) != 0;
+    if (written == precopy_.end() && all_in_stop && !whole_file) continue;
+    if (whole_file && is_as_read(object)) continue;
+    if (const auto changed = settled_time(object.status()); whole_file && changed && precopied_.count(key) == 0)
+      stamps_[key] = {*changed, object.status().st_size};
     if (written != precopy_.end() && unknown_.count(key) == 0) {
       object.update(written->second, nullptr);
     } else if (precopied_.count(key) == 0) {
@@ -324,7 +351,7 @@ void ObjectTable::precopy_copy(uint64_t staging) {
 uint64_t ObjectTable::untracked_bytes() const {
   uint64_t bytes = 0;
   for (const ObjectKey& key : seen_)
-    if (precopy_.count(key) == 0) bytes += objects_.at(key)->data_bytes();
+    if (precopy_.count(key) == 0 && whole_files_.count(key) == 0) bytes += objects_.at(key)->data_bytes();
   return bytes;
 }
 
@@ -355,10 +382,10 @@ void ObjectTable::check_inodes() const {
     if (is_segment(key)) continue;
     const SharedObject& object = *objects_.at(key);
     if (known.emplace(InodeId{key.dev, key.ino}, &object).second) continue;
-    throw Error(ErrorKind::kBusy,
-                fmt::format("{} lost or got a name while it was looked at, or its names are not all found",
-                            object.target()),
-                0, "try again in a moment");
+    throw Error(
+        ErrorKind::kBusy,
+        fmt::format("{} lost or got a name while it was looked at, or its names are not all found", object.target()), 0,
+        "try again in a moment");
   }
 }
 
@@ -369,6 +396,7 @@ void ObjectTable::collect(StagingArena& arena, bool distrust, int root, pb::Caps
   read_whole_ = 0;
   for (const ObjectKey& key : seen_) {
     SharedObject& object = *objects_.at(key);
+    if (whole_files_.count(key) != 0 && is_as_read(object)) continue;
     Found found;
     if (is_segment(key) || armed_.count(key) != 0) found = arm(object);
     // Descriptors write behind the page tables.
@@ -395,6 +423,7 @@ void ObjectTable::write() {
   std::erase_if(objects_, [&](const auto& entry) {
     if (seen_.count(entry.first) != 0) return false;
     entry.second->close_unused();
+    stamps_.erase(entry.first);
     armed_.erase(entry.first);
     return true;
   });
@@ -412,6 +441,7 @@ void ObjectTable::abandon() {
     object->end_round();
   }
   armed_.clear();
+  stamps_.clear();
   end_watch();
   version_ = nullptr;
   mappers_.clear();

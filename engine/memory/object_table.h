@@ -58,6 +58,9 @@ class ObjectTable {
   void precopy_copy(uint64_t staging);
   // Bytes that the stop will have to copy whatever is written until then: objects that are not tracked.
   uint64_t untracked_bytes() const;
+  // A regular file that is open for writing, all of whose content is to be saved (checkpoint_files). In each pass;
+  // before the stop, it is read then, and in the stop only once more if it has been written to since.
+  uint32_t note_open_file(int local_fd, const std::string& target);
   void start_pass();  // forgets the mappings noted, before the next pass
 
   // At the stop, when all mappings and files have been noted. `distrust`: memory may be written behind the page tables
@@ -98,6 +101,10 @@ class ObjectTable {
     std::optional<int64_t> time;      // without a watch: of the last change of the inode, once it is past, in ns
     bool alone = false;
   };
+  struct FileStamp {
+    int64_t changed_ns = 0;
+    off_t size = 0;
+  };
   struct Found {
     std::vector<Range> written;
     bool all = false;  // there is nothing else
@@ -108,6 +115,7 @@ class ObjectTable {
   void save_detached_segment(pb::ShmSegment& segment, StagingArena& arena);
   void make_watch();
   void check_inodes() const;
+  bool is_as_read(const SharedObject& object) const;
   void end_watch();
   void drop_watch();
   void without_watch(const Error& error);
@@ -135,6 +143,8 @@ class ObjectTable {
   std::map<ObjectKey, std::vector<Range>> precopy_;  // tracked objects: found written, to be copied
   std::set<ObjectKey> seen_;                         // in this pass
   std::set<ObjectKey> open_;                         // in this pass, by a descriptor
+  std::set<ObjectKey> whole_files_;                  // in this pass, by note_open_file()
+  std::map<ObjectKey, FileStamp> stamps_;            // of these, when they were last read
   std::set<ObjectKey> precopied_;                    // in this version
   std::set<ObjectKey> unknown_;                      // tracked objects whose earlier writes are not known
   std::vector<IpcObject> segments_;                  // as listed at the start of the pass

@@ -38,6 +38,23 @@ int RestoredFiles::unlink(const std::string& path) const {
   return directory ? ::unlinkat(directory.get(), last_name_of(path).c_str(), 0) : -1;
 }
 
+std::vector<std::string> RestoredFiles::names(const std::string& directory, const struct stat& status) const {
+  const FsIdentity as_user(identity_);
+  return names_in_directory(root_fd_, directory, status);
+}
+
+int RestoredFiles::make_directory(const std::string& path) const {
+  const UniqueFd parent = open(directory_of(path), O_DIRECTORY | O_PATH);
+  const FsIdentity as_user(identity_);
+  return parent ? ::mkdirat(parent.get(), last_name_of(path).c_str(), 0700) : -1;
+}
+
+int RestoredFiles::remove_directory(const std::string& path) const {
+  const UniqueFd parent = open(directory_of(path), O_DIRECTORY | O_PATH);
+  const FsIdentity as_user(identity_);
+  return parent ? ::unlinkat(parent.get(), last_name_of(path).c_str(), AT_REMOVEDIR) : -1;
+}
+
 int RestoredFiles::link(int fd, const std::string& path) const {
   const UniqueFd directory = open(directory_of(path), O_DIRECTORY | O_PATH);
   const std::string self = fmt::format("/proc/self/fd/{}", fd);

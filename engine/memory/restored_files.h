@@ -2,8 +2,11 @@
 // Files that an image names, opened for a restore.
 #pragma once
 
+#include <sys/stat.h>
+
 #include <map>
 #include <string>
+#include <vector>
 
 #include "engine/base/identity.h"
 #include "engine/base/unique_fd.h"
@@ -22,6 +25,10 @@ class RestoredFiles {
   UniqueFd open(const std::string& path, int flags, unsigned mode = 0) const;
   const Identity& identity() const { return identity_; }
   int unlink(const std::string& path) const;
+  // Names in a directory that lead to the inode of `status`; see file_names.h.
+  std::vector<std::string> names(const std::string& directory, const struct stat& status) const;
+  int make_directory(const std::string& path) const;
+  int remove_directory(const std::string& path) const;
   // Gives an open file another name, or renames one, as the user. 0, or -1 and errno.
   int link(int fd, const std::string& path) const;
   int rename(const std::string& from, const std::string& to) const;

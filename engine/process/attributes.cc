@@ -2,11 +2,15 @@
 #include "engine/process/attributes.h"
 
 #include <limits.h>
+#include <spdlog/spdlog.h>
 #include <sys/prctl.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
 
 #include <fstream>
 #include <string>
+#include <string_view>
+#include <vector>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
@@ -16,8 +20,6 @@ void check_attributes(const ProcessRef& process, Findings& findings) {
   const auto refuse = [&](std::string what, std::string remedy) {
     findings.push_back({process.pid, process.comm, "", std::move(what), std::move(remedy)});
   };
-  if (const std::string cwd = read_proc_link(process.pid, "cwd"); cwd.ends_with(" (deleted)"))
-    refuse("its working directory " + cwd + " has been removed", "change to a directory that exists");
   const ProcStatus status = ProcStatus::read(process.pid);
   if (const std::string root = read_proc_link(process.pid, "root"); root.ends_with(" (deleted)"))
     refuse("its root directory " + root + " has been removed", "run it without chroot");
@@ -30,6 +32,13 @@ void check_attributes(const ProcessRef& process, Findings& findings) {
 void capture_attributes(const StoppedProcess& process, CallBatch& calls, pb::Process& state) {
   const pid_t pid = process.ref.pid;
   state.set_cwd(read_proc_link(pid, "cwd"));
+  struct stat directory {};
+  constexpr std::string_view kDeleted = " (deleted)";
+  if (state.cwd().ends_with(kDeleted) && ::stat(fmt::format("/proc/{}/cwd", pid).c_str(), &directory) == 0 &&
+      directory.st_nlink == 0) {
+    state.set_cwd_removed(true);
+    state.mutable_cwd()->resize(state.cwd().size() - kDeleted.size());
+  }
   state.set_root(read_proc_link(pid, "root"));
   state.set_oom_score_adj(std::stoi(read_proc(pid, "oom_score_adj")));
   constexpr uint64_t kNoChange = 0xffffffff;
@@ -70,18 +79,50 @@ void enter_root(RemoteProcess& remote, const pb::Process& state, const Identity&
   remote.call("chroot", SYS_chroot, {remote.stage_string(state.root().substr(0, PATH_MAX)).value});
 }
 
-}  // namespace
-
-void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
-  if (state.cwd().empty() || state.cwd()[0] != '/' || state.cwd().size() >= PATH_MAX)
-    throw_error(ErrorKind::kImage, "process {} has no absolute working directory", state.pid());
+int64_t path_call(RemoteProcess& remote, long call, const std::string& path, uint64_t mode = 0) {
   remote.reset_scratch();
-  const int64_t result = remote.syscall(SYS_chdir, {remote.stage_string(state.cwd()).value});
+  return remote.syscall(call, {remote.stage_string(path).value, mode});
+}
+
+// Makes what is missing of the directories that lead to `path`, and it; says which those were.
+std::vector<std::string> make_directories(RemoteProcess& remote, const std::string& path) {
+  std::vector<std::string> made;
+  for (size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
+    if (path_call(remote, SYS_mkdir, path.substr(0, slash), 0700) == 0) made.push_back(path.substr(0, slash));
+    if (slash == std::string::npos) return made;
+  }
+}
+
+// A directory that had been removed is one again, which the process alone has. One that has been removed since is made
+// again, empty.
+void enter_directory(RemoteProcess& remote, const pb::Process& state) {
+  int64_t result = state.cwd_removed() ? -ENOENT : path_call(remote, SYS_chdir, state.cwd());
+  const std::string own = fmt::format(".icp-{}", state.pid());  // another directory may have the name now
+  const std::string first = state.cwd_removed() ? state.cwd() + own : state.cwd();
+  for (const std::string& path : {first, "/tmp/" + own}) {
+    if (result != -ENOENT && (!state.cwd_removed() || result == 0)) break;
+    if (path != first && !state.cwd_removed()) break;
+    const std::vector<std::string> made = make_directories(remote, path);
+    result = path_call(remote, SYS_chdir, path);
+    if (result == 0 && !state.cwd_removed())
+      spdlog::info("the working directory {} of process {} is gone: made again", state.cwd(), state.pid());
+    if (state.cwd_removed())
+      for (auto directory = made.rbegin(); directory != made.rend(); ++directory)
+        path_call(remote, SYS_rmdir, *directory);
+  }
   if (result < 0)
     throw Error(
         ErrorKind::kSystem,
         fmt::format("cannot enter the working directory {}: {}", state.cwd(), errno_text(static_cast<int>(-result))),
         static_cast<int>(-result));
+}
+
+}  // namespace
+
+void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
+  if (state.cwd().empty() || state.cwd()[0] != '/' || state.cwd().size() >= PATH_MAX)
+    throw_error(ErrorKind::kImage, "process {} has no absolute working directory", state.pid());
+  enter_directory(remote, state);
   enter_root(remote, state, identity);
   if (state.pdeath_signal() > 0 && state.pdeath_signal() <= 64)
     remote.call("prctl(PR_SET_PDEATHSIG)", SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(state.pdeath_signal())});

@@ -3,14 +3,14 @@
 
 _icp_words() {
     case $1 in
-        run) echo --dir --interval --user --keep --dedup --compression --no-precopy --node --tracker --external-tcp --verbose --help -- ;;
-        watch) echo --dir --interval --pid --count --keep --dedup --compression --no-precopy --node --tracker --external-tcp --verbose --help ;;
-        checkpoint) echo --dir --pid --kill --json --keep --dedup --compression --no-precopy --node --tracker --external-tcp --verbose --help ;;
+        run) echo --dir --interval --user --keep --checkpoint-files --dedup --compression --no-precopy --node --tracker --external-tcp --verbose --help -- ;;
+        watch) echo --dir --interval --pid --count --keep --checkpoint-files --dedup --compression --no-precopy --node --tracker --external-tcp --verbose --help ;;
+        checkpoint) echo --dir --pid --kill --json --keep --checkpoint-files --dedup --compression --no-precopy --node --tracker --external-tcp --verbose --help ;;
         create | vacate | requeue) echo --image-dir --max-wait --wait --json --config --verbose --help ;;
         enable | disable) echo --json --config --help ;;
         jobs | ipc) echo --watch --json --config --help ;;
         status) echo --versions --watch --json --config --help ;;
-        restart) echo --image-dir --stick-to-nodes --json --config --dir --version --interval --detach --lazy --keep --dedup --compression --no-precopy --pid-file --grown --user --node --tracker --external-tcp --verbose --help ;;
+        restart) echo --image-dir --stick-to-nodes --json --config --dir --version --interval --detach --lazy --keep --checkpoint-files --dedup --compression --no-precopy --pid-file --changed-files --user --node --tracker --external-tcp --verbose --help ;;
         check) echo --pid --json --help ;;
         list) echo --node --version --json --help ;;
         show) echo --version --node --json --verbose --help ;;
@@ -67,7 +67,8 @@ _icp() {
         --user) mapfile -t COMPREPLY < <(compgen -u -- "$cur") ;;
         --tracker) mapfile -t COMPREPLY < <(compgen -W 'auto kernel-module userfaultfd soft-dirty everything' -- "$cur") ;;
         --role) mapfile -t COMPREPLY < <(compgen -W 'node login coordinator alone' -- "$cur") ;;
-        --grown) mapfile -t COMPREPLY < <(compgen -W 'truncate fail accept' -- "$cur") ;;
+        --checkpoint-files) mapfile -t COMPREPLY < <(compgen -W 'none open' -- "$cur") ;;
+        --changed-files) mapfile -t COMPREPLY < <(compgen -W 'restore refuse accept' -- "$cur") ;;
         --version | --from | --to) mapfile -t COMPREPLY < <(compgen -W "$(_icp_versions)" -- "$cur") ;;
         --pid) mapfile -t COMPREPLY < <(compgen -W "$(ps -e -o pid=)" -- "$cur") ;;
         --interval | --max-wait) mapfile -t COMPREPLY < <(compgen -W '30s 1m 10m 1h' -- "$cur") ;;

@@ -15,6 +15,8 @@
 #include <unistd.h>
 
 #include <cstring>
+#include <filesystem>
+#include <fstream>
 #include <string>
 
 #include "tests/engine/roundtrip.h"
@@ -210,6 +212,84 @@ TEST_F(FilesRoundtrip, UnixSocketPairWithDataInFlight) {
           },
           {.generations = 2}),
       0);
+}
+
+TEST_F(FilesRoundtrip, RemovedWorkingDirectory) {
+  const std::string path = "/tmp/icp-test-cwd-" + std::to_string(::getpid());
+  EXPECT_EQ(
+      roundtrip(
+          [&](Gate& gate) {
+            CHECK_OR_DIE(::mkdir(path.c_str(), 0700) == 0 && ::chdir(path.c_str()) == 0 && ::rmdir(path.c_str()) == 0);
+            gate.ready_and_go();
+            char text[200];
+            CHECK_OR_DIE(::getcwd(text, sizeof text) == nullptr && errno == ENOENT);
+            CHECK_OR_DIE(::open("new", O_CREAT | O_WRONLY, 0600) < 0 && errno == ENOENT);
+            CHECK_OR_DIE(::access(path.c_str(), F_OK) != 0 && ::chdir("/") == 0);
+            return 0;
+          },
+          {.generations = 2}),
+      0);
+}
+
+// What the program did after the version: it goes on with its file as of then.
+TEST_F(FilesRoundtrip, TemporaryFilesThatAreGoneComeBack) {
+  const std::string base = "/tmp/icp-test-gone-" + std::to_string(::getpid()), path = base + "/data";
+  RoundtripOptions options;
+  options.restore = [&](RestoreOptions&) { std::filesystem::remove_all(base); };
+  EXPECT_EQ(roundtrip(
+                [&](Gate& gate) {
+                  CHECK_OR_DIE(::mkdir(base.c_str(), 0700) == 0 && ::chdir(base.c_str()) == 0);
+                  const int fd = ::open(path.c_str(), O_RDWR | O_CREAT, 0600);
+                  CHECK_OR_DIE(fd >= 0 && ::write(fd, "12345", 5) == 5);
+                  gate.ready_and_go();
+                  char text[8] = "";
+                  CHECK_OR_DIE(::pread(fd, text, 8, 0) == 5 && std::string(text) == "12345");
+                  CHECK_OR_DIE(::unlink("data") == 0 && ::rmdir(base.c_str()) == 0);
+                  return 0;
+                },
+                options),
+            0);
+}
+
+// As a database has it: what is on disk is ahead of the version, or gone.
+TEST_F(FilesRoundtrip, ContentOfOpenFilesComesBack) {
+  const std::string base = "/tmp/icp-test-whole-" + std::to_string(::getpid()), path = base + "/data";
+  constexpr size_t kBytes = 3 << 20;
+  const auto content = [&](char first) {
+    std::string text(kBytes, 'x');
+    text[0] = text[kBytes - 1] = first;
+    return text;
+  };
+  for (const bool gone : {false, true}) {
+    RoundtripOptions options;
+    options.versions = 3;
+    options.session = [](SessionConfig& config) { config.checkpoint_files = CheckpointFiles::kOpen; };
+    options.restore = [&](RestoreOptions&) {
+      if (gone) {
+        std::filesystem::remove_all(base);
+      } else {
+        std::ofstream(path, std::ios::binary) << content('z') << "more";
+      }
+    };
+    EXPECT_EQ(roundtrip(
+                  [&](Gate& gate) {
+                    CHECK_OR_DIE(::mkdir(base.c_str(), 0755) == 0);
+                    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT, 0640);
+                    const std::string then = content('a');
+                    CHECK_OR_DIE(fd >= 0 && ::fchmod(fd, 0640) == 0);
+                    CHECK_OR_DIE(::write(fd, then.data(), then.size()) == static_cast<ssize_t>(then.size()));
+                    gate.ready_and_go();
+                    std::string now(kBytes + 10, '\0');
+                    CHECK_OR_DIE(::pread(fd, now.data(), now.size(), 0) == static_cast<ssize_t>(kBytes));
+                    now.resize(kBytes);
+                    struct stat status {};
+                    CHECK_OR_DIE(now == then && ::stat(path.c_str(), &status) == 0 && (status.st_mode & 0777) == 0640);
+                    return 0;
+                  },
+                  options),
+              0);
+    std::filesystem::remove_all(base);
+  }
 }
 
 }  // namespace

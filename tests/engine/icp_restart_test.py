@@ -159,7 +159,7 @@ class Restart(Case):
         self.assert_one_error(icp("restart", "--dir", self.dir / "none"), 125, "No such file")
         self.image.mkdir(mode=0o700)
         self.assert_one_error(icp("restart", "--dir", self.image), 125, "no version")
-        self.assert_one_error(icp("restart", "--dir", self.image, "--grown", "x"), 2, "none of truncate")
+        self.assert_one_error(icp("restart", "--dir", self.image, "--grown", "x"), 2, "none of restore")
 
 
 @unittest.skipUnless(ROOT, "needs root")

@@ -38,7 +38,7 @@ TEST(Config, ExampleHoldsTheDefaults) {
   EXPECT_EQ(shipped.min_interval, built_in.min_interval);
   EXPECT_EQ(shipped.tracker, built_in.tracker);
   EXPECT_EQ(shipped.staging_limit, built_in.staging_limit);
-  EXPECT_EQ(shipped.grown_files, built_in.grown_files);
+  EXPECT_EQ(shipped.changed_files, built_in.changed_files);
   EXPECT_EQ(shipped.run_dir, built_in.run_dir);
   EXPECT_EQ(shipped.log, built_in.log);
   EXPECT_EQ(shipped.log_level, built_in.log_level);
@@ -55,7 +55,7 @@ TEST(Config, ReadsEveryKey) {
   EXPECT_EQ(config.min_interval, std::chrono::seconds(30));
   EXPECT_EQ(config.tracker, TrackerKind::kSoftDirty);
   EXPECT_EQ(config.staging_limit, 512ull << 20);
-  EXPECT_EQ(config.grown_files, GrownFile::kFail);
+  EXPECT_EQ(config.changed_files, ChangedFiles::kRefuse);
   EXPECT_EQ(config.run_dir, "/run/x");
   EXPECT_EQ(config.log, "syslog");
   EXPECT_EQ(config.log_level, "debug");

@@ -5,6 +5,7 @@
 
 #include <chrono>
 
+#include "engine/files/kept_files.h"
 #include "files_test_util.h"
 
 namespace icp::test {
@@ -50,10 +51,10 @@ TEST(RegularFile, CutsGrownFilesByPolicyAndOnlyAtTheEnd) {
   dir.write("log", "123456789");
 
   FileRestoreOptions fail = options();
-  fail.grown = GrownFile::kFail;
+  fail.changed = ChangedFiles::kRefuse;
   EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured, fail); }), HasSubstr(path));
   FileRestoreOptions accept = options();
-  accept.grown = GrownFile::kAccept;
+  accept.changed = ChangedFiles::kAccept;
   Restored accepted(captured, accept);
   (*accepted).apply_side_effects();
   EXPECT_EQ(content(path), "123456789");
@@ -75,9 +76,11 @@ TEST(RegularFile, LeavesGrownFilesThatAreOnlyReadAlone) {
   EXPECT_EQ(content(path), "123456789");
 }
 
+constexpr size_t kLarge = 300 << 10;  // bytes: more than an image holds of a file
+
 TEST(RegularFile, NamesWhatIsMissingShorterOrOfAnotherType) {
   TempDir dir("/tmp");
-  const std::string path = dir.write("data", "12345");
+  const std::string path = dir.write("data", std::string(kLarge, 'x'));
   Child child([&] { must(::open(path.c_str(), O_RDWR) == 3); });
   const Captured captured = capture(child);
   dir.write("data", "123");
@@ -86,6 +89,207 @@ TEST(RegularFile, NamesWhatIsMissingShorterOrOfAnotherType) {
   EXPECT_THAT(error_of(ErrorKind::kSystem, [&] { Restored restored(captured); }), HasSubstr(path));
   ASSERT_EQ(::mkfifo(path.c_str(), 0600), 0);
   EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured); }), HasSubstr("FIFO"));
+}
+
+TEST(RegularFile, SmallFilesGetBackWhatTheyHeld) {
+  TempDir dir("/tmp");
+  const std::string path = dir.write("data", "12345");
+  Child child([&] { must(::open(path.c_str(), O_RDWR | O_APPEND) == 3 && ::lseek(3, 2, SEEK_SET) == 2); });
+  const Captured captured = capture(child);
+  for (const char* now : {"123", "54321", "123456", "5432100000", ""}) {
+    dir.write("data", now);
+    Restored restored(captured);
+    EXPECT_EQ(content(path), now);
+    (*restored).apply_side_effects();
+    EXPECT_EQ(content(path), "12345");
+    EXPECT_EQ(offset(restored.fd(3)), 2);
+    FileRestoreOptions refuse = options(), accept = options();
+    refuse.changed = ChangedFiles::kRefuse;
+    accept.changed = ChangedFiles::kAccept;
+    dir.write("data", now);
+    EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored again(captured, refuse); }), HasSubstr(path));
+    Restored accepted(captured, accept);
+    (*accepted).apply_side_effects();
+    EXPECT_EQ(content(path), now);
+  }
+}
+
+TEST(RegularFile, LargeFilesThatWereChangedAreRefusedAndOnesThatGrewCutBack) {
+  TempDir dir("/tmp");
+  const std::string then(kLarge, 'x'), path = dir.write("data", then);
+  Child child([&] { must(::open(path.c_str(), O_RDWR) == 3); });
+  const Captured captured = capture(child);
+  std::string changed = then;
+  changed[200000] = 'y';
+  for (const std::string& now : {changed, changed + "more"}) {
+    dir.write("data", now);
+    EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured); }),
+                ::testing::AllOf(HasSubstr(path), HasSubstr("--changed-files accept")));
+    FileRestoreOptions accept = options();
+    accept.changed = ChangedFiles::kAccept;
+    Restored accepted(captured, accept);
+    (*accepted).apply_side_effects();
+    EXPECT_EQ(content(path), now);
+  }
+  dir.write("data", then + "more");
+  Restored restored(captured);
+  (*restored).apply_side_effects();
+  EXPECT_EQ(content(path), then);
+}
+
+TEST(RegularFile, OneThatIsGoneIsMadeAgainWithItsDirectories) {
+  TempDir dir("/tmp");
+  std::filesystem::create_directories(dir / "a/b");
+  const std::string path = dir.write("a/b/data", "12345"), input = dir.write("a/b/input", "in");
+  Child child([&] {
+    must(::open(path.c_str(), O_RDWR) == 3 && ::fchmod(3, 0640) == 0 && ::lseek(3, 4, SEEK_SET) == 4);
+    must(::open(path.c_str(), O_WRONLY) == 4 && ::open(input.c_str(), O_RDONLY) == 5);
+  });
+  const Captured captured = capture(child);
+  std::filesystem::remove_all(dir / "a");
+  { Restored failed(captured); }
+  EXPECT_FALSE(std::filesystem::exists(dir / "a")) << "made by a restore that went no further";
+  Restored restored(captured);
+  (*restored).apply_side_effects();
+  EXPECT_EQ(content(path), "12345");
+  EXPECT_EQ(content(input), "in");
+  struct stat status {};
+  ASSERT_EQ(::stat(path.c_str(), &status), 0);
+  EXPECT_EQ(status.st_mode & 07777, 0640u);
+  EXPECT_EQ(offset(restored.fd(3)), 4);
+  EXPECT_EQ(::write(restored.fd(4), "ab", 2), 2);
+  EXPECT_EQ(content(path), "ab345");
+}
+
+TEST(RegularFile, WhatHasItsNameNowIsNotTouched) {
+  TempDir dir("/tmp");
+  const std::string then(kLarge, 'x'), path = dir.write("log", then);
+  Child child([&] { must(::open(path.c_str(), O_WRONLY | O_APPEND) == 3); });
+  const Captured captured = capture(child);
+  std::filesystem::rename(path, dir / "log.1");
+  const std::string other(kLarge + 5, 'z');
+  dir.write("log", other);
+  {
+    Restored restored(captured);
+    (*restored).apply_side_effects();
+    EXPECT_EQ(::write(restored.fd(3), "y", 1), 1);
+    EXPECT_EQ(content(path), other);
+    EXPECT_EQ(content(dir / "log.1"), then + "y");
+  }
+  std::filesystem::remove(dir / "log.1");
+  EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured); }), HasSubstr("another file"));
+  EXPECT_EQ(content(path), other);
+}
+
+TEST(RegularFile, AJournalOfALaterTimeIsPutAside) {
+  TempDir dir("/tmp");
+  const std::string path = dir.write("data", "12345"), journal = path + "-journal";
+  Child child([&] { must(::open(path.c_str(), O_RDWR) == 3); });
+  const Captured captured = capture(child);
+  FileRestoreOptions opts = options();
+  timespec now{};
+  ::clock_gettime(CLOCK_REALTIME, &now);
+  opts.taken_unix_ns = static_cast<uint64_t>(now.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(now.tv_nsec);
+  ::usleep(20'000);  // times of files are kept by the kernel's tick
+  dir.write("data", "54321");
+  dir.write("data-journal", "undo");
+  Restored restored(captured, opts);
+  EXPECT_TRUE(std::filesystem::exists(journal));
+  (*restored).apply_side_effects();
+  EXPECT_EQ(content(path), "12345");
+  EXPECT_FALSE(std::filesystem::exists(journal));
+  EXPECT_EQ(content(journal + ".after-checkpoint"), "undo");
+}
+
+TEST(RegularFile, GetsItsOldNameBack) {
+  TempDir dir("/tmp");
+  const std::string path = dir.write("result.tmp", "12345");
+  Child child([&] { must(::open(path.c_str(), O_WRONLY) == 3); });
+  const Captured captured = capture(child);
+  std::filesystem::rename(path, dir / "result");
+  Restored restored(captured);
+  EXPECT_FALSE(std::filesystem::exists(path));
+  (*restored).apply_side_effects();
+  EXPECT_EQ(content(path), "12345");
+  EXPECT_FALSE(std::filesystem::exists(dir / "result"));
+}
+
+TEST(PathDescriptor, StandsForAPlace) {
+  TempDir dir("/tmp");
+  ASSERT_EQ(::symlink("target", (dir / "link").c_str()), 0);
+  ASSERT_EQ(::mkfifo((dir / "fifo").c_str(), 0600), 0);
+  Child child([&] {
+    must(::open((dir / "link").c_str(), O_PATH | O_NOFOLLOW) == 3 && ::open((dir / "fifo").c_str(), O_PATH) == 4);
+    must(::open("/dev/null", O_PATH) == 5);
+  });
+  EXPECT_TRUE(check(child).empty());
+  const Captured captured = capture(child);
+  {
+    Restored restored(captured);
+    char text[20] = "";
+    EXPECT_EQ(::readlinkat(restored.fd(3), "", text, sizeof text), 6);
+    EXPECT_STREQ(text, "target");
+    struct stat status {};
+    EXPECT_EQ(::fstat(restored.fd(4), &status), 0);
+    EXPECT_TRUE(S_ISFIFO(status.st_mode));
+    EXPECT_NE(::fcntl(restored.fd(5), F_GETFL) & O_PATH, 0);
+  }
+  ASSERT_EQ(::unlink((dir / "link").c_str()), 0);
+  ASSERT_EQ(::symlink("other", (dir / "link").c_str()), 0);
+  EXPECT_THAT(error_of(ErrorKind::kImage, [&] { Restored restored(captured); }), HasSubstr("link"));
+}
+
+TEST(Directory, OneThatWasRemovedIsStillOpen) {
+  TempDir dir("/tmp");
+  std::filesystem::create_directory(dir / "gone");
+  Child child([&] {
+    must(::open((dir / "gone").c_str(), O_RDONLY | O_DIRECTORY) == 3 && ::open((dir / "gone").c_str(), O_PATH) == 4);
+    must(::rmdir((dir / "gone").c_str()) == 0);
+  });
+  EXPECT_TRUE(check(child).empty());
+  Captured captured = capture(child);
+  EXPECT_EQ(captured.file(3).identity().path(), dir / "gone");
+  Restored restored(captured);
+  struct stat one {
+  }, other{};
+  EXPECT_EQ(::fstat(restored.fd(3), &one) | ::fstat(restored.fd(4), &other), 0);
+  EXPECT_EQ(one.st_nlink, 0u);
+  EXPECT_EQ(one.st_ino, other.st_ino);
+  EXPECT_LT(::openat(restored.fd(3), "new", O_CREAT | O_WRONLY, 0600), 0);
+  EXPECT_FALSE(std::filesystem::exists(dir / "gone"));
+}
+
+// What was read for one version is not read for the next; what has been written in the middle since is found.
+TEST(KeptFiles, FollowFilesOverVersions) {
+  TempDir dir("/tmp");
+  std::string now(kLarge, 'x');
+  const std::string path = dir.write("data", now);
+  Child child([&] { must(::open(path.c_str(), O_RDWR) == 3); });
+  KeptFiles kept;
+  const auto take = [&] {
+    Findings findings;
+    check_files(child.refs(), {}, findings, {}, &kept);
+    Captured result;
+    std::vector<StoppedProcess> processes(1);
+    processes[0].ref = child.refs()[0];
+    pb::Process* state = result.capsule.add_processes();
+    capture_files(processes, {state}, {}, nullptr, result.capsule, {}, &kept);
+    return result;
+  };
+  for (int round = 0; round < 4; ++round) {
+    if (round == 1) now += std::string(kLarge, 'y');
+    if (round == 2) now[5] = 'z';
+    if (round == 3) now.resize(kLarge + 10);
+    ::usleep(20'000);  // times of files are kept by the kernel's tick
+    dir.write("data", now);
+    const Captured captured = take();
+    EXPECT_EQ(captured.file(3).regular().hashed(), now.size()) << round;
+    ::usleep(20'000);
+    dir.write("data", now + "more");
+    Restored restored(captured);
+    (*restored).apply_side_effects();
+    EXPECT_EQ(content(path), now) << round;
+  }
 }
 
 TEST(RegularFile, IsOpenedWithTheUsersRightsOnly) {
@@ -109,6 +313,10 @@ TEST(RegularFile, FollowsRenamesAndRefusesALostName) {
   EXPECT_EQ(capture(child).file(3).identity().path(), dir / "new name");
   std::filesystem::create_hard_link(linked, dir / "other");
   std::filesystem::remove(linked);
+  EXPECT_TRUE(check(child).empty());
+  EXPECT_EQ(capture(child).file(4).identity().path(), dir / "other");
+  std::filesystem::create_directory(dir / "elsewhere");
+  std::filesystem::rename(dir / "other", dir / "elsewhere/other");
   EXPECT_THAT(error_of(ErrorKind::kRefused, [&] { capture(child); }), HasSubstr(linked));
   const Findings findings = check(child);
   ASSERT_EQ(findings.size(), 1u);

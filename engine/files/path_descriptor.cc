@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/files/path_descriptor.h"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <climits>
+#include <string>
+
+#include "engine/base/error.h"
+#include "engine/files/image_path.h"
+
+namespace icp {
+namespace {
+
+std::string link_text(int fd) {
+  char text[PATH_MAX];
+  const ssize_t length = ::readlinkat(fd, "", text, sizeof text);
+  return length < 0 ? "" : std::string(text, static_cast<size_t>(length));
+}
+
+class PathDescriptorKind final : public SingleFileKind {
+ public:
+  pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kLink; }
+
+  bool recognises(FileScan&, Description& description) const override {
+    const mode_t mode = description.stat.st_mode;
+    const std::string& target = description.target;
+    if ((description.info.flags & O_PATH) == 0 || !target.starts_with('/') || S_ISDIR(mode)) return false;
+    return !S_ISREG(mode) || (target.starts_with("/dev/shm/") && description.stat.st_nlink > 0);
+  }
+
+  void check_one(FileScan& scan, Description& description) const override { path_leads_back(scan, description); }
+
+  void capture_one(FileScan& scan, const ObjectResolver&, Description& description) const override {
+    capture_identity(description);
+    pb::SymbolicLink& link = *description.message->mutable_link();
+    if (S_ISLNK(description.stat.st_mode)) link.set_text(link_text(scan.take(description)));
+  }
+
+  UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
+    const std::string& path = file.identity().path();
+    if (path.empty() || path[0] != '/' || path.size() >= PATH_MAX || path.find('\0') != std::string::npos) {
+      throw_bad_file(file, "it has no usable path");
+    }
+    open_how how{};
+    how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
+    how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+    const FsIdentity as_user(context.options.identity);
+    UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, context.options.root_fd, path.c_str(), &how, sizeof how)));
+    if (!fd) throw_errno("cannot find {}, which was open at the checkpoint", path);
+    struct stat now {};
+    if (::fstat(fd.get(), &now) != 0) throw_errno("cannot look at {}", path);
+    if ((now.st_mode & S_IFMT) != (file.identity().mode() & S_IFMT) ||
+        (S_ISLNK(now.st_mode) && link_text(fd.get()) != file.link().text())) {
+      throw_bad_file(file, "it is something else than at the checkpoint");
+    }
+    return fd;
+  }
+};
+
+}  // namespace
+
+const FileKind& path_descriptor_kind() {
+  static const PathDescriptorKind kind;
+  return kind;
+}
+
+}  // namespace icp
