@@ -61,6 +61,7 @@ void capture_locks(Description& description, const std::vector<pb::Process*>& st
   for (const FdUse& use : description.uses) {
     for (const LockLine& lock : use.locks) {
       const bool of_process = lock.kind == LockLine::Kind::kPosix;
+      if (of_process && use.process >= states.size()) continue;
       if (!seen.emplace(of_process ? use.process : 0, lock).second) continue;
       if (lock.kind == LockLine::Kind::kFlock) {
         description.message->mutable_flock()->set_type(lock.type);

@@ -16,6 +16,7 @@
 #include "engine/base/identity.h"
 #include "engine/files/char_device.h"
 #include "engine/files/file_kind.h"
+#include "engine/files/unix_queue.h"
 
 namespace icp {
 namespace {
@@ -94,6 +95,7 @@ void FileScan::run() {
     read_table(i, found);
   }
   check_tables();
+  if (!checking()) take_in_flight(found);
   sort_into_descriptions(found);
   number_descriptions();
   for (const auto& description : descriptions_) {
@@ -151,6 +153,55 @@ void FileScan::read_table(size_t process, std::vector<Found>& found) {
                   processes_[process].comm);
     }
   }
+}
+
+UniqueFd FileScan::duplicate(const FdUse& use) {
+  Table& table = *tables_[use.process];
+  if (!table.pidfd) {
+    const bool leader = table.tid == processes_[use.process].pid;
+    table.pidfd.reset(static_cast<int>(::syscall(SYS_pidfd_open, table.tid, leader ? 0 : kPidfdThread)));
+  }
+  if (!table.pidfd) return {};
+  return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_getfd, table.pidfd.get(), use.fd, 0)));
+}
+
+// What is found is looked into in turn: sockets travel through sockets.
+void FileScan::take_in_flight(std::vector<Found>& found) {
+  const size_t agent = processes_.size();
+  for (size_t i = 0; i < found.size(); ++i) {
+    if (!S_ISSOCK(found[i].stat.st_mode) || found[i].info.number("scm_fds").value_or(0) == 0) continue;
+    const UniqueFd socket = duplicate(found[i].use);
+    if (!socket)
+      throw_errno("cannot take over descriptor {} of process {}", found[i].use.fd,
+                  processes_[found[i].use.process].pid);
+    if (processes_.size() == agent) {
+      processes_.push_back({::getpid(), -1, 0, "in flight in a Unix socket", false});
+      tables_.push_back(std::make_unique<Table>());
+      open_table(agent);
+    }
+    for (QueuedMessage& message : peek_socket(socket.get())) {
+      for (UniqueFd& fd : message.files) {
+        Found one;
+        if (!read_descriptor(agent, fd.get(), one)) throw_errno("cannot look at a descriptor in a Unix socket");
+        found.push_back(std::move(one));
+        in_flight_.push_back(std::move(fd));
+      }
+    }
+  }
+}
+
+Description* FileScan::find_open(int local_fd) {
+  struct stat status {};
+  if (::fstat(local_fd, &status) != 0) return nullptr;
+  for (const auto& description : descriptions_) {
+    if (description->stat.st_dev != status.st_dev || description->stat.st_ino != status.st_ino) continue;
+    const FdUse& use = description->uses.front();
+    if (kcmp(tables_[use.process]->tid, ::getpid(), KCMP_FILE, static_cast<unsigned long>(use.fd),
+             static_cast<unsigned long>(local_fd)) == 0) {
+      return description.get();
+    }
+  }
+  return nullptr;
 }
 
 bool FileScan::read_descriptor(size_t process, int fd, Found& found) const {
@@ -336,14 +387,7 @@ void FileScan::refuse_process(size_t process, const std::string& where, const st
 int FileScan::take(Description& description) {
   if (description.local) return description.local.get();
   const FdUse& use = description.uses.front();
-  Table& table = *tables_[use.process];
-  if (!table.pidfd) {
-    const bool leader = table.tid == processes_[use.process].pid;
-    table.pidfd.reset(static_cast<int>(::syscall(SYS_pidfd_open, table.tid, leader ? 0 : kPidfdThread)));
-  }
-  if (table.pidfd) {
-    description.local.reset(static_cast<int>(::syscall(SYS_pidfd_getfd, table.pidfd.get(), use.fd, 0)));
-  }
+  description.local = duplicate(use);
   if (!description.local && !checking()) {
     throw_errno("cannot take over descriptor {} of process {} ({})", use.fd, processes_[use.process].pid,
                 processes_[use.process].comm);

@@ -2,6 +2,8 @@
 // Options of internet sockets, setsockopt(2).
 #pragma once
 
+#include <sys/socket.h>
+
 #include "engine/files/file_kind.h"
 
 namespace icp {
@@ -11,8 +13,13 @@ using SocketOptions = google::protobuf::RepeatedPtrField<pb::SocketOption>;
 // What options an end has that an unused socket of the same kind has not. `connected`: leaves those out that a
 // connection changes by itself.
 void capture_socket_options(int fd, bool connected, SocketOptions& options);
+// Refuses what only root could set again (unless the agent is root), and filters that cannot be read.
+void check_socket_options(FileScan& scan, Description& description);
 // Throws kImage (naming `file`) for an option that capture_socket_options() never gives, or a value that does not fit.
 void restore_socket_options(const pb::OpenFile& file, const SocketOptions& options, int fd);
+
+// Of a connection, when it is one again: before, it would narrow what the other end may send.
+void restore_window_clamp(const SocketOptions& options, int fd);
 
 void capture_socket_buffers(int fd, pb::SocketBuffers& buffers);
 void restore_socket_buffers(const pb::SocketBuffers& buffers, int fd);
@@ -26,6 +33,10 @@ UniqueFd make_inet_socket(const RestoreContext& context, int domain, int type);
 // Only root may bind ports below net.ipv4.ip_unprivileged_port_start: the agent must not do it for the image of a user.
 // Throws kImage.
 void check_port(const RestoreContext& context, const pb::OpenFile& file, uint16_t port);
+
+// bind(2), also to a port that other sockets of the image have: the program may have let them share it (SO_REUSEPORT)
+// and have turned that off since, as apply_side_effects() does again. False, with errno, when it fails.
+bool bind_shared(RestoreContext& context, int fd, const sockaddr_storage& name, socklen_t length, uint16_t port);
 
 // The network namespace a socket belongs to (inode), 0 if the kernel does not tell.
 uint64_t network_namespace_of(int fd);

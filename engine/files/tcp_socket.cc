@@ -196,6 +196,7 @@ void check_socket(FileScan& scan, Description& description) {
     default:
       break;
   }
+  check_socket_options(scan, description);
   if (is_connection(facts.role)) {
     char name[16] = "";
     socklen_t length = sizeof name;

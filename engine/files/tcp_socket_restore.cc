@@ -70,14 +70,14 @@ void check_values(const pb::OpenFile& file) {
   }
 }
 
-void bind_to(const pb::OpenFile& file, int fd, const InetAddress& address, uid_t uid) {
+void bind_to(RestoreContext& context, const pb::OpenFile& file, int fd, const InetAddress& address) {
   sockaddr_storage name;
   const socklen_t length = address.to_sockaddr(domain_of(file.tcp()), name);
-  if (::bind(fd, reinterpret_cast<sockaddr*>(&name), length) == 0) return;
+  if (bind_shared(context, fd, name, length, address.port)) return;
   if (errno == EADDRINUSE) {
     // Connections of the job's former life keep the port for a minute (TIME_WAIT).
-    broker().end_leftovers(address, {}, uid);
-    if (::bind(fd, reinterpret_cast<sockaddr*>(&name), length) == 0) return;
+    broker().end_leftovers(address, {}, context.options.identity.uid);
+    if (bind_shared(context, fd, name, length, address.port)) return;
   }
   const int error = errno;
   throw Error(ErrorKind::kSystem, fmt::format("cannot bind a TCP socket to {}: {}", address.text(), errno_text(error)),
@@ -99,7 +99,7 @@ UniqueFd create_unused(RestoreContext& context, const pb::OpenFile& file) {
   // A connection that is being rebuilt may have the port already: of another capsule that comes to this host.
   const int reuse = socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR);
   set_socket_option(fd.get(), SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
-  bind_to(file, fd.get(), address, context.options.identity.uid);
+  bind_to(context, file, fd.get(), address);
   // Now, not with the other things that show outside: listening is refused once a connection has the port.
   if (listening && ::listen(fd.get(), static_cast<int>(socket.backlog())) != 0) {
     throw_errno("cannot listen on {}", address.text());
@@ -182,6 +182,7 @@ class Connection {
     if (socket_.shut_write()) ::shutdown(fd_, SHUT_WR);
     if (socket_.shut_read() && !(other_ && other_->tcp().shut_write())) ::shutdown(fd_, SHUT_RD);
     restore_socket_buffers(socket_.buffers(), fd_);
+    restore_window_clamp(socket_.options(), fd_);
   }
 
  private:
@@ -242,7 +243,7 @@ void Connection::join_addresses() {
   }
   check_port(context_, file_, local.port);
   broker().end_leftovers(local, remote, context_.options.identity.uid);
-  bind_to(file_, fd_, local, context_.options.identity.uid);
+  bind_to(context_, file_, fd_, local);
   sockaddr_storage name;
   const socklen_t length = remote.to_sockaddr(domain_of(socket_), name);
   if (::connect(fd_, reinterpret_cast<sockaddr*>(&name), length) == 0) return;

@@ -29,6 +29,7 @@ class UdpSocketKind final : public SingleFileKind {
 
   void check_one(FileScan& scan, Description& description) const override {
     const int fd = scan.take(description);
+    check_socket_options(scan, description);
     const uint64_t space = fd >= 0 ? network_namespace_of(fd) : 0;
     if (space == 0 || space == own_network_namespace()) return;
     scan.refuse(description,
@@ -58,7 +59,7 @@ class UdpSocketKind final : public SingleFileKind {
     const InetAddress local = context.addresses.local(InetAddress::of(socket.local()));
     check_port(context, file, local.port);
     socklen_t length = local.to_sockaddr(domain, name);
-    if (local.port != 0 && ::bind(fd.get(), reinterpret_cast<sockaddr*>(&name), length) != 0) {
+    if (local.port != 0 && !bind_shared(context, fd.get(), name, length, local.port)) {
       throw_errno("cannot bind a UDP socket to {}", local.text());
     }
     if (!socket.has_remote()) return fd;

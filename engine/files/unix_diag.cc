@@ -21,6 +21,19 @@ struct Request {
   unix_diag_req body;
 };
 
+Request request_for(uint32_t ino, uint16_t flags) {
+  Request request{};
+  request.header.nlmsg_len = sizeof request;
+  request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
+  request.header.nlmsg_flags = static_cast<uint16_t>(NLM_F_REQUEST | flags);
+  request.body.sdiag_family = AF_UNIX;
+  request.body.udiag_states = UINT32_MAX;
+  request.body.udiag_ino = ino;
+  request.body.udiag_cookie[0] = request.body.udiag_cookie[1] = UINT32_MAX;  // any: INET_DIAG_NOCOOKIE
+  request.body.udiag_show = UDIAG_SHOW_NAME | UDIAG_SHOW_VFS | UDIAG_SHOW_PEER | UDIAG_SHOW_ICONS | UDIAG_SHOW_RQLEN;
+  return request;
+}
+
 template <typename T>
 T payload(const rtattr* attribute) {
   T value{};
@@ -51,9 +64,16 @@ UnixDiag parse(const nlmsghdr* header) {
       case UNIX_DIAG_RQLEN: {
         const auto lengths = payload<unix_diag_rqlen>(attribute);
         diag.queued = lengths.udiag_rqueue;
-        if (diag.listening) diag.backlog = lengths.udiag_wqueue;
+        (diag.listening ? diag.backlog : diag.outgoing) = lengths.udiag_wqueue;
         break;
       }
+      case UNIX_DIAG_VFS:
+        diag.path_ino = payload<unix_diag_vfs>(attribute).udiag_vfs_ino;
+        break;
+      case UNIX_DIAG_ICONS:
+        diag.pending.resize(RTA_PAYLOAD(attribute) / sizeof(uint32_t));
+        std::memcpy(diag.pending.data(), RTA_DATA(attribute), diag.pending.size() * sizeof(uint32_t));
+        break;
       default:
         break;
     }
@@ -69,16 +89,33 @@ UnixDiagSocket::UnixDiagSocket() : fd_(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOE
   if (!fd_) throw_errno("cannot ask the kernel about Unix sockets");
 }
 
+void UnixDiagSocket::dump() {
+  const Request request = request_for(0, NLM_F_DUMP);
+  if (::send(fd_.get(), &request, sizeof request, 0) < 0) throw_errno("cannot ask the kernel about Unix sockets");
+  all_.emplace();
+  alignas(nlmsghdr) char buffer[65536];
+  for (bool done = false; !done;) {
+    const ssize_t got = ::recv(fd_.get(), buffer, sizeof buffer, 0);
+    if (got < 0 && errno == EINTR) continue;
+    if (got <= 0) throw_errno("cannot hear from the kernel about Unix sockets");
+    size_t left = static_cast<size_t>(got);
+    for (const auto* header = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(header, left);
+         header = NLMSG_NEXT(header, left)) {
+      if (header->nlmsg_type == NLMSG_ERROR) throw_error(ErrorKind::kSystem, "the kernel does not list Unix sockets");
+      done = done || header->nlmsg_type == NLMSG_DONE;
+      if (header->nlmsg_type != SOCK_DIAG_BY_FAMILY) continue;
+      UnixDiag diag = parse(header);
+      all_->insert_or_assign(diag.ino, std::move(diag));
+    }
+  }
+}
+
 std::optional<UnixDiag> UnixDiagSocket::query(uint32_t ino) {
-  Request request{};
-  request.header.nlmsg_len = sizeof request;
-  request.header.nlmsg_type = SOCK_DIAG_BY_FAMILY;
-  request.header.nlmsg_flags = NLM_F_REQUEST;
-  request.body.sdiag_family = AF_UNIX;
-  request.body.udiag_states = UINT32_MAX;
-  request.body.udiag_ino = ino;
-  request.body.udiag_cookie[0] = request.body.udiag_cookie[1] = UINT32_MAX;  // any: INET_DIAG_NOCOOKIE
-  request.body.udiag_show = UDIAG_SHOW_NAME | UDIAG_SHOW_PEER | UDIAG_SHOW_RQLEN;
+  if (all_) {
+    const auto known = all_->find(ino);
+    if (known != all_->end()) return known->second;
+  }
+  const Request request = request_for(ino, 0);
   if (::send(fd_.get(), &request, sizeof request, 0) < 0) throw_errno("cannot ask the kernel about Unix sockets");
   alignas(nlmsghdr) char buffer[16384];
   const ssize_t got = ::recv(fd_.get(), buffer, sizeof buffer, 0);

@@ -2,25 +2,28 @@
 #include "engine/files/unix_socket.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sys/socket.h>
-#include <sys/un.h>
-#include <unistd.h>
 
-#include <cstddef>
+#include <algorithm>
 #include <map>
-#include <memory>
+#include <optional>
+#include <string>
+#include <utility>
+#include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/files/socket_option.h"
 #include "engine/files/unix_diag.h"
+#include "engine/files/unix_queue.h"
 
 namespace icp {
 namespace {
 
-int socket_option(int fd, int name) {
-  int value = 0;
-  socklen_t length = sizeof value;
-  return ::getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0 ? value : 0;
-}
+int unix_option(int fd, int name) { return socket_option(fd, SOL_SOCKET, name); }
+
+constexpr size_t kWorthDump = 16;  // sockets: the kernel looks through all of them for each that it is asked about
 
 std::string printable(const std::string& name) {
   if (name.empty()) return "a process outside of the job";
@@ -38,6 +41,7 @@ class SocketSet {
   explicit SocketSet(Descriptions descriptions) {
     if (descriptions.empty()) return;
     UnixDiagSocket kernel;
+    if (descriptions.size() > kWorthDump) kernel.dump();
     for (Description* description : descriptions) {
       const auto ino = static_cast<uint32_t>(description->stat.st_ino);
       sockets_.push_back({description, kernel.query(ino)});
@@ -59,10 +63,28 @@ class SocketSet {
     const auto at = peers_.find(ino);
     return at == peers_.end() ? "" : at->second.name;
   }
+  // A listening socket of that name.
+  bool listens(const std::string& name) const {
+    return std::any_of(sockets_.begin(), sockets_.end(), [&](const Socket& socket) {
+      return socket.diag && socket.diag->listening && socket.diag->name == name;
+    });
+  }
+  // The listener that a connection waits for, and its place in the queue there; null when that is not known here.
+  const UnixDiag* waits_for(uint32_t ino, size_t& place) const {
+    for (const Socket& socket : sockets_) {
+      if (!socket.diag) continue;
+      const auto& pending = socket.diag->pending;
+      const auto at = std::find(pending.begin(), pending.end(), ino);
+      place = static_cast<size_t>(at - pending.begin());
+      if (at != pending.end()) return &*socket.diag;
+    }
+    return nullptr;
+  }
   // Both ends are in the capsule and connected to each other, or the other one has closed.
   bool paired(const UnixDiag& diag) const {
     if (!diag.has_peer) return false;
-    if (diag.peer_ino == 0) return diag.type == SOCK_DGRAM || diag.shutdown == 3;
+    size_t place = 0;
+    if (diag.peer_ino == 0) return (diag.type == SOCK_DGRAM || diag.shutdown == 3) && !waits_for(diag.ino, place);
     const UnixDiag* peer = inside(diag.peer_ino);
     return peer && peer->has_peer && peer->peer_ino == diag.ino && peer->ino != diag.ino;
   }
@@ -72,40 +94,76 @@ class SocketSet {
   std::map<uint32_t, UnixDiag> known_, peers_;
 };
 
-// A bound socket must still be reachable by its name, and the name must not depend on a working directory.
-void check_name(FileScan& scan, Description& socket, const UnixDiag& diag) {
-  if (diag.name.empty() || diag.name[0] == '\0') return;
-  struct stat now {};
-  if (diag.name[0] != '/') {
-    scan.refuse(socket, fmt::format("Unix socket bound to the relative path {}", diag.name),
-                "bind it to an absolute path");
-  } else if (scan.stat_path(socket.uses.front().process, diag.name, now) != 0 || !S_ISSOCK(now.st_mode)) {
-    scan.refuse(socket, fmt::format("Unix socket bound to {}, which is gone", diag.name),
+// Where the file is that a socket is bound to; nothing when no name leads there any more. A relative name is relative
+// to what was the working directory then, which most likely is one still.
+std::optional<std::string> place_of(FileScan& scan, const Description& socket, const UnixDiag& diag,
+                                    struct stat& file) {
+  const auto leads_there = [&](size_t process, const std::string& path) {
+    return scan.stat_path(process, path, file) == 0 && S_ISSOCK(file.st_mode) &&
+           (diag.path_ino == 0 || static_cast<uint32_t>(file.st_ino) == diag.path_ino);
+  };
+  for (const FdUse& use : socket.uses) {
+    if (diag.name[0] == '/') return leads_there(use.process, diag.name) ? std::optional(diag.name) : std::nullopt;
+    try {
+      const std::string path = read_proc_link(scan.processes()[use.process].pid, "cwd") + "/" + diag.name;
+      if (leads_there(use.process, path)) return path;
+    } catch (const Error&) {  // has ended
+    }
+  }
+  return {};
+}
+
+// Descriptors of the listener's connections may come in any number; they and who waits for them are one thing.
+void check_pending(FileScan& scan, const SocketSet& all, Description& socket, const UnixDiag& diag) {
+  const auto refuse = [&](const char* what) {
+    scan.refuse(socket,
+                fmt::format("connections to Unix socket {} waiting to be accepted, {}", printable(diag.name), what),
+                "try again in a moment", true);
+  };
+  struct stat file {};
+  if (diag.queued > diag.pending.size()) return refuse("by nobody");
+  for (const uint32_t ino : diag.pending) {
+    const UnixDiag* client = all.inside(ino);
+    if (client == nullptr) return refuse("from outside of the job");
+    if (client->outgoing > 0) return refuse("with data in them");
+    if (client->shutdown != 0) return refuse("and closed already");
+  }
+  if (!diag.pending.empty() && diag.name[0] != '\0' && (diag.name[0] != '/' || !place_of(scan, socket, diag, file)))
+    refuse("whose path is gone");
+}
+
+void check_datagrams(FileScan& scan, const SocketSet& all, Description& socket, const UnixDiag& diag) {
+  const std::string name = all.name_of(diag.peer_ino);
+  struct stat file {};
+  if (name.empty()) {
+    scan.refuse(socket, "Unix datagram socket connected to a process outside of the job",
                 "close it before a checkpoint");
+  } else if (name[0] != '\0' && (name[0] != '/' || scan.stat_path(socket.uses.front().process, name, file) != 0 ||
+                                 !S_ISSOCK(file.st_mode))) {
+    scan.refuse(socket, fmt::format("Unix datagram socket connected to {}, whose path is gone", printable(name)),
+                "close it before a checkpoint, or keep the path");
   }
 }
 
 void check_unpaired(FileScan& scan, const SocketSet& all, Description& socket, const UnixDiag& diag) {
-  const char* const later = "try again in a moment";
+  size_t place = 0;
   if (diag.listening) {
     if (diag.name.empty()) {
       scan.refuse(socket, "listening Unix socket without a name", "close it before a checkpoint");
-    } else if (diag.queued > 0) {
-      scan.refuse(socket, fmt::format("connections to Unix socket {} waiting to be accepted", printable(diag.name)),
-                  later, true);
+    } else {
+      check_pending(scan, all, socket, diag);
     }
   } else if (diag.type == SOCK_DGRAM) {
-    if (diag.has_peer && all.name_of(diag.peer_ino).empty()) {
-      scan.refuse(socket, "Unix datagram socket connected to a process outside of the job",
-                  "close it before a checkpoint");
-    }
+    if (diag.has_peer) check_datagrams(scan, all, socket, diag);
   } else if (diag.has_peer && diag.peer_ino == 0) {
-    scan.refuse(socket, "Unix socket connection that is not accepted yet", later, true);
+    if (!all.waits_for(diag.ino, place)) {
+      scan.refuse(socket, "Unix socket connection to the outside of the job that is not accepted yet",
+                  "try again in a moment", true);
+    }
   } else if (diag.has_peer) {
     scan.refuse(socket, fmt::format("Unix socket connected to {}", printable(all.name_of(diag.peer_ino))),
                 "close the connection before a checkpoint");
   }
-  check_name(scan, socket, diag);
 }
 
 void check_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socket& socket) {
@@ -114,12 +172,48 @@ void check_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socket&
     scan.refuse(*socket.description, "Unix socket of another network namespace", "close it before a checkpoint");
     return;
   }
-  if (socket.description->info.number("scm_fds").value_or(0) > 0) {
-    scan.refuse(*socket.description, "descriptors on their way through a Unix socket (SCM_RIGHTS)",
-                "try again in a moment", true);
+  pollfd state{scan.take(*socket.description), POLLPRI, 0};
+  if (state.fd >= 0 && ::poll(&state, 1, 0) > 0 && (state.revents & POLLPRI) != 0) {
+    scan.refuse(*socket.description, "urgent data (MSG_OOB) in a Unix socket", "try again in a moment", true);
     return;
   }
   if (!all.paired(*socket.diag)) check_unpaired(scan, all, *socket.description, *socket.diag);
+  check_socket_options(scan, *socket.description);
+}
+
+// Who accepts a connection has the listener's name in it, and not the file.
+void capture_name(FileScan& scan, const SocketSet& all, const SocketSet::Socket& socket, bool paired,
+                  pb::UnixSocket& message) {
+  const UnixDiag& diag = *socket.diag;
+  message.set_name(diag.name);
+  if (diag.name.empty() || diag.name[0] == '\0') return;
+  struct stat file {};
+  const auto place = place_of(scan, *socket.description, diag, file);
+  message.set_unlinked(!place || (paired && all.listens(diag.name)));
+  if (place) message.set_mode(file.st_mode & 0777);
+  if (diag.name[0] == '/') return;
+  const pid_t owner = scan.processes()[socket.description->uses.front().process].pid;
+  message.set_place(place ? *place : read_proc_link(owner, "cwd") + "/" + diag.name);
+}
+
+void capture_queue(FileScan& scan, int fd, bool senders, pb::UnixSocket& message) {
+  for (QueuedMessage& waiting : peek_socket(fd)) {
+    message.add_queue(std::move(waiting.data));
+    if (senders) message.add_queue_senders(std::move(waiting.sender));
+    if (waiting.files.empty() && !waiting.credentials) continue;
+    pb::UnixControl& control = *message.add_control();
+    control.set_entry(static_cast<uint32_t>(message.queue_size() - 1));
+    for (const UniqueFd& file : waiting.files) {
+      const Description* description = scan.find_open(file.get());
+      if (description == nullptr) throw_error(ErrorKind::kBusy, "a descriptor came into a Unix socket just now");
+      control.add_files(description->id);
+    }
+    if (!waiting.credentials) continue;
+    control.set_credentials(true);
+    control.set_pid(static_cast<uint32_t>(scan.vpid(waiting.credentials->pid).value_or(0)));
+    control.set_uid(waiting.credentials->uid);
+    control.set_gid(waiting.credentials->gid);
+  }
 }
 
 void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socket& socket) {
@@ -128,30 +222,30 @@ void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socke
   pb::UnixSocket& message = *socket.description->message->mutable_unix_socket();
   message.set_type(diag.type);
   message.set_ino(diag.ino);
-  message.set_send_buffer(static_cast<uint32_t>(socket_option(fd, SO_SNDBUF)));
-  message.set_receive_buffer(static_cast<uint32_t>(socket_option(fd, SO_RCVBUF)));
-  message.set_passcred(socket_option(fd, SO_PASSCRED) != 0);
+  message.set_send_buffer(static_cast<uint32_t>(unix_option(fd, SO_SNDBUF)));
+  message.set_receive_buffer(static_cast<uint32_t>(unix_option(fd, SO_RCVBUF)));
+  message.set_passcred(unix_option(fd, SO_PASSCRED) != 0);
+  capture_socket_options(fd, true, *message.mutable_options());
   message.set_shut_read((diag.shutdown & 1) != 0);
   message.set_shut_write((diag.shutdown & 2) != 0);
-  if (all.paired(diag)) {
+  const bool paired = all.paired(diag);
+  capture_name(scan, all, socket, paired, message);
+  if (paired) {
     message.set_paired(true);
     message.set_peer_ino(diag.peer_ino);
-    for (std::string& data : peek_socket(fd, diag.type, diag.queued)) message.add_queue(std::move(data));
+    capture_queue(scan, fd, false, message);
     return;
   }
-  message.set_name(diag.name);
+  size_t place = 0;
+  if (const UnixDiag* listener = diag.listening ? nullptr : all.waits_for(diag.ino, place)) {
+    message.set_pending_of(listener->ino);
+    message.set_backlog(static_cast<uint32_t>(place));
+    return;
+  }
   message.set_listening(diag.listening);
   message.set_backlog(diag.backlog);
   if (diag.has_peer) message.set_peer_name(all.name_of(diag.peer_ino));
-  if (diag.type == SOCK_DGRAM && !diag.name.empty()) {
-    std::vector<std::string> senders;
-    for (std::string& data : peek_socket(fd, diag.type, diag.queued, &senders)) message.add_queue(std::move(data));
-    for (std::string& sender : senders) message.add_queue_senders(std::move(sender));
-  }
-  struct stat path {};
-  if (diag.name.starts_with('/') && scan.stat_path(socket.description->uses.front().process, diag.name, path) == 0) {
-    message.set_mode(path.st_mode & 0777);
-  }
+  if (diag.type == SOCK_DGRAM && !diag.name.empty()) capture_queue(scan, fd, true, message);
 }
 
 class UnixSocketKind final : public FileKind {
@@ -161,7 +255,7 @@ class UnixSocketKind final : public FileKind {
   bool recognises(FileScan& scan, Description& description) const override {
     if (!S_ISSOCK(description.stat.st_mode) || (description.info.flags & O_PATH)) return false;
     const int fd = scan.take(description);
-    return fd >= 0 && socket_option(fd, SO_DOMAIN) == AF_UNIX;
+    return fd >= 0 && unix_option(fd, SO_DOMAIN) == AF_UNIX;
   }
 
   void check(FileScan& scan, Descriptions descriptions) const override {
@@ -178,94 +272,13 @@ class UnixSocketKind final : public FileKind {
   }
 
   void create(RestoreContext& context, ImageFiles files) const override { create_unix_sockets(context, files); }
-};
 
-constexpr size_t kPeekBuffer = 16u << 20;  // address space only: pages are touched as far as data comes
-constexpr size_t kMostMessages = 1u << 20;
-
-// While it lives, MSG_PEEK reads on from where the last one ended (SO_PEEK_OFF, a property of the socket that
-// the processes may use, too).
-class PeekOffset {
- public:
-  explicit PeekOffset(int fd) : fd_(fd) {
-    socklen_t length = sizeof old_;
-    if (::getsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &old_, &length) != 0) throw_errno("cannot look into a Unix socket");
-    const int start = 0;
-    if (::setsockopt(fd, SOL_SOCKET, SO_PEEK_OFF, &start, sizeof start) != 0) {
-      throw_errno("cannot look into a Unix socket");
-    }
+  void connect(RestoreContext& context, ImageFiles) const override {
+    for (const auto& refill : std::exchange(context.unix_refills, {})) refill();
   }
-  ~PeekOffset() { ::setsockopt(fd_, SOL_SOCKET, SO_PEEK_OFF, &old_, sizeof old_); }
-  PeekOffset(const PeekOffset&) = delete;
-  PeekOffset& operator=(const PeekOffset&) = delete;
-
- private:
-  int fd_;
-  int old_ = -1;
 };
-
-// A path's terminating zero is no part of it.
-std::string name_in(const sockaddr_un& address, socklen_t length) {
-  constexpr socklen_t kFamily = offsetof(sockaddr_un, sun_path);
-  if (length <= kFamily) return {};
-  std::string name(address.sun_path, length - kFamily);
-  while (name[0] != '\0' && name.back() == '\0') name.pop_back();
-  return name;
-}
-
-// A peek gives copies of descriptors in flight; they are closed at once.
-bool close_received(msghdr& message) {
-  bool any = false;
-  for (cmsghdr* control = CMSG_FIRSTHDR(&message); control; control = CMSG_NXTHDR(&message, control)) {
-    if (control->cmsg_level != SOL_SOCKET || control->cmsg_type != SCM_RIGHTS) continue;
-    any = true;
-    const size_t count = (control->cmsg_len - CMSG_LEN(0)) / sizeof(int);
-    for (size_t i = 0; i < count; i++) ::close(reinterpret_cast<int*>(CMSG_DATA(control))[i]);
-  }
-  return any;
-}
 
 }  // namespace
-
-std::vector<std::string> peek_socket(int fd, int type, uint32_t queued, std::vector<std::string>* senders) {
-  std::vector<std::string> queue;
-  if (type != SOCK_DGRAM && queued == 0) return queue;
-  const PeekOffset offset(fd);
-  const std::unique_ptr<char[]> buffer(new char[kPeekBuffer]);  // not cleared, on purpose
-  // One more read than needed would take a pending error (ECONNRESET) away from the process.
-  for (uint64_t bytes = 0; type == SOCK_DGRAM ? queue.size() < kMostMessages : bytes < queued;) {
-    alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int) * 253) + CMSG_SPACE(sizeof(ucred))];
-    iovec data{buffer.get(), kPeekBuffer};
-    sockaddr_un sender{};
-    msghdr message{};
-    message.msg_name = &sender;
-    message.msg_namelen = sizeof sender;
-    message.msg_iov = &data;
-    message.msg_iovlen = 1;
-    message.msg_control = control;
-    message.msg_controllen = sizeof control;
-    const ssize_t got = ::recvmsg(fd, &message, MSG_PEEK | MSG_DONTWAIT | MSG_CMSG_CLOEXEC);
-    if (got < 0) {
-      if (errno == EINTR) continue;
-      if (errno == EAGAIN || errno == ECONNRESET || errno == ENOTCONN) break;
-      throw_errno("cannot look into a Unix socket");
-    }
-    if (close_received(message)) {
-      throw Error(ErrorKind::kBusy, "descriptors are on their way through a Unix socket (SCM_RIGHTS)", 0,
-                  "try again in a moment");
-    }
-    if (message.msg_flags & MSG_TRUNC) throw_error(ErrorKind::kRefused, "a message in a Unix socket is too long");
-    if (got == 0 && type != SOCK_DGRAM) break;  // the end of a stream
-    if (senders) senders->push_back(name_in(sender, message.msg_namelen));
-    bytes += static_cast<uint64_t>(got);
-    if (type == SOCK_STREAM && !queue.empty()) {
-      queue.front().append(buffer.get(), static_cast<size_t>(got));
-    } else {
-      queue.emplace_back(buffer.get(), static_cast<size_t>(got));
-    }
-  }
-  return queue;
-}
 
 const FileKind& unix_socket_kind() {
   static const UnixSocketKind kind;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <fcntl.h>
 #include <sched.h>
+#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -18,8 +19,12 @@
 #include <map>
 #include <memory>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "engine/base/error.h"
+#include "engine/files/socket_option.h"
+#include "engine/files/unix_refill.h"
 #include "engine/files/unix_socket.h"
 
 namespace icp {
@@ -63,14 +68,14 @@ bool is_own_root(int root_fd) {
          own.st_ino == capsule.st_ino;
 }
 
-// Runs `work` as the user in a thread whose root directory is the capsule's, so that names can be used as
-// they are: binding to a detour would show in getsockname().
+// Runs `work` as the user in a thread whose root directory is the capsule's, and whose working directory and umask are
+// its own, so that names can be used as they are: binding to a detour would show in getsockname().
 void in_capsule_root(const FileRestoreOptions& options, const std::function<void()>& work) {
   std::exception_ptr error;
   std::thread worker([&] {
     try {
       const bool there = ::geteuid() != 0 && is_own_root(options.root_fd);
-      if (!there && (::unshare(CLONE_FS) != 0 || ::fchdir(options.root_fd) != 0 || ::chroot(".") != 0)) {
+      if (::unshare(CLONE_FS) != 0 || (!there && (::fchdir(options.root_fd) != 0 || ::chroot(".") != 0))) {
         throw_errno("cannot enter the root directory of the job");
       }
       const MakerIdentity as_user(options.identity);
@@ -82,21 +87,6 @@ void in_capsule_root(const FileRestoreOptions& options, const std::function<void
   worker.join();
   if (error) std::rethrow_exception(error);
 }
-
-struct Address {
-  sockaddr_un un{};
-  socklen_t length = 0;
-
-  Address(const pb::OpenFile& file, const std::string& name) {
-    if (name.size() > sizeof un.sun_path || (name[0] != '\0' && name[0] != '/')) {
-      throw_bad_file(file, "a Unix socket has no usable name");
-    }
-    un.sun_family = AF_UNIX;
-    std::memcpy(un.sun_path, name.data(), name.size());
-    length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
-  }
-  const sockaddr* get() const { return reinterpret_cast<const sockaddr*>(&un); }
-};
 
 std::string printable(const std::string& name) { return name[0] == '\0' ? "@" + name.substr(1) : name; }
 
@@ -111,6 +101,19 @@ void check_values(const pb::OpenFile& file) {
   size_t bytes = 0;
   for (const std::string& data : socket.queue()) bytes += data.size();
   if (bytes > kMostQueued) throw_bad_file(file, "too much data waits in a Unix socket");
+  if (!socket.name().empty() && socket.name()[0] != '\0' && socket.name()[0] != '/' &&
+      (socket.place().size() <= socket.name().size() || socket.place()[0] != '/' ||
+       !socket.place().ends_with("/" + socket.name()))) {
+    throw_bad_file(file, "a Unix socket with a relative name is nowhere");
+  }
+  for (const pb::UnixControl& control : socket.control()) {
+    if (static_cast<int64_t>(control.entry()) >= socket.queue_size() || control.files_size() > kMostUnixFiles) {
+      throw_bad_file(file, "descriptors are on their way with no message of a Unix socket");
+    }
+  }
+  if (socket.pending_of() != 0 && (socket.paired() || socket.listening() || socket.type() == SOCK_DGRAM)) {
+    throw_bad_file(file, "a Unix socket that cannot wait to be accepted does");
+  }
   const bool addressed = socket.type() == SOCK_DGRAM && !socket.name().empty();
   if (!socket.paired() && !addressed && socket.queue_size() > 0) {
     throw_bad_file(file, "data waits in an unconnected Unix socket");
@@ -118,8 +121,8 @@ void check_values(const pb::OpenFile& file) {
   if (socket.queue_senders_size() != (socket.paired() ? 0 : socket.queue_size())) {
     throw_bad_file(file, "the datagrams in a Unix socket have not a sender each");
   }
-  if (socket.paired() && (socket.listening() || !socket.name().empty() || !socket.peer_name().empty())) {
-    throw_bad_file(file, "a Unix socket is both connected and bound");
+  if (socket.paired() && (socket.listening() || !socket.peer_name().empty())) {
+    throw_bad_file(file, "a Unix socket is both connected and listening");
   }
   if (socket.listening() && (socket.type() == SOCK_DGRAM || socket.name().empty())) {
     throw_bad_file(file, "a Unix socket that cannot listen does");
@@ -129,37 +132,14 @@ void check_values(const pb::OpenFile& file) {
   }
 }
 
-// `value` as getsockopt() gave it, which is twice what setsockopt() wants (socket(7)).
-void set_buffer(int fd, int force, int option, uint32_t value) {
-  const int half = static_cast<int>(value / 2);
-  if (value == 0 || ::setsockopt(fd, SOL_SOCKET, force, &half, sizeof half) == 0) return;
-  ::setsockopt(fd, SOL_SOCKET, option, &half, sizeof half);  // up to the system's limit
-}
-
-void set_options(const pb::UnixSocket& socket, int fd) {
-  set_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, socket.send_buffer());
-  set_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, socket.receive_buffer());
+void set_options(const pb::OpenFile& file, int fd) {
+  const pb::UnixSocket& socket = file.unix_socket();
+  set_unix_buffer(fd, SO_SNDBUFFORCE, SO_SNDBUF, socket.send_buffer());
+  set_unix_buffer(fd, SO_RCVBUFFORCE, SO_RCVBUF, socket.receive_buffer());
+  restore_socket_options(file, socket.options(), fd);
   const int on = 1;
   if (socket.passcred() && ::setsockopt(fd, SOL_SOCKET, SO_PASSCRED, &on, sizeof on) != 0) {
     throw_errno("cannot set SO_PASSCRED of a Unix socket");
-  }
-}
-
-// Puts the data that waited in `file` back, by sending it from the other end.
-void refill(const pb::OpenFile& file, int sender) {
-  const pb::UnixSocket& socket = file.unix_socket();
-  if (socket.queue_size() == 0) return;
-  uint64_t room = 1u << 18;
-  for (const std::string& data : socket.queue()) room += 4 * data.size() + 4096;
-  set_buffer(sender, SO_SNDBUFFORCE, SO_SNDBUF, static_cast<uint32_t>(std::min<uint64_t>(room, INT_MAX)));
-  for (const std::string& data : socket.queue()) {
-    size_t done = 0;
-    do {
-      const ssize_t sent = ::send(sender, data.data() + done, data.size() - done, MSG_DONTWAIT | MSG_NOSIGNAL);
-      if (sent < 0 && errno == EAGAIN) throw_bad_file(file, "more data waits in a Unix socket than fits in");
-      if (sent < 0) throw_errno("cannot put the data back into a Unix socket");
-      done += static_cast<size_t>(sent);
-    } while (done < data.size());
   }
 }
 
@@ -168,28 +148,8 @@ void shut(const pb::UnixSocket& socket, int fd) {
   if (socket.shut_write()) ::shutdown(fd, SHUT_WR);
 }
 
-void create_pair(RestoreContext& context, const pb::OpenFile& file, const pb::OpenFile* peer) {
-  const pb::UnixSocket& socket = file.unix_socket();
-  int fds[2];
-  {
-    const MakerIdentity as_user(context.options.identity);
-    if (::socketpair(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0, fds) != 0) throw_errno("cannot make a socket pair");
-  }
-  UniqueFd here(fds[0]), there(fds[1]);
-  refill(file, there.get());
-  if (peer) refill(*peer, here.get());
-  set_options(socket, here.get());
-  shut(socket, here.get());
-  if (peer) {
-    set_options(peer->unix_socket(), there.get());
-    shut(peer->unix_socket(), there.get());
-    context.put(*peer, std::move(there));
-  }
-  context.put(file, std::move(here));
-}
-
 // A path in the way may only be the socket of a program that has ended: nobody answers there.
-void check_free(const pb::OpenFile& file, const Address& address, const std::string& name) {
+void check_free(const pb::OpenFile& file, const UnixAddress& address, const std::string& name) {
   struct stat status {};
   if (name[0] == '/') {
     if (::lstat(name.c_str(), &status) != 0) {
@@ -205,13 +165,50 @@ void check_free(const pb::OpenFile& file, const Address& address, const std::str
   }
 }
 
-void bind_socket(const pb::OpenFile& file, const Address& address, int fd) {
+// Makes what is missing of the directories that lead to `path`, and says which those were.
+std::vector<std::string> make_directories(const std::string& path) {
+  std::vector<std::string> made;
+  for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
+    const std::string directory = path.substr(0, slash);
+    if (::mkdir(directory.c_str(), 0700) == 0) made.push_back(directory);
+  }
+  return made;
+}
+
+// A socket whose path is gone has the name all the same. Where something lives by that name now it cannot have it.
+bool is_name_free(const pb::OpenFile& file, const UnixAddress& address, const std::string& name) {
+  try {
+    check_free(file, address, name);
+    return true;
+  } catch (const Error& error) {
+    spdlog::warn("{}: a socket that had this name does without it", error.what());
+    return false;
+  }
+}
+
+void bind_socket(const pb::OpenFile& file, const UnixAddress& address, int fd) {
   const pb::UnixSocket& socket = file.unix_socket();
   const std::string& name = socket.name();
-  check_free(file, address, name);
-  if (name[0] == '/') ::unlink(name.c_str());
-  ::umask(~socket.mode() & 0777);  // of this thread only, see in_capsule_root()
-  if (::bind(fd, address.get(), address.length) != 0) throw_errno("cannot bind a Unix socket to {}", printable(name));
+  const std::string& place = socket.place().empty() ? name : socket.place();
+  const bool is_path = name[0] != '\0';
+  const std::vector<std::string> directories = is_path ? make_directories(place) : std::vector<std::string>();
+  if (is_path && name[0] != '/') {
+    const std::string base = place.substr(0, place.size() - name.size());
+    if (::chdir(base.c_str()) != 0) throw_errno("cannot enter {}", base);
+  }
+  if (socket.unlinked() && !is_name_free(file, address, name)) {
+    const sa_family_t family = AF_UNIX;  // alone: any abstract name, so that it can listen
+    if (socket.listening()) ::bind(fd, reinterpret_cast<const sockaddr*>(&family), sizeof family);
+  } else {
+    if (!socket.unlinked()) check_free(file, address, name);
+    if (is_path) ::unlink(name.c_str());
+    ::umask(~socket.mode() & 0777);  // of this thread only, see in_capsule_root()
+    if (::bind(fd, address.get(), address.length) != 0) throw_errno("cannot bind a Unix socket to {}", printable(name));
+    if (socket.unlinked() && is_path) ::unlink(name.c_str());
+  }
+  if (socket.unlinked())
+    for (auto directory = directories.rbegin(); directory != directories.rend(); ++directory)
+      ::rmdir(directory->c_str());
   if (socket.listening() && ::listen(fd, static_cast<int>(socket.backlog())) != 0) {
     throw_errno("cannot listen on Unix socket {}", printable(name));
   }
@@ -219,7 +216,7 @@ void bind_socket(const pb::OpenFile& file, const Address& address, int fd) {
 
 // Datagrams that came to a name are sent there again, by the sockets that bear their senders' names. Who no longer is
 // in the capsule has no name now.
-void send_again(const RestoreContext& context, const pb::OpenFile& file, const Address& address,
+void send_again(const RestoreContext& context, const pb::OpenFile& file, const UnixAddress& address,
                 const std::map<std::string, uint32_t>& by_name) {
   const pb::UnixSocket& socket = file.unix_socket();
   const UniqueFd nameless(::socket(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0));
@@ -227,22 +224,154 @@ void send_again(const RestoreContext& context, const pb::OpenFile& file, const A
   for (int i = 0; i < socket.queue_size(); i++) {
     const auto sender = by_name.find(socket.queue_senders(i));
     const int fd = sender == by_name.end() ? nameless.get() : context.get(sender->second);
-    const std::string& data = socket.queue(i);
-    if (::sendto(fd, data.data(), data.size(), MSG_DONTWAIT | MSG_NOSIGNAL, address.get(), address.length) >= 0)
-      continue;
+    if (send_entry(fd, socket.queue(i), 0, files_of_entry(context, file, i), &address) >= 0) continue;
     if (errno == EAGAIN) throw_bad_file(file, "more data waits in a Unix socket than fits in");
     throw_errno("cannot put the data back into Unix socket {}", printable(socket.name()));
   }
 }
 
+// What is done when all sockets are made: names appear in the file system, or are reached there, only when nothing can
+// fail any more.
 struct Names {
   // Files by name.
   std::shared_ptr<std::map<std::string, uint32_t>> datagram_sockets =
       std::make_shared<std::map<std::string, uint32_t>>();
-  std::vector<std::function<void()>> refills, connections;  // after all names are bound
+  std::map<std::string, int> abstract;        // how many sockets have an abstract name: a listener and what it accepted
+  std::map<std::string, UniqueFd> listeners;  // of abstract names, where no socket of the image listens any more
+  std::map<std::string, uint32_t> listening;  // files, by abstract name, that listen already
+  std::map<uint64_t, const pb::OpenFile*> by_inode;
+  // In this order.
+  std::vector<std::function<void()>> unlinked_binds, binds, refills, connections;
+  std::map<std::pair<uint64_t, uint32_t>, std::function<void()>> pending;  // by listener and place in its queue
 };
 
-// Names appear in the file system, or are reached there, only when nothing can fail any more.
+void bind_later(const RestoreContext& context, const pb::OpenFile& file, int fd, Names& names) {
+  const FileRestoreOptions& options = context.options;
+  const std::string& name = file.unix_socket().name();
+  const UnixAddress address(file, name);
+  if (!file.unix_socket().unlinked() && (name[0] == '\0' || name[0] == '/'))
+    in_capsule_root(options, [&] { check_free(file, address, name); });
+  auto& list = file.unix_socket().unlinked() ? names.unlinked_binds : names.binds;
+  list.emplace_back(
+      [&file, &options, address, fd] { in_capsule_root(options, [&] { bind_socket(file, address, fd); }); });
+}
+
+void connect_now(const UnixAddress& address, int fd, const std::string& name) {
+  const int flags = ::fcntl(fd, F_GETFL);
+  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);  // a full queue must not hold us up
+  const int failed = ::connect(fd, address.get(), address.length);
+  const int error = errno;
+  ::fcntl(fd, F_SETFL, flags);
+  errno = error;
+  if (failed != 0) throw_errno("cannot connect a Unix socket to {} again", printable(name));
+}
+
+// An accepted connection has its listener's abstract name, which only accept(2) gives twice.
+std::pair<UniqueFd, UniqueFd> accepted_pair(const RestoreContext& context, const pb::OpenFile& file, Names& names) {
+  const pb::UnixSocket& socket = file.unix_socket();
+  const UnixAddress address(file, socket.name());
+  const MakerIdentity as_user(context.options.identity);
+  const auto known = names.listening.find(socket.name());
+  int listener = known != names.listening.end() ? context.get(known->second) : -1;
+  if (listener < 0) {
+    UniqueFd& made = names.listeners[socket.name()];
+    if (!made) {
+      check_free(file, address, socket.name());
+      made.reset(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
+      if (!made || ::bind(made.get(), address.get(), address.length) != 0 || ::listen(made.get(), 1) != 0) {
+        throw_errno("cannot listen on Unix socket {}", printable(socket.name()));
+      }
+    }
+    listener = made.get();
+  }
+  UniqueFd client(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
+  if (!client) throw_errno("cannot make a Unix socket");
+  connect_now(address, client.get(), socket.name());
+  for (;;) {
+    UniqueFd accepted(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
+    if (!accepted) throw_errno("cannot accept a connection to {}", printable(socket.name()));
+    ucred who{};
+    socklen_t length = sizeof who;
+    // Somebody else's that came in between is closed: that program finds the job not there yet.
+    if (::getsockopt(accepted.get(), SOL_SOCKET, SO_PEERCRED, &who, &length) == 0 && who.pid == ::getpid()) {
+      return {std::move(accepted), std::move(client)};
+    }
+  }
+}
+
+std::pair<UniqueFd, UniqueFd> make_ends(const RestoreContext& context, const pb::OpenFile& file,
+                                        const pb::OpenFile* peer, Names& names) {
+  const auto shared_name = [&](const pb::OpenFile& end) {
+    const std::string& name = end.unix_socket().name();
+    return end.unix_socket().type() != SOCK_DGRAM && name.starts_with('\0') && names.abstract[name] > 1;
+  };
+  if (shared_name(file)) return accepted_pair(context, file, names);
+  if (peer != nullptr && shared_name(*peer)) {
+    auto [there, here] = accepted_pair(context, *peer, names);
+    return {std::move(here), std::move(there)};
+  }
+  int fds[2];
+  const MakerIdentity as_user(context.options.identity);
+  if (::socketpair(AF_UNIX, file.unix_socket().type() | SOCK_CLOEXEC, 0, fds) != 0) {
+    throw_errno("cannot make a socket pair");
+  }
+  return {UniqueFd(fds[0]), UniqueFd(fds[1])};
+}
+
+bool has_name(int fd) {
+  sockaddr_un address{};
+  socklen_t length = sizeof address;
+  return ::getsockname(fd, reinterpret_cast<sockaddr*>(&address), &length) == 0 &&
+         length > offsetof(sockaddr_un, sun_path);
+}
+
+void create_pair(RestoreContext& context, const pb::OpenFile& file, const pb::OpenFile* peer, Names& names) {
+  auto [here, there] = make_ends(context, file, peer, names);
+  const int near = here.get(), far = there.get();
+  std::shared_ptr<UniqueFd> kept;  // an end that nobody has, as long as it is to send something
+  if (peer != nullptr) {
+    context.put(*peer, std::move(there));
+  } else {
+    kept = std::make_shared<UniqueFd>(std::move(there));
+  }
+  context.put(file, std::move(here));
+  auto fill = [&context, &file, peer, near, far, kept] {
+    refill(context, file, {near, far, peer});
+    if (peer) refill(context, *peer, {far, near, &file});
+    set_options(file, near);
+    shut(file.unix_socket(), near);
+    if (peer) {
+      set_options(*peer, far);
+      shut(peer->unix_socket(), far);
+    }
+    if (kept) kept->reset();
+  };
+  const auto either = [&](const auto& question) {
+    return question(file.unix_socket()) || (peer != nullptr && question(peer->unix_socket()));
+  };
+  if (either(carries_credentials)) {
+    context.deliveries.emplace_back(std::move(fill));
+  } else if (either(carries_files)) {
+    context.unix_refills.emplace_back(std::move(fill));
+  } else {
+    fill();
+  }
+  if (!file.unix_socket().name().empty() && !has_name(near)) bind_later(context, file, near, names);
+  if (peer && !peer->unix_socket().name().empty() && !has_name(far)) bind_later(context, *peer, far, names);
+}
+
+// A listener of an abstract name that connections have too listens at once: they are made through it.
+bool listens_now(RestoreContext& context, const pb::OpenFile& file, int fd, Names& names) {
+  const pb::UnixSocket& socket = file.unix_socket();
+  if (!socket.listening() || !socket.name().starts_with('\0') || names.abstract[socket.name()] < 2) return false;
+  const UnixAddress address(file, socket.name());
+  const MakerIdentity as_user(context.options.identity);
+  check_free(file, address, socket.name());
+  bind_socket(file, address, fd);
+  names.listening.emplace(socket.name(), file.id());
+  return true;
+}
+
 void create_lone(RestoreContext& context, const pb::OpenFile& file, Names& names) {
   const pb::UnixSocket& socket = file.unix_socket();
   UniqueFd made;
@@ -251,64 +380,70 @@ void create_lone(RestoreContext& context, const pb::OpenFile& file, Names& names
     made.reset(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
     if (!made) throw_errno("cannot make a Unix socket");
   }
-  set_options(socket, made.get());
+  set_options(file, made.get());
   const FileRestoreOptions& options = context.options;
   const int fd = made.get();
-  if (!socket.name().empty()) {
-    const Address address(file, socket.name());
-    in_capsule_root(options, [&] { check_free(file, address, socket.name()); });
-    context.later(
-        [&file, &options, address, fd] { in_capsule_root(options, [&] { bind_socket(file, address, fd); }); });
+  context.put(file, std::move(made));
+  if (!socket.name().empty() && !listens_now(context, file, fd, names)) {
+    const UnixAddress address(file, socket.name());
+    bind_later(context, file, fd, names);
     if (socket.type() == SOCK_DGRAM) names.datagram_sockets->emplace(socket.name(), file.id());
     if (socket.queue_size() > 0) {
-      names.refills.push_back([&context, &file, &options, address, known = names.datagram_sockets] {
+      names.refills.emplace_back([&context, &file, &options, address, known = names.datagram_sockets] {
         in_capsule_root(options, [&] { send_again(context, file, address, *known); });
       });
     }
   }
   if (!socket.peer_name().empty()) {
-    const Address address(file, socket.peer_name());
-    names.connections.push_back([&options, address, fd, name = socket.peer_name()] {
-      in_capsule_root(options, [&] {
-        if (::connect(fd, address.get(), address.length) != 0) {
-          throw_errno("cannot connect a Unix socket to {} again", printable(name));
-        }
-      });
+    const UnixAddress address(file, socket.peer_name());
+    names.connections.emplace_back([&options, address, fd, name = socket.peer_name()] {
+      in_capsule_root(options, [&] { connect_now(address, fd, name); });
     });
   }
+  if (socket.pending_of() != 0) {
+    const auto listener = names.by_inode.find(socket.pending_of());
+    if (listener == names.by_inode.end() || !listener->second->unix_socket().listening()) {
+      throw_bad_file(file, "a Unix socket waits to be accepted by none that listens");
+    }
+    const std::string& name = listener->second->unix_socket().name();
+    names.pending[{socket.pending_of(), socket.backlog()}] = [&options, address = UnixAddress(*listener->second, name),
+                                                              fd, name] {
+      in_capsule_root(options, [&] { connect_now(address, fd, name); });
+    };
+  }
   if (socket.type() == SOCK_DGRAM) shut(socket, fd);
-  context.put(file, std::move(made));
 }
 
 }  // namespace
 
 void create_unix_sockets(RestoreContext& context, ImageFiles files) {
-  std::map<uint64_t, const pb::OpenFile*> by_inode;
-  for (const pb::OpenFile* file : files) {
-    check_values(*file);
-    if (!by_inode.emplace(file->unix_socket().ino(), file).second) {
-      throw_bad_file(*file, fmt::format("Unix socket {} is in the image twice", file->unix_socket().ino()));
-    }
-  }
   Names names;
   for (const pb::OpenFile* file : files) {
-    const pb::UnixSocket& socket = file->unix_socket();
-    if (!socket.paired()) {
-      create_lone(context, *file, names);
-    } else if (socket.peer_ino() == 0) {
-      create_pair(context, *file, nullptr);
-    } else {
-      const auto peer = by_inode.find(socket.peer_ino());
-      if (peer == by_inode.end() || peer->second == file || !peer->second->unix_socket().paired() ||
-          peer->second->unix_socket().peer_ino() != socket.ino() ||
-          peer->second->unix_socket().type() != socket.type()) {
-        throw_bad_file(*file, "the ends of a socket pair do not fit each other");
-      }
-      if (socket.ino() < socket.peer_ino()) create_pair(context, *file, peer->second);
+    check_values(*file);
+    if (!names.by_inode.emplace(file->unix_socket().ino(), file).second) {
+      throw_bad_file(*file, fmt::format("Unix socket {} is in the image twice", file->unix_socket().ino()));
     }
+    if (file->unix_socket().name().starts_with('\0')) names.abstract[file->unix_socket().name()]++;
   }
-  for (auto& refill : names.refills) context.later(std::move(refill));
-  for (auto& connection : names.connections) context.later(std::move(connection));
+  for (const pb::OpenFile* file : files)
+    if (!file->unix_socket().paired()) create_lone(context, *file, names);
+  for (const pb::OpenFile* file : files) {
+    const pb::UnixSocket& socket = file->unix_socket();
+    if (!socket.paired()) continue;
+    if (socket.peer_ino() == 0) {
+      create_pair(context, *file, nullptr, names);
+      continue;
+    }
+    const auto peer = names.by_inode.find(socket.peer_ino());
+    if (peer == names.by_inode.end() || peer->second == file || !peer->second->unix_socket().paired() ||
+        peer->second->unix_socket().peer_ino() != socket.ino() || peer->second->unix_socket().type() != socket.type()) {
+      throw_bad_file(*file, "the ends of a socket pair do not fit each other");
+    }
+    if (socket.ino() < socket.peer_ino()) create_pair(context, *file, peer->second, names);
+  }
+  for (auto* list : {&names.unlinked_binds, &names.binds, &names.refills, &names.connections})
+    for (auto& action : *list) context.later(std::move(action));
+  for (auto& [place, action] : names.pending) context.later(std::move(action));
 }
 
 }  // namespace icp

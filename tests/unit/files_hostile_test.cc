@@ -3,6 +3,7 @@
 #include <sys/epoll.h>
 #include <sys/socket.h>
 
+#include <functional>
 #include <random>
 
 #include "files_test_util.h"
@@ -210,7 +211,55 @@ TEST(HostileFiles, UnixSockets) {
   bound.set_paired(false);
   bound.set_name(dir.write("precious", "data"));
   EXPECT_THAT(refused(image), HasSubstr("in the way"));
+  bound.set_paired(true);
+  EXPECT_THAT(refused(image), HasSubstr("in the way"));
   EXPECT_EQ(content(dir / "precious"), "data");
+  const std::function<void(pb::UnixSocket&)> harms[] = {
+      [](pb::UnixSocket& s) { s.add_control()->set_entry(1); },
+      [](pb::UnixSocket& s) { s.add_queue("x"), s.add_control()->add_files(77); },
+      [](pb::UnixSocket& s) {
+        s.add_queue("x");
+        for (int i = 0; i < 300; ++i) s.mutable_control(s.control_size() > 0 ? 0 : (s.add_control(), 0))->add_files(1);
+      },
+      [](pb::UnixSocket& s) { s.set_pending_of(9); },
+      [](pb::UnixSocket& s) { s.set_paired(false), s.set_pending_of(9); },
+      [](pb::UnixSocket& s) { s.set_name("name"), s.set_place("/tmp/other"); },
+      [](pb::UnixSocket& s) { s.set_name("name"), s.set_place("name"); },
+      [](pb::UnixSocket& s) {
+        pb::SocketOption& option = *s.add_options();
+        option.set_level(SOL_SOCKET), option.set_name(SO_ATTACH_FILTER), option.set_value("123");
+      },
+      [](pb::UnixSocket& s) {
+        pb::SocketOption& option = *s.add_options();
+        option.set_level(SOL_SOCKET), option.set_name(SO_ATTACH_FILTER), option.set_value(std::string(8, '\xff'));
+      },
+  };
+  for (const auto& harm : harms) {
+    image = {};
+    harm(socket(image, 1, 5, 0));
+    refused(image);
+  }
+}
+
+TEST(HostileFiles, ContentAndPlaces) {
+  TempDir dir("/tmp");
+  Image image;
+  pb::OpenFile& file = image.add(1);
+  file.set_flags(O_RDWR);
+  file.mutable_identity()->set_path(dir / "new");
+  file.mutable_identity()->set_mode(0106777);
+  file.mutable_regular()->set_has_content(true);
+  file.mutable_regular()->set_content("x");
+  EXPECT_THAT(refused(image), HasSubstr("cut off"));
+  file.mutable_regular()->set_size(1);
+  file.mutable_regular()->set_hashed(UINT64_MAX);
+  file.mutable_identity()->set_path("/proc/sys/kernel/none");
+  refused(image, ErrorKind::kSystem);
+  file.mutable_link()->set_text("x");
+  file.mutable_identity()->set_path("relative");
+  refused(image);
+  file.mutable_identity()->set_path("/tmp");
+  EXPECT_THAT(refused(image), HasSubstr("something else"));
 }
 
 pb::TcpSocket& tcp_end(Image& image, uint32_t id, uint32_t local_port, uint32_t remote_port) {
@@ -247,7 +296,7 @@ TEST(HostileFiles, TcpConnections) {
       {"socket option",
        [](auto& s) {
          s.add_options()->set_level(SOL_SOCKET);
-         s.mutable_options(0)->set_name(SO_MARK);
+         s.mutable_options(0)->set_name(SO_DEBUG);
          s.mutable_options(0)->set_value("\1\0\0\0", 4);
        }},
       {"socket option",

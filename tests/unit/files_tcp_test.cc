@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // TCP connections: what is read of them, without being in their way; what passes is told from what stays.
+#include <linux/filter.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
@@ -202,6 +203,50 @@ TEST_F(TcpReading, LeftoversOfAPortAreEnded) {
   kernel.end_leftovers(here, there, 0);
   EXPECT_FALSE(kernel.query(here, there).has_value());
   EXPECT_EQ(::bind(again.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address), 0);
+}
+
+// The kernel asks at bind(2) only.
+TEST(SharedPort, MayBeSharedNoMoreAndIsAllTheSame) {
+  for (const int type : {SOCK_STREAM, SOCK_DGRAM}) {
+    Captured captured;
+    sockaddr_in address = loopback();
+    {
+      Child child([&] {
+        const int on = 1, off = 0;
+        for (const int fd : {3, 4}) {
+          must(::socket(AF_INET, type, 0) == fd && ::setsockopt(fd, SOL_SOCKET, SO_REUSEPORT, &on, sizeof on) == 0);
+          must(::bind(fd, reinterpret_cast<const sockaddr*>(&address), sizeof address) == 0);
+          address = name_of(fd);
+          if (type == SOCK_STREAM) must(::listen(fd, 5) == 0);
+        }
+        must(::setsockopt(3, SOL_SOCKET, SO_REUSEPORT, &off, sizeof off) == 0);
+        must(::setsockopt(4, SOL_SOCKET, SO_REUSEPORT, &off, sizeof off) == 0);
+      });
+      captured = capture(child);
+    }
+    Restored restored(captured);
+    (*restored).apply_side_effects();
+    EXPECT_EQ(name_of(restored.fd(3)).sin_port, name_of(restored.fd(4)).sin_port);
+    for (const int fd : {3, 4}) EXPECT_EQ(option(restored.fd(fd), SOL_SOCKET, SO_REUSEPORT), 0);
+  }
+}
+
+TEST(SocketOption, FiltersAreKept) {
+  Child child([] {
+    sock_filter accept_all = BPF_STMT(BPF_RET | BPF_K, 0xffffffff);
+    const sock_fprog program{1, &accept_all};
+    must(::socket(AF_INET, SOCK_DGRAM, 0) == 3);
+    must(::setsockopt(3, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) == 0);
+    const int on = 1;
+    must(::setsockopt(3, SOL_SOCKET, SO_LOCK_FILTER, &on, sizeof on) == 0);
+  });
+  EXPECT_TRUE(check(child).empty());
+  const Captured captured = capture(child);
+  Restored restored(captured);
+  socklen_t instructions = 0;
+  EXPECT_EQ(::getsockopt(restored.fd(3), SOL_SOCKET, SO_GET_FILTER, nullptr, &instructions), 0);
+  EXPECT_EQ(instructions, 1u);
+  EXPECT_EQ(option(restored.fd(3), SOL_SOCKET, SO_LOCK_FILTER), 1);
 }
 
 }  // namespace
