@@ -151,7 +151,7 @@ void shut(const pb::UnixSocket& socket, int fd) {
 // A path in the way may only be the socket of a program that has ended: nobody answers there.
 void check_free(const pb::OpenFile& file, const UnixAddress& address, const std::string& name) {
   struct stat status {};
-  if (name[0] == '/') {
+  if (name[0] != '\0') {
     if (::lstat(name.c_str(), &status) != 0) {
       if (errno == ENOENT) return;
       throw_errno("cannot look at {}", name);

@@ -348,6 +348,7 @@ TEST(UnixSocket, PathsThatAreGoneTakenOrRelative) {
       must(::rmdir((dir / "gone").c_str()) == 0);
       must(::chdir(dir.path().c_str()) == 0 && bound(SOCK_STREAM, "relative") == 6 && ::listen(6, 5) == 0);
       must(bound(SOCK_DGRAM, dir / "a") == 7 && connected(SOCK_DGRAM, dir / "a") == 8);
+      must(connected(SOCK_STREAM, "relative") == 9 && ::accept(6, nullptr, nullptr) == 10);
     });
     EXPECT_TRUE(check(child).empty());
     captured = capture(child);
@@ -364,6 +365,7 @@ TEST(UnixSocket, PathsThatAreGoneTakenOrRelative) {
   EXPECT_EQ(name_of(restored.fd(5)), gone);
   EXPECT_FALSE(std::filesystem::exists(dir / "gone"));
   EXPECT_EQ(name_of(restored.fd(6)), "relative");
+  EXPECT_EQ(name_of(restored.fd(9), true), "relative");
   EXPECT_TRUE(UniqueFd(connected(SOCK_STREAM, dir / "relative")));
 }
 
