@@ -96,17 +96,19 @@ std::vector<std::string> make_directories(RemoteProcess& remote, const std::stri
 // A directory that had been removed is one again, which the process alone has. One that has been removed since is made
 // again, empty.
 void enter_directory(RemoteProcess& remote, const pb::Process& state) {
-  int64_t result = state.cwd_removed() ? -ENOENT : path_call(remote, SYS_chdir, state.cwd());
+  const bool removed = state.cwd_removed();
+  int64_t result = removed ? -ENOENT : path_call(remote, SYS_chdir, state.cwd());
   const std::string own = fmt::format(".icp-{}", state.pid());  // another directory may have the name now
-  const std::string first = state.cwd_removed() ? state.cwd() + own : state.cwd();
-  for (const std::string& path : {first, "/tmp/" + own}) {
-    if (result != -ENOENT && (!state.cwd_removed() || result == 0)) break;
-    if (path != first && !state.cwd_removed()) break;
+  std::vector<std::string> paths{state.cwd()};
+  if (removed) paths.insert(paths.end(), {state.cwd() + own, "/tmp/" + own});
+  for (const std::string& path : paths) {
+    if (result != -ENOENT) break;
     const std::vector<std::string> made = make_directories(remote, path);
-    result = path_call(remote, SYS_chdir, path);
-    if (result == 0 && !state.cwd_removed())
-      spdlog::info("the working directory {} of process {} is gone: made again", state.cwd(), state.pid());
-    if (state.cwd_removed())
+    const bool new_one = !made.empty() && made.back() == path;
+    if (new_one) result = path_call(remote, SYS_chdir, path);
+    if (new_one && !removed)
+      spdlog::info("the working directory {} of process {} is gone: made again", path, state.pid());
+    if (removed)
       for (auto directory = made.rbegin(); directory != made.rend(); ++directory)
         path_call(remote, SYS_rmdir, *directory);
   }
