@@ -57,16 +57,27 @@ void compare_tables(const ProcessRef& process, pid_t tid, Findings& findings) {
   }
 }
 
-void compare_namespaces(const ProcessRef& process, pid_t tid, Findings& findings) {
-  for (const char* name : {"mnt", "net", "uts", "ipc", "pid", "user", "cgroup", "time"}) {
+constexpr std::array kNamespaces = {"mnt", "net", "uts", "ipc", "pid", "user", "cgroup", "time"};
+using Namespaces = std::array<std::string, kNamespaces.size()>;  // empty: none, in this kernel or any more
+
+Namespaces namespaces_of(pid_t pid, const std::string& below) {
+  Namespaces links;
+  for (size_t i = 0; i < kNamespaces.size(); ++i) {
     try {
-      const std::string own = read_proc_link(process.pid, fmt::format("task/{}/ns/{}", tid, name));
-      if (own == read_proc_link(process.pid, fmt::format("ns/{}", name))) continue;
+      links[i] = read_proc_link(pid, fmt::format("{}ns/{}", below, kNamespaces[i]));
     } catch (const Error& error) {
-      if (error.kind() == ErrorKind::kGone) continue;  // the thread, or such namespaces in this kernel
-      throw;
+      if (error.kind() != ErrorKind::kGone) throw;
     }
-    findings.push_back({process.pid, process.comm, thread_name(tid), fmt::format("is in another {} namespace", name),
+  }
+  return links;
+}
+
+void compare_namespaces(const ProcessRef& process, pid_t tid, const Namespaces& leader, Findings& findings) {
+  const Namespaces own = namespaces_of(process.pid, fmt::format("task/{}/", tid));
+  for (size_t i = 0; i < kNamespaces.size(); ++i) {
+    if (own[i] == leader[i] || own[i].empty() || leader[i].empty()) continue;
+    findings.push_back({process.pid, process.comm, thread_name(tid),
+                        fmt::format("is in another {} namespace", kNamespaces[i]),
                         "do without unshare(2) and setns(2) in threads"});
   }
 }
@@ -90,13 +101,15 @@ bool read_thread(pid_t pid, pid_t tid, ProcStatus& status) {
   }
 }
 
-void check_thread(const ProcessRef& process, pid_t tid, const ProcStatus& leader, bool namespaces, Findings& findings) {
+// `namespaces`: the leader's; null: the thread can have no others.
+void check_thread(const ProcessRef& process, pid_t tid, const ProcStatus& leader, const Namespaces* namespaces,
+                  Findings& findings) {
   ProcStatus own;
   if (!read_thread(process.pid, tid, own)) return;
   check_seccomp(process, tid, own, findings);
   compare_ids(process, tid, leader, own, findings);
   compare_tables(process, tid, findings);
-  if (namespaces) compare_namespaces(process, tid, findings);
+  if (namespaces != nullptr) compare_namespaces(process, tid, *namespaces, findings);
 }
 
 // Calls from anywhere but one range become SIGSYS.
@@ -112,8 +125,9 @@ void check_user_dispatch(const ProcessRef& process, pid_t tid, Findings& finding
 
 void check_thread_states(const ProcessRef& process, const ProcStatus& leader, Findings& findings) {
   const size_t before = findings.size();
+  const Namespaces namespaces = namespaces_of(process.pid, "");
   for (const pid_t tid : list_proc_numbers(process.pid, "task")) {
-    if (tid != process.pid) check_thread(process, tid, leader, true, findings);
+    if (tid != process.pid) check_thread(process, tid, leader, &namespaces, findings);
     if (findings.size() >= before + kMostFindings) return;
   }
 }
@@ -123,9 +137,11 @@ void check_stopped_threads(const StoppedProcess& process) {
   check_seccomp(process.ref, process.ref.pid, process.status, findings);
   // Only a privileged thread has namespaces of its own, or with a user namespace of its own, which a thread cannot get.
   const bool privileged = process.status.cap_prm != 0;
+  const Namespaces namespaces = privileged ? namespaces_of(process.ref.pid, "") : Namespaces();
   for (const Tracee& thread : process.threads) {
     if (!findings.empty()) break;
-    if (thread.tid() != process.ref.pid) check_thread(process.ref, thread.tid(), process.status, privileged, findings);
+    if (thread.tid() != process.ref.pid)
+      check_thread(process.ref, thread.tid(), process.status, privileged ? &namespaces : nullptr, findings);
     check_user_dispatch(process.ref, thread.tid(), findings);
   }
   if (!findings.empty()) throw Error(ErrorKind::kRefused, to_sentence(findings.front()));

@@ -22,6 +22,7 @@
 #include "engine/image/image_dir.h"
 #include "engine/image/page_store.h"
 #include "engine/memory/memory_capture.h"
+#include "engine/memory/shared_pages.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/sysv/sysv_ipc.h"
 #include "engine/trace/remote_addr.h"
@@ -261,7 +262,8 @@ class CaptureRig {
     std::map<uint32_t, std::map<uint64_t, std::vector<std::byte>>> objects;
     for (const pb::MemoryObject& object : capsule.objects()) objects[object.id()] = read_store(reader, object.index());
     for (const Reference& reference : references_) {
-      const auto store = read_store(reader, reference.process->memory().index());
+      PageContents store = read_store(reader, reference.process->memory().index());
+      add_shared_pages(reader, reference.process->memory(), store);
       uint64_t described = 0;
       for (int i = 0; i < reference.process->memory().mappings_size(); ++i) {
         const pb::Mapping& mapping = reference.process->memory().mappings(i);
@@ -270,6 +272,19 @@ class CaptureRig {
         compare_mapping(mapping, reference.mappings[static_cast<size_t>(i)], store, objects);
       }
       if (described != store.size()) note("the store holds pages outside of all mappings");
+    }
+  }
+
+  // What the process shares with relatives.
+  void add_shared_pages(const VersionReader& reader, const pb::AddressSpace& memory, PageContents& store) {
+    if (memory.shared_index().empty()) return;
+    const PageContents family = read_store(reader, memory.shared_index());
+    for (const Range& range : shared_pages_of(memory)) {
+      for (uint64_t at = range.start; at < range.end; at += kPageSize) {
+        const auto page = family.find(at);
+        if (page == family.end()) return note(fmt::format("shared page {:x} is not in its store", at));
+        if (!store.insert(*page).second) return note(fmt::format("page {:x} is in two stores", at));
+      }
     }
   }
 
