@@ -2,6 +2,7 @@
 #include "spank/step.h"
 
 #include <fcntl.h>
+#include <signal.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
@@ -170,6 +171,24 @@ int become_proxy(const std::string& proxy, const std::string& pmi) {
   return -1;
 }
 
+// The program runs in a child, and this process, which Slurm knows, ends as it does: SIGTERM of Slurm's comes to this
+// one alone, so that a version can be taken of a program that knows nothing of it. Returns in the child; in this
+// process only when it could not be done.
+void become_guard(const std::string& proxy) {
+  const pid_t child = ::fork();
+  if (child <= 0) return;
+  const int socket = agent.task_socket();
+  protocol::send_packet(socket, Packet(protocol::kGuards).set_number("child", child));
+  ::fcntl(socket, F_SETFD, 0);
+  const std::string number = std::to_string(socket), of = std::to_string(child);
+  const char* const argv[] = {"icp-proxy", number.c_str(), "guard", of.c_str(), nullptr};
+  const char* const envp[] = {"PATH=/usr/bin:/bin", nullptr};
+  ::execve(proxy.c_str(), const_cast<char* const*>(argv), const_cast<char* const*>(envp));
+  put_line("cannot execute " + proxy + ": " + std::strerror(errno));
+  ::kill(child, SIGKILL);
+  ::_exit(1);
+}
+
 // What the agent, with its user's rights, cannot see before the exec: the process still counts as root's then.
 void describe_stream(Packet& ready, const std::string& name, int fd) {
   struct stat stream {};
@@ -204,6 +223,7 @@ int start_task(spank_t handle) {
     answer = agent.announce(ready, kAnswerTimeout);
     if (answer.type == protocol::kRun) {
       if (const std::string text = answer.get("text"); !text.empty()) put_line(text);
+      if (const std::string guard = answer.get("guard"); !guard.empty()) become_guard(guard);
       return 0;
     }
     if (answer.type == protocol::kRestart) return become_proxy(answer.get("proxy"), pmi);

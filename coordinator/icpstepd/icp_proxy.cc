@@ -1,4 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
+// icp-proxy SOCKET guard PID: the parent of a task's program, which ends as that ends, and asks icpstepd for a version
+// before it hands SIGTERM on.
 // icp-proxy SOCKET [PMI_FD]: stands in for a restored task. Slurm knows this process: it lends its standard streams,
 // and ends as the restored task ended. It runs as the job's user and has no rights that the task would not have.
 #include <fcntl.h>
@@ -12,6 +14,7 @@
 #include <unistd.h>
 
 #include <cstdlib>
+#include <cstring>
 #include <string>
 
 #include "coordinator/protocol/packet.h"
@@ -115,16 +118,56 @@ int serve(int socket, int signals) {
   }
 }
 
+// Without icpstepd all signals go straight on.
+[[noreturn]] void guard(int socket, int signals, pid_t child) {
+  const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
+  ::dup2(null, STDIN_FILENO);  // who waits for the end of these must not wait for us
+  ::dup2(null, STDOUT_FILENO);
+  constexpr int kMostFds = 1024;
+  for (int fd = STDERR_FILENO + 1; fd < kMostFds; fd++)
+    if (fd != socket && fd != signals) ::close(fd);
+  bool served = true, asked = false, answered = false;
+  while (true) {
+    int status = 0;  // it may have ended before signals were caught
+    while (::waitpid(child, &status, WNOHANG) == child)
+      if (WIFEXITED(status) || WIFSIGNALED(status)) end_like(status);
+    pollfd entries[] = {{signals, POLLIN, 0}, {served ? socket : -1, POLLIN, 0}};
+    if (::poll(entries, 2, -1) < 0) continue;
+    signalfd_siginfo info{};
+    while (::read(signals, &info, sizeof info) == sizeof info) {
+      const int signal = static_cast<int>(info.ssi_signo);
+      if (signal == SIGCHLD) continue;
+      // Slurm sends several: one is handed on when the version is there, SIGKILL comes if that takes too long.
+      if (signal == SIGTERM && asked) continue;
+      if (signal == SIGTERM && served && !answered)
+        asked = send_packet(socket, Packet(kSignal).set_number("signal", signal));
+      if (!asked || signal != SIGTERM) ::kill(child, signal);
+    }
+    if ((entries[1].revents) == 0) continue;
+    Packet packet;
+    const Received got = receive_packet(socket, packet, 0);
+    packet.close_fds();
+    const bool answer = got == Received::kPacket && packet.type == kSignal;
+    if (got == Received::kClosed || got == Received::kBroken) served = false;
+    if (!asked || (served && !answer)) continue;
+    ::kill(child, SIGTERM);
+    answered = true;
+    asked = false;
+  }
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
-  if (argc != 2 && argc != 3) {
+  const bool guards = argc == 4 && std::strcmp(argv[2], "guard") == 0;
+  if (argc != 2 && argc != 3 && !guards) {
     put_line("icp-proxy is started by slurmstepd, see spank_icp(8)");
     return 2;
   }
   const int socket = std::atoi(argv[1]);
   ::fcntl(socket, F_SETFD, FD_CLOEXEC);
   const int signals = catch_signals();
+  if (guards) guard(socket, signals, std::atoi(argv[3]));
   if (!lend_streams(socket, argc == 3 ? std::atoi(argv[2]) : -1)) {
     put_line("slurm-icp: cannot restart: icpstepd has ended");
     return 1;

@@ -35,6 +35,14 @@ StreamId stream_in(const Packet& packet, const std::string& name) {
   return {number("dev"), number("ino"), static_cast<uint32_t>(number("mode")), number("rdev")};
 }
 
+// It lies beside this program.
+std::string proxy_path() {
+  std::string self(4096, '\0');
+  const ssize_t length = ::readlink("/proc/self/exe", self.data(), self.size());
+  self.resize(length > 0 ? static_cast<size_t>(length) : 0);
+  return self.substr(0, self.rfind('/') + 1) + "icp-proxy";
+}
+
 // Empty when it has ended.
 std::string processors_of(pid_t pid) {
   cpu_set_t cpus;
@@ -54,6 +62,7 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
       ready_(io_, tasks.release()),
       timer_(io_),
       watch_timer_(io_),
+      hold_timer_(io_),
       signals_(io_, SIGTERM, SIGINT, SIGHUP),
       notices_([this](const std::string& line, bool complaint) {
         tell_user(line);
@@ -188,7 +197,7 @@ void StepAgent::finish(bool goodbye) {
   const bool all_well = !tasks_.empty() && tasks_.size() == facts_.local_tasks &&
                         std::all_of(tasks_.begin(), tasks_.end(),
                                     [](const auto& entry) { return entry.second.status == std::optional<int>(0); });
-  if (goodbye && all_well && !image_.empty() && !facts_.interval.empty() && !capsule_agents_) {
+  if (goodbye && all_well && !terminated_ && !image_.empty() && !facts_.interval.empty() && !capsule_agents_) {
     mark_completed(image_, facts_);
   }
   spdlog::info("end of the step{}", goodbye ? "" : ": slurmstepd is gone");
@@ -276,15 +285,19 @@ void StepAgent::answer(Task& task) {
   }
   if (plan_->kind == StartPlan::kRestart) {
     packet = Packet(protocol::kRestart);
-    std::string self(4096, '\0');
-    const ssize_t length = ::readlink("/proc/self/exe", self.data(), self.size());
-    self.resize(length > 0 ? static_cast<size_t>(length) : 0);
-    packet.set("proxy", self.substr(0, self.rfind('/') + 1) + "icp-proxy");
+    packet.set("proxy", proxy_path());
     task.state = Task::kProxy;
   } else {
     packet = Packet(protocol::kRun);
     const bool first = task.rank == tasks_.begin()->first;
     if (first && asked() && !plan_->text.empty()) packet.set("text", "step " + step() + ": " + plan_->text);
+    if (wants_guards()) {
+      // Elsewhere SIGTERM reaches the program, too.
+      const bool guarded = signalled_by_slurm(task.pid, facts_.slurm_conf) == Signalled::kTask;
+      if (guarded) packet.set("guard", proxy_path());
+      if (!guarded && task.rank == tasks_.begin()->first)
+        packet.set("text", "step " + step() + ": no version before SIGTERM: that needs proctrack/cgroup");
+    }
     task.state = Task::kStarting;
   }
   protocol::send_packet(task.socket->native_handle(), packet);
@@ -311,11 +324,82 @@ void StepAgent::on_task_socket(Task& task) {
     return;
   }
   packet.close_fds();
+  if (got == Received::kPacket) {
+    on_guard(task, packet);
+    if (task.socket) watch(*task.socket, [this, &task] { on_task_socket(task); });
+    return;
+  }
   task.socket.reset();
   if (task.state == Task::kProxy) return on_proxy_gone(task);
   // Closed at exec: the task runs its own program (or has ended, which slurmstepd will say).
   if (task.state == Task::kStarting) task.state = Task::kRunning;
   begin_versions_when_all_run();
+}
+
+// ---- guards ------------------------------------------------------------------------------------
+
+// What is taken before SIGTERM is a version of this node alone.
+bool StepAgent::wants_guards() const {
+  return (has_moment(moments_, kPreempt) || has_moment(moments_, kCancel)) && !several_capsules() && problem_.empty() &&
+         !(facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever);
+}
+
+bool StepAgent::is_guard(pid_t pid) const {
+  return std::any_of(tasks_.begin(), tasks_.end(),
+                     [pid](const auto& entry) { return entry.second.child != 0 && entry.second.pid == pid; });
+}
+
+void StepAgent::on_guard(Task& task, const Packet& packet) {
+  const auto child = packet.number("child");
+  if (packet.type == protocol::kGuards && child && *child > 1 && *child <= INT32_MAX && task.child == 0) {
+    try {
+      if (ProcStat::read(static_cast<pid_t>(*child)).ppid == task.pid) task.child = static_cast<pid_t>(*child);
+    } catch (const Error&) {
+      // It has ended, and so will the task.
+    }
+    if (task.state == Task::kStarting) task.state = Task::kRunning;
+    return begin_versions_when_all_run();
+  }
+  if (packet.type != protocol::kSignal || packet.number("signal") != std::optional<int64_t>(SIGTERM)) return;
+  version_before_end();
+  if (hold_term()) return;
+  protocol::send_packet(task.socket->native_handle(), Packet(protocol::kSignal).set_number("signal", SIGTERM));
+}
+
+// A preempted job is requeued when its GraceTime is over, if it still runs then: one whose program ended at SIGTERM
+// would be taken for done. Who sent SIGTERM for something else and sends no SIGKILL waits that long.
+bool StepAgent::hold_term() {
+  constexpr std::chrono::minutes kHold{5};
+  if (!terminated_ || !has_moment(moments_, kPreempt)) return false;
+  hold_timer_.expires_after(kHold);
+  hold_timer_.async_wait([this](boost::system::error_code error) {
+    if (!error) hand_on_term();
+  });
+  return true;
+}
+
+void StepAgent::hand_on_term() {
+  for (auto& [rank, task] : tasks_) {
+    if (task.socket && task.child != 0)
+      protocol::send_packet(task.socket->native_handle(), Packet(protocol::kSignal).set_number("signal", SIGTERM));
+  }
+  if (!capsule_) return;
+  for (const TaskRoot& root : capsule_->roots()) ::kill(root.pid, SIGTERM);
+}
+
+// Once for all tasks: each gets its SIGTERM then.
+void StepAgent::version_before_end() {
+  if (terminated_ || !versions_.begun() || versions_.left_to_steps()) return;
+  const auto before = highest_versions(image_, facts_).second;
+  constexpr int kTries = 3;
+  for (int tries = 0; tries < kTries && versions_.take(); tries++) {
+  }
+  const auto taken = highest_versions(image_, facts_).second;
+  if (taken == before) return;
+  terminated_ = true;
+  mark_vacated(image_, identity_of(facts_), image_);
+  if (link_) link_->set_hello(hello());
+  notices_.say(fmt::format("slurm-icp: step {}: version {} was taken when SIGTERM came", step(), taken));
 }
 
 // ---- versions ----------------------------------------------------------------------------------
@@ -334,7 +418,7 @@ void StepAgent::begin_versions_when_all_run() {
   std::vector<TaskRoot> roots;
   for (const auto& [rank, task] : tasks_) {
     if (task.state == Task::kForked || task.state == Task::kStarting) return;
-    if (task.state == Task::kRunning) roots.push_back({task.pid, rank});
+    if (task.state == Task::kRunning) roots.push_back({task.root(), rank});
   }
   if (roots.empty()) return;
   try {
@@ -360,7 +444,10 @@ void StepAgent::begin_versions_when_all_run() {
 std::vector<pid_t> StepAgent::orphans() const {
   for (const auto& [rank, task] : tasks_) {
     try {
-      if (task.state == Task::kRunning) return step_processes(task.pid);
+      if (task.state != Task::kRunning) continue;
+      std::vector<pid_t> pids = step_processes(task.pid);
+      std::erase_if(pids, [this](pid_t pid) { return is_guard(pid); });
+      return pids;
     } catch (const Error&) {
       continue;  // it has ended
     }
@@ -448,7 +535,7 @@ void StepAgent::join_network(SessionConfig& config) {
 pid_t StepAgent::some_process() const {
   if (capsule_) return capsule_->init_pid();
   for (const auto& [rank, task] : tasks_)
-    if (task.state == Task::kRunning && task.pid > 0) return task.pid;
+    if (task.state == Task::kRunning && task.pid > 0) return task.root();
   return 0;
 }
 

@@ -47,7 +47,9 @@ class StepAgent {
     enum State { kForked, kStarting, kRunning, kProxy, kEnded };
     State state = kForked;
     int rank = 0;
-    pid_t pid = 0;  // as slurmstepd says
+    pid_t pid = 0;    // as slurmstepd says
+    pid_t child = 0;  // of a guard: the program
+    pid_t root() const { return child != 0 ? child : pid; }
     std::array<StreamId, 3> streams;
     StreamId pmi;
     std::string cpus;  // a cpu_set_t, as the task was started with
@@ -65,6 +67,12 @@ class StepAgent {
   void take_names(size_t tasks);
   void on_ready();
   void on_task_socket(Task& task);
+  void on_guard(Task& task, const protocol::Packet& packet);
+  bool wants_guards() const;
+  bool is_guard(pid_t pid) const;
+  void version_before_end();
+  bool hold_term();
+  void hand_on_term();
   void on_proxy(Task& task, protocol::Packet& packet);
   void on_proxy_gone(Task& task);
   void on_capsule();
@@ -116,7 +124,7 @@ class StepAgent {
   std::string problem_;
   boost::asio::io_context io_{1};
   Socket control_, ready_;
-  boost::asio::steady_timer timer_, watch_timer_;
+  boost::asio::steady_timer timer_, watch_timer_, hold_timer_;
   boost::asio::signal_set signals_;
   std::map<int, Task> tasks_;  // by rank
   Notices notices_;
@@ -135,6 +143,7 @@ class StepAgent {
   std::unique_ptr<CoordinatorLink> link_;      // none without a coordinator
   std::chrono::steady_clock::time_point link_since_;
   int without_steps_ = 0;                // how often no srun of the batch script was found
+  bool terminated_ = false;              // by Slurm, and a version taken of that moment
   bool charged_ = false;                 // the agent's memory, to the step
   bool absence_told_ = false;            // of the coordinator, to the user
   std::optional<IpcReport> ipc_report_;  // none without one, or if objects are not the job's alone

@@ -6,6 +6,7 @@
 
 #include <set>
 
+#include "coordinator/checkpoint_moments.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/step_agent.h"
 #include "engine/base/procfs.h"
@@ -136,6 +137,11 @@ void StepAgent::on_proxy(Task& task, Packet& packet) {
   packet.close_fds();
   const auto signal = packet.number("signal");
   if (packet.type != protocol::kSignal || !signal || *signal < 1 || *signal >= NSIG || !capsule_) return;
+  const bool last = has_moment(moments_, kPreempt) || has_moment(moments_, kCancel);
+  if (*signal == SIGTERM && last && !several_capsules()) {
+    version_before_end();
+    if (hold_term()) return;
+  }
   for (const TaskRoot& root : capsule_->roots()) {
     if (root.rank != task.rank) continue;
     if (signalled_ == Signalled::kTree) {

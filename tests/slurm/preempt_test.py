@@ -1,0 +1,115 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Versions when Slurm ends a job: --checkpoint-on=preempt,cancel. The process Slurm knows is a guard then."""
+
+import signal
+
+import harness
+from jobcase import JobCase
+
+# Counts into a file of its own, and says every tenth number. What srun has on its way when it is killed is lost.
+COUNT = ("perl -e '$| = 1; open F, qq(>>count.$ENV{{SLURM_JOB_ID}}.$ENV{{SLURM_PROCID}}); F->autoflush(1); "
+         "for my $i (1 .. {}) {{ print F qq($i\\n); print qq($i\\n) if $i % 10 == 0; "
+         "select undef, undef, undef, 0.1 }}'")
+# Ends with status 3 when it is told to end.
+POLITE = ["perl", "-e", "$| = 1; $SIG{TERM} = sub { print qq(told to end\\n); exit 3 }; $SIG{USR1} = sub { print qq(usr1\\n) };"
+          "for (1 .. 300) { print qq($_\\n); select undef, undef, undef, 0.1 }"]
+
+
+class Preempted(JobCase):
+    def check_count(self, job, last, tasks=1):
+        for rank in range(tasks):
+            counted = self.text(f"count.{job}.{rank}").split()
+            self.assertEqual(counted, [str(i) for i in range(1, last + 1)], self.output(job))
+
+    def check_goes_on(self, script, counts=True):
+        job = self.submit(script, "--checkpoint-on=preempt")
+        self.wait_text(f"job-{job}.out", r"(^|\n)20\n")
+        self.cluster.run(["scontrol", "requeue", job])
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+        self.assertIn("restarted from version 1", self.output(job))
+        if counts:
+            self.check_count(job, 60)
+        return self.output(job)
+
+    def test_a_requeued_job_loses_nothing(self):
+        self.assertIn("end 0", self.check_goes_on(f"srun {COUNT.format(60)}; echo end $?"))
+
+    def test_a_shell_with_children(self):
+        text = self.check_goes_on("srun bash -c 'for i in $(seq 60); do echo $i; perl -e \"select undef, undef, undef, "
+                                  "0.1\"; done'", counts=False)
+        self.assertEqual(text.split()[-1], "60")
+
+    def test_a_script_without_steps(self):
+        self.check_goes_on(COUNT.format(60))
+
+    def test_twice(self):
+        job = self.submit(f"srun {COUNT.format(90)}; echo end $?", "--checkpoint-on=preempt")
+        for number in (20, 50):
+            self.wait_text(f"job-{job}.out", rf"(^|\n){number}\n", 60)
+            self.cluster.run(["scontrol", "requeue", job])
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+        self.check_count(job, 90)
+        self.assertIn("restarted from version 2", self.output(job))
+
+
+class ByPartition(Preempted):
+    options = {"cpus": 2,
+               "extra_conf": "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n"
+                             "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF\n"
+                             "PartitionName=low Nodes=ALL PriorityTier=1\n"
+                             "PartitionName=grace Nodes=ALL PriorityTier=1 GraceTime=5\n"}
+
+    def test_a_preempted_job_loses_nothing(self):
+        for partition in ("low", "grace"):
+            job = self.submit(f"srun {COUNT.format(60)}; echo end $?", "-n2", "-p", partition, "--checkpoint-on=preempt")
+            self.wait_text(f"job-{job}.out", r"\n20\n")
+            self.sh(["srun", "-p", "high", "-n2", "sleep", "1"], timeout=60)
+            self.assertEqual(self.wait_job(job, timeout=120), "COMPLETED", self.output(job))
+            self.assertIn("restarted from version 1", self.output(job))
+            self.check_count(job, 60, 2)
+            self.assertIn("end 0", self.output(job))
+
+
+class Guarded(JobCase):
+    def test_the_program_gets_the_signal_after_the_version(self):
+        srun, job = self.start_srun("--checkpoint-on=cancel", *POLITE)
+        self.wait_text("srun.out", r"\n10\n")
+        self.sh(["scancel", "-s", "USR1", f"{job}.0"])
+        self.wait_text("srun.out", "usr1")
+        self.sh(["scancel", job])
+        srun.wait(30)
+        text = self.text("srun.out")
+        self.assertIn("told to end", text)
+        self.assertEqual(self.versions(f"{job}.0"), [1])
+        again = self.start(["srun", f"--restart-dir={job}.0", "none"], "again.out")
+        self.wait_text("again.out", r"\n\d+\n")
+        again.terminate()
+        again.wait(30)
+
+    def test_ends_pass_through(self):
+        for program, status in (("exit 7", 7), ("kill -SEGV $$", 128 + signal.SIGSEGV), ("true", 0)):
+            result = self.srun("--checkpoint-on=cancel", "sh", "-c", program)
+            self.assertEqual(result.returncode, status, result.stderr)
+        result = self.sh("echo some input | srun --checkpoint-on=cancel cat", timeout=60)
+        self.assertEqual(result.stdout, "some input\n")
+        result = self.srun("--checkpoint-on=cancel", "-n2", "no-such-program")
+        self.assertEqual(result.returncode, 2, result.stderr)
+
+    def test_nothing_is_left_of_a_killed_step(self):
+        srun, job = self.start_srun("--checkpoint-on=cancel", "sleep", "600")
+        self.sh(["scancel", "-s", "KILL", job])
+        srun.wait(30)
+        self.wait_for(lambda: not self.step_pids(job), 20, "the end of all processes")
+
+
+class LinuxProc(JobCase):
+    options = {"proctrack": "linuxproc"}
+
+    def test_what_is_reduced_is_said(self):
+        result = self.srun("--checkpoint-on=preempt", "sh", "-c", "exit 7")
+        self.assertEqual(result.returncode, 7)
+        self.assertIn("no version before SIGTERM: that needs proctrack/cgroup", result.stderr)
+
+
+if __name__ == "__main__":
+    harness.main()
