@@ -11,16 +11,19 @@
 
 #include <algorithm>
 #include <cstdio>
+#include <optional>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 #include "engine/broker/broker.h"
 #include "engine/files/file_table.h"
+#include "engine/files/pty_restore.h"
 #include "engine/memory/host_facts.h"
 #include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_restore.h"
 #include "engine/process/scheduling.h"
 #include "engine/restore/process_restore.h"
+#include "engine/restore/terminal_restore.h"
 #include "engine/restore/tree_builder.h"
 #include "engine/session.h"
 #include "engine/session_impl.h"
@@ -125,7 +128,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                   const pb::Capsule& capsule) {
   const std::vector<TreeStep> steps = plan_tree(capsule);
   TreeBuilder builder(options.init_path.empty() ? default_init_program() : options.init_path, options.like,
-                      options.identity);
+                      options.identity, pty_number_taken(capsule));
   const std::shared_ptr<IpcAccess> ipc = broker().open_ipc(builder.init_pid());
   const UniqueFd root = builder.root();
   const UniqueFd null_fd(::open("/dev/null", O_RDWR | O_CLOEXEC));
@@ -144,6 +147,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .lazy = lazy.get()});
   memory_restore.check();
   memory_restore.create_objects();
+  std::optional<TerminalRestore> terminals;
   FileRestore files(capsule, {.identity = options.identity,
                               .root_fd = root.get(),
                               .changed = options.changed,
@@ -153,12 +157,17 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                               .open_object = [&](uint32_t object,
                                                  uint32_t flags) { return memory_restore.open_object(object, flags); },
                               .network = options.network,
-                              .remade = memory_restore.remade()});
-  files.create();
-
+                              .remade = memory_restore.remade(),
+                              .open_controlling = [&](const pb::OpenFile& file) { return terminals->open(file); }});
+  files.create_terminals();
+  terminals.emplace(capsule, builder, files, streams);
   memory_restore.plan_sharing(steps);
-  builder.build(capsule, steps, [&](uint32_t pid, RemoteProcess& remote) { memory_restore.seed(pid, remote); });
+  builder.build(
+      capsule, steps, [&](uint32_t pid, RemoteProcess& remote) { memory_restore.seed(pid, remote); },
+      [&](uint32_t pid) { terminals->take(pid); });
   memory_restore.end_seeding(builder.init());
+  terminals->settle();
+  files.create();
   builder.end_helpers(steps);  // while their parents, who wait for them, still run
   for (const pb::Process& process : capsule.processes())
     if (process.state() == pb::Process::ZOMBIE)
@@ -221,6 +230,7 @@ void RestoredCapsule::Impl::finish_all(std::vector<std::unique_ptr<ProcessRestor
   init_start = ProcStat::read(init_pid).start_time_ticks;
   channel = builder.release();
   for (auto& process : processes) process->run();
+  for (auto& process : processes) process->tell_size();
 }
 
 RestoredCapsule RestoredCapsule::restore(const RestoreOptions& options) {

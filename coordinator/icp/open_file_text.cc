@@ -73,6 +73,21 @@ std::string describe_timer(const pb::TimerFd& timer) {
   return timer.interval_ns() == 0 ? text : text + fmt::format(", every {}", human_time(timer.interval_ns()));
 }
 
+std::string describe_pty(const pb::PtyMaster& master) {
+  uint64_t typed = 0;
+  for (const pb::PtyInput& line : master.input()) typed += line.text().size();
+  return fmt::format("master of /dev/pts/{}, {} x {}, {} bytes to the program, {} from it", master.number(),
+                     master.columns(), master.rows(), typed, master.output().size());
+}
+
+std::string describe_pty(const pb::PtySlave& slave) {
+  if (slave.hung_up()) return "terminal that has been hung up";
+  const std::string name = slave.controlling() ? "/dev/tty, " : "";
+  if (slave.has_outer())
+    return name + fmt::format("standard stream {} of task {}", slave.outer().fd(), slave.outer().rank());
+  return name + fmt::format("/dev/pts/{}", slave.number());
+}
+
 }  // namespace
 
 std::string kind_of(const pb::OpenFile& file) {
@@ -107,6 +122,13 @@ std::string kind_of(const pb::OpenFile& file) {
       return "pidfd";
     case pb::OpenFile::kLink:
       return "symbolic link";
+    case pb::OpenFile::kPtyMaster:
+    case pb::OpenFile::kPtySlave:
+      return "pseudo terminal";
+    case pb::OpenFile::kInotify:
+      return "inotify";
+    case pb::OpenFile::kPosixQueue:
+      return "message queue";
     default:
       break;
   }
@@ -153,6 +175,16 @@ std::string describe(const pb::OpenFile& file) {
       return fmt::format("pidfd of process {}", file.pidfd().pid());
     case pb::OpenFile::kLink:
       return fmt::format("{}, symbolic link", file.identity().path());
+    case pb::OpenFile::kPtyMaster:
+      return describe_pty(file.pty_master());
+    case pb::OpenFile::kPtySlave:
+      return describe_pty(file.pty_slave());
+    case pb::OpenFile::kInotify:
+      return fmt::format("inotify, {}",
+                         counted(static_cast<uint64_t>(file.inotify().watches_size()), "watch", "watches"));
+    case pb::OpenFile::kPosixQueue:
+      return fmt::format("message queue /{}, {}", file.posix_queue().name(),
+                         counted(static_cast<uint64_t>(file.posix_queue().messages_size()), "message"));
     default:
       break;
   }

@@ -6,6 +6,7 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/signalfd.h>
@@ -86,6 +87,8 @@ bool lend_streams(int socket, int pmi) {
   if (pmi >= 0 && introduce(pmi)) packet.fds.push_back(pmi);
   if (!send_packet(socket, packet)) return false;
   if (pmi >= 0) ::close(pmi);
+  // With srun --pty this process has the terminal that the restored session is to take.
+  if (::getsid(0) == ::getpid()) ::ioctl(STDIN_FILENO, TIOCNOTTY);
   // The restored processes own them now: their closing stdout must be seen by who reads it. stderr stays for lines
   // that icpstepd wants said.
   ::dup2(null, STDIN_FILENO);

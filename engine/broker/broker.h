@@ -35,10 +35,10 @@ class Broker {
   // Starts icp-init (`program`, or the broker's own where it is a process of its own) as pid 1 of new PID, IPC and
   // mount namespaces, as `identity` with CAP_CHECKPOINT_RESTORE, a child of the worker; in the cgroups and with the
   // limits of `like`, a process of the user's step, unless 0. The namespaces' System V limits are the host's. It finds
-  // `channel` and `carrier`, sockets, on descriptors 3 and 4. CAP_SYS_ADMIN makes namespaces, mounts /proc, and writes
-  // cgroups.
-  virtual pid_t start_init(const std::string& program, int channel, int carrier, pid_t like,
-                           const Identity& identity) = 0;
+  // `channel` and `carrier`, sockets, on descriptors 3 and 4. With `own_terminals` its /dev/pts is a new one, in which
+  // no number is taken. CAP_SYS_ADMIN makes namespaces, mounts /proc and /dev/pts, and writes cgroups.
+  virtual pid_t start_init(const std::string& program, int channel, int carrier, pid_t like, const Identity& identity,
+                           bool own_terminals) = 0;
   // System V objects in the IPC namespace of a process of the user, with the user's rights. CAP_SYS_ADMIN enters it.
   virtual std::unique_ptr<IpcAccess> open_ipc(pid_t process) = 0;
   // Who maps, forks and frees what on this machine; see there. CAP_PERFMON.
@@ -60,6 +60,9 @@ class Broker {
   virtual void widen_tcp_buffer(int socket, int option, size_t bytes) = 0;
   // Ends what is left of closed connections of the user with these ends (SOCK_DESTROY: CAP_NET_ADMIN).
   virtual void end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid) = 0;
+  // Paths, by watch descriptor, of what `fd`, an inotify instance of a process of the user, watches; hints, as far as
+  // the kernel knows them. CAP_DAC_READ_SEARCH opens a file by its handle.
+  virtual std::map<int, std::string> watched_paths(pid_t process, int fd) = 0;
   // An operation of the program that the worker is part of (BrokerOptions::more).
   virtual Message ask(uint32_t operation, Message request) = 0;
   // True when the worker is a process of its own, and root's rights are not at hand otherwise.

@@ -38,9 +38,10 @@ class Client final : public Broker {
     }
   }
 
-  pid_t start_init(const std::string&, int channel, int carrier, pid_t like, const Identity&) override {
+  pid_t start_init(const std::string&, int channel, int carrier, pid_t like, const Identity&,
+                   bool own_terminals) override {
     Message request;
-    request.put(like);
+    request.put(like).put(own_terminals);
     request.fds.push_back(copy_of(channel));
     request.fds.push_back(copy_of(carrier));
     const Message reply = say(BrokerOp::kStartInit, std::move(request));
@@ -94,6 +95,16 @@ class Client final : public Broker {
     request.put(remote.has_value());
     if (remote) put(*remote);
     say(BrokerOp::kEndLeftovers, std::move(request));
+  }
+  std::map<int, std::string> watched_paths(pid_t process, int fd) override {
+    const Message reply = say(BrokerOp::kWatchedPaths, std::move(Message().put(process).put(fd)));
+    MessageReader reader(reply);
+    std::map<int, std::string> paths;
+    for (auto left = reader.take<uint64_t>(); left > 0; --left) {
+      const int wd = reader.take<int>();
+      paths[wd] = reader.take_text();
+    }
+    return paths;
   }
   Message ask(uint32_t operation, Message request) override {
     return say(static_cast<BrokerOp>(operation), std::move(request));

@@ -30,6 +30,7 @@ enum class BrokerOp : uint32_t {
   kTcpPeek,
   kTcpWiden,
   kEndLeftovers,
+  kWatchedPaths,
   kFirstOfProgram = 100,
 };
 

@@ -16,6 +16,7 @@
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/operations.h"
 #include "engine/broker/tcp_queue.h"
+#include "engine/broker/watched_paths.h"
 #include "engine/files/inet_diag.h"
 #include "engine/sysv/ipc_namespace.h"
 
@@ -62,6 +63,8 @@ class Server {
         return tcp(operation, reader, request);
       case BrokerOp::kEndLeftovers:
         return end_leftovers(reader);
+      case BrokerOp::kWatchedPaths:
+        return watched_paths(reader);
       default:
         break;
     }
@@ -92,6 +95,7 @@ class Server {
 
   Message start_init(MessageReader& reader, const Message& request) {
     const auto like = reader.take<pid_t>();
+    const bool own_terminals = reader.take<uint8_t>() != 0;
     if (request.fds.size() != 2) throw_error(ErrorKind::kUsage, "the request needs two descriptors");
     if (like != 0 && !options_.join) throw_error(ErrorKind::kPermission, "there is no step whose cgroups to join");
     // Opened before the checks, of which the last one says that the process still is the one that was opened.
@@ -102,28 +106,58 @@ class Server {
     struct stat same {};
     if (like != 0 && (!process || ::fstatat(process.get(), "status", &same, 0) != 0))
       throw_error(ErrorKind::kGone, "process {} has ended", like);
-    const privileged::InitOrder order{program_.get(), request.fds[0].get(), request.fds[1].get(),
-                                      like,           mounts.get(),         &options_.identity,
-                                      true,           options_.join};
+    const privileged::InitOrder order{.program = program_.get(),
+                                      .channel = request.fds[0].get(),
+                                      .carrier = request.fds[1].get(),
+                                      .like = like,
+                                      .mounts = mounts.get(),
+                                      .identity = &options_.identity,
+                                      .own_terminals = own_terminals,
+                                      .sibling = true,
+                                      .join = options_.join};
     return std::move(Message().put(privileged::start_init(order)));
   }
 
-  // The process is held by its directory in /proc: the number may be another's by the time the namespace is opened.
+  // A process of the user by its directory in /proc: the number may be another's by the time it is used.
+  UniqueFd hold_own(pid_t pid) const {
+    UniqueFd process(::open(fmt::format("/proc/{}", pid).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!process) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    check_own(pid);
+    check_held(process, pid);
+    return process;
+  }
+  // The directory is still that of the process it was opened for.
+  static void check_held(const UniqueFd& process, pid_t pid) {
+    struct stat same {};
+    if (::fstatat(process.get(), "status", &same, 0) != 0) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  }
+
   Message open_ipc(MessageReader& reader) {
     const auto pid = reader.take<pid_t>();
-    const UniqueFd process(::open(fmt::format("/proc/{}", pid).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (!process) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    const UniqueFd process = hold_own(pid);
     const UniqueFd space(::openat(process.get(), "ns/ipc", O_RDONLY | O_CLOEXEC));
     if (!space) throw_error(ErrorKind::kGone, "process {} has ended", pid);
     check_own(pid);
-    struct stat same {};
-    if (::fstatat(process.get(), "status", &same, 0) != 0) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    check_held(process, pid);
     const pid_t worker = worker_;
     const auto join = [this, worker](pid_t helper) {
       if (options_.join) options_.join(helper, worker);
     };
     Message reply;
     reply.fds.push_back(privileged::start_ipc_helper(space, options_.identity, join));
+    return reply;
+  }
+
+  Message watched_paths(MessageReader& reader) {
+    const auto pid = reader.take<pid_t>();
+    const auto fd = reader.take<int>();
+    const UniqueFd process = hold_own(pid);
+    const std::map<int, std::string> paths = privileged::watched_paths(process.get(), fd);
+    check_own(pid);
+    check_held(process, pid);
+    Message reply;
+    reply.put<uint64_t>(paths.size());
+    for (const auto& [wd, path] : paths) reply.put(wd).put_text(path);
     return reply;
   }
 

@@ -6,6 +6,7 @@
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/operations.h"
 #include "engine/broker/tcp_queue.h"
+#include "engine/broker/watched_paths.h"
 #include "engine/files/inet_diag.h"
 #include "engine/sysv/ipc_namespace.h"
 
@@ -22,13 +23,13 @@ class DirectBroker final : public Broker {
  public:
   explicit DirectBroker(std::function<void(pid_t, pid_t)> join) : join_(std::move(join)) {}
 
-  pid_t start_init(const std::string& program, int channel, int carrier, pid_t like,
-                   const Identity& identity) override {
+  pid_t start_init(const std::string& program, int channel, int carrier, pid_t like, const Identity& identity,
+                   bool own_terminals) override {
     const UniqueFd file = privileged::open_program(program);
     const UniqueFd process(like != 0 ? ::open(fmt::format("/proc/{}", like).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)
                                      : -1);
     const UniqueFd mounts = process ? privileged::mounts_of(process.get()) : UniqueFd();
-    return privileged::start_init({file.get(), channel, carrier, like, mounts.get(), &identity, false, join_});
+    return privileged::start_init({file.get(), channel, carrier, like, mounts.get(), &identity, own_terminals, false, join_});
   }
   std::unique_ptr<IpcAccess> open_ipc(pid_t process) override { return IpcAccess::enter(open_ipc_namespace(process)); }
   std::unique_ptr<MachineWatch> watch_machine() override { return MachineWatch::make(); }
@@ -49,6 +50,11 @@ class DirectBroker final : public Broker {
   }
   void end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid) override {
     InetDiagSocket().end_leftovers(local, remote, uid);
+  }
+  std::map<int, std::string> watched_paths(pid_t process, int fd) override {
+    const UniqueFd directory(::open(fmt::format("/proc/{}", process).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+    if (!directory) throw_error(ErrorKind::kGone, "process {} has ended", process);
+    return privileged::watched_paths(directory.get(), fd);
   }
   Message ask(uint32_t operation, Message request) override {
     const auto found = more_.find(operation);

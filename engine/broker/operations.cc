@@ -90,6 +90,17 @@ void write_file(const std::string& path, const std::string& text) {
   ::close(fd);
 }
 
+// As Documentation/filesystems/devpts.rst has it for containers. /dev/ptmx may be a device, which finds the directory
+// beside it by itself, or something mounted there.
+bool mount_terminals() {
+  constexpr unsigned long kFlags = MS_NOSUID | MS_NOEXEC;
+  const bool mounted =
+      ::mount("devpts", "/dev/pts", "devpts", kFlags, "newinstance,ptmxmode=0666,mode=0620,gid=5") == 0;
+  if (!mounted && ::mount("devpts", "/dev/pts", "devpts", kFlags, "newinstance,ptmxmode=0666,mode=0620") != 0)
+    return false;
+  return ::mount("/dev/pts/ptmx", "/dev/ptmx", nullptr, MS_BIND, nullptr) == 0;
+}
+
 [[noreturn]] void become_init(const InitPlan& plan) {
   char byte;
   if (::read(plan.go, &byte, 1) != 1) ::_exit(1);  // given up
@@ -106,6 +117,7 @@ void write_file(const std::string& path, const std::string& text) {
   if (::mount("none", "/", nullptr, MS_REC | MS_SLAVE, nullptr) != 0) fail("make the mounts of the capsule its own");
   if (::mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC, nullptr) != 0)
     fail("mount /proc of the capsule");
+  if (plan.order.own_terminals && !mount_terminals()) fail("mount /dev/pts of the capsule");
   for (const auto& [path, text] : plan.ipc_limits) write_file(path, text);
   for (size_t i = 0; i < RLIM_NLIMITS; ++i)
     if (plan.limits.known[i]) ::setrlimit(static_cast<__rlimit_resource>(i), &plan.limits.values[i]);

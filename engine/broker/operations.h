@@ -23,6 +23,7 @@ struct InitOrder {
   pid_t like = 0;
   int mounts = -1;  // mounts_of(like), if any
   const Identity* identity = nullptr;
+  bool own_terminals = false;
   bool sibling = false;  // a child of this process's parent, which the worker is
   std::function<void(pid_t, pid_t)> join;
 };

@@ -28,16 +28,17 @@ void for_each_line(std::string_view text, Each each) {
 
 // "1: POSIX  ADVISORY  WRITE 5390 fe:00:10952857 3 7", see lock_get_status() in the kernel's fs/locks.c.
 LockLine parse_lock(std::string_view line) {
-  char kind[16] = "", access[16] = "", end[24] = "";
+  char kind[16] = "", state[16] = "", access[16] = "", end[24] = "";
   uint64_t start = 0;
   LockLine lock;
-  if (std::sscanf(std::string(line).c_str(), "%*d: %15s %*s %15s %*d %*s %" SCNu64 " %23s", kind, access, &start,
-                  end) != 4) {
+  if (std::sscanf(std::string(line).c_str(), "%*d: %15s %15s %15s %*d %*s %" SCNu64 " %23s", kind, state, access,
+                  &start, end) != 5) {
     return lock;
   }
   const std::string_view name = kind;
   if (name == "POSIX") lock.kind = LockLine::Kind::kPosix;
   if (name == "FLOCK") lock.kind = LockLine::Kind::kFlock;
+  if (name == "LEASE" && std::string_view(state) == "ACTIVE") lock.kind = LockLine::Kind::kLease;
   if (name == "OFDLCK") lock.kind = LockLine::Kind::kOfd;
   lock.type = std::string_view(access) == "WRITE" ? F_WRLCK : F_RDLCK;
   lock.start = start;

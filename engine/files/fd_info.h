@@ -12,7 +12,7 @@ namespace icp {
 
 // A "lock:" line: a lock that this descriptor's process or description holds.
 struct LockLine {
-  enum class Kind { kPosix, kFlock, kOfd, kOther };
+  enum class Kind { kPosix, kFlock, kOfd, kLease, kOther };
   Kind kind = Kind::kOther;
   int type = 0;                    // F_RDLCK or F_WRLCK
   uint64_t start = 0, length = 0;  // bytes; length 0: to the end of the file, however long it gets

@@ -26,6 +26,12 @@ struct BoundPort {
   int fd = -1;
 };
 
+// A pseudo terminal of a restore. The slave is held until the processes have it.
+struct RestoredPty {
+  int master = -1;  // RestoreContext::fds has it
+  UniqueFd slave;   // none: it has never been open
+};
+
 // What a kind works with while descriptions are made in the agent.
 class RestoreContext {
  public:
@@ -49,6 +55,7 @@ class RestoreContext {
   std::set<uint32_t> pidfds;     // made later, inside the processes
   std::set<uint32_t> signalfds;  // added to epoll sets inside the processes
   AddressMap addresses;
+  std::map<uint32_t, RestoredPty> ptys;  // by number
   std::vector<ConnectionEnd> open_ends;         // connections to other capsules
   std::vector<const pb::OpenFile*> open_files;  // the same ones
   std::vector<ConnectionEnd> other_ends;        // their other ends, known before side effects

@@ -49,7 +49,7 @@ struct flock to_flock(const pb::PosixLock& lock, const pb::OpenFile& file) {
 void check_locks(FileScan& scan, Description& description) {
   for (const FdUse& use : description.uses) {
     for (const LockLine& lock : use.locks) {
-      if (lock.kind != LockLine::Kind::kOther) continue;
+      if (lock.kind != LockLine::Kind::kOther && lock.kind != LockLine::Kind::kLease) continue;
       scan.refuse(description, fmt::format("lease or delegation on {}", description.target),
                   "give the lease up before a checkpoint");
     }
@@ -67,6 +67,8 @@ void capture_locks(Description& description, const std::vector<pb::Process*>& st
         description.message->mutable_flock()->set_type(lock.type);
       } else if (lock.kind == LockLine::Kind::kOfd) {
         fill(*description.message->add_ofd_locks(), lock);
+      } else if (lock.kind == LockLine::Kind::kLease) {
+        description.message->set_lease(lock.type);
       } else if (of_process) {
         pb::PosixLock& message = *states[use.process]->add_posix_locks();
         fill(message, lock);
@@ -86,6 +88,9 @@ void restore_locks(const pb::OpenFile& file, int fd) {
     struct flock request = to_flock(lock, file);
     if (::fcntl(fd, F_OFD_SETLK, &request) != 0) throw_taken(file, errno);
   }
+  if (!file.has_lease()) return;
+  if (file.lease() != F_RDLCK && file.lease() != F_WRLCK) throw_bad_file(file, "a lease on it is of unknown type");
+  if (::fcntl(fd, F_SETLEASE, file.lease()) != 0) throw_taken(file, errno);
 }
 
 void restore_posix_locks(RemoteProcess& remote, const pb::Process& process,

@@ -5,6 +5,8 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include <algorithm>
+
 #include "engine/base/error.h"
 #include "engine/files/file_kind.h"
 
@@ -14,7 +16,11 @@ namespace {
 // Only files that may become ready later send signals; asking the others would mean taking them over.
 bool can_have_owner(const Description& description) {
   if (description.outer || (description.info.flags & O_PATH)) return false;
-  return S_ISFIFO(description.stat.st_mode) || S_ISSOCK(description.stat.st_mode) || (description.info.flags & O_ASYNC);
+  const auto& locks = description.uses.front().locks;
+  const bool lease =
+      std::any_of(locks.begin(), locks.end(), [](const LockLine& lock) { return lock.kind == LockLine::Kind::kLease; });
+  return lease || S_ISFIFO(description.stat.st_mode) || S_ISSOCK(description.stat.st_mode) ||
+         (description.info.flags & O_ASYNC);
 }
 
 std::optional<f_owner_ex> owner_of(FileScan& scan, Description& description) {

@@ -11,6 +11,7 @@
 #include "engine/files/file_lock.h"
 #include "engine/files/file_owner.h"
 #include "engine/files/file_table.h"
+#include "engine/files/pty_restore.h"
 #include "engine/files/tcp_socket.h"
 
 namespace icp {
@@ -25,6 +26,9 @@ void set_flags(const pb::OpenFile& file, int fd) {
     case pb::OpenFile::kPipe:
       mask |= O_DIRECT | O_APPEND;
       break;
+    case pb::OpenFile::kInotify:
+    case pb::OpenFile::kPtyMaster:
+    case pb::OpenFile::kPtySlave:
     case pb::OpenFile::kEventfd:
     case pb::OpenFile::kTimerfd:
     case pb::OpenFile::kSignalfd:
@@ -58,6 +62,7 @@ struct FileRestore::Impl {
   const FileRestoreOptions options;
   RestoreContext context;
   std::map<uint32_t, const pb::OpenFile*> files;
+  bool terminals_made = false;
   std::set<uint32_t> owned;  // files whose owner is set
 };
 
@@ -94,10 +99,24 @@ FileRestore::FileRestore(const pb::Capsule& capsule, FileRestoreOptions options)
 
 FileRestore::~FileRestore() = default;
 
-void FileRestore::create() {
+void FileRestore::create_terminals() {
   impl_->index_files();
-  impl_->check_descriptors();
   raise_descriptor_limit();
+  std::vector<const pb::OpenFile*> masters;
+  for (const pb::OpenFile& file : impl_->capsule.files())
+    if (file.has_pty_master()) masters.push_back(&file);
+  create_pty_masters(impl_->context, masters);
+  impl_->terminals_made = true;
+}
+
+int FileRestore::pty_slave(uint32_t number) const {
+  const auto pty = impl_->context.ptys.find(number);
+  return pty == impl_->context.ptys.end() ? -1 : pty->second.slave.get();
+}
+
+void FileRestore::create() {
+  if (!impl_->terminals_made) create_terminals();
+  impl_->check_descriptors();
   for (const pb::MemoryObject& object : impl_->capsule.objects())
     if (object.kind() == pb::MemoryObject::MAPPED_FILE) impl_->context.mapped.emplace(object.dev(), object.ino());
   std::map<const FileKind*, std::vector<const pb::OpenFile*>> by_kind;

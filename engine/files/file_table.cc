@@ -2,6 +2,7 @@
 #include "engine/files/file_table.h"
 
 #include "engine/base/error.h"
+#include "engine/files/controlling_terminal.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/file_lock.h"
 #include "engine/files/file_owner.h"
@@ -107,6 +108,7 @@ void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb:
     capture_locks(*description, states);
     capture_owner(scan, *description, states);
   }
+  capture_controlling_terminals(scan, processes, states);
 }
 
 }  // namespace icp

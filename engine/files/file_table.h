@@ -85,6 +85,8 @@ struct FileRestoreOptions {
   NetworkRestore network;
   // Files made again because they were gone, by device and inode then: see MemoryRestore::remade().
   std::set<std::pair<uint64_t, uint64_t>> remade;
+  // A description of /dev/tty, opened by a process that has the terminal of `file`; none: there is no such process.
+  std::function<UniqueFd(const pb::OpenFile& file)> open_controlling;
 };
 
 // Makes the open file descriptions of an image in the agent; the caller sends them into the processes.
@@ -94,6 +96,10 @@ class FileRestore {
  public:
   FileRestore(const pb::Capsule& capsule, FileRestoreOptions options);
   ~FileRestore();
+  // Before create(), if wanted: the pseudo terminals, which sessions need while they are made.
+  void create_terminals();
+  // The slave of one, valid until apply_side_effects(); -1: the image has none with this number that has been open.
+  int pty_slave(uint32_t number) const;
   // Creates all; a missing or changed file throws with its path. Changes nothing outside the agent but FIFOs'
   // content: files are cut back only by apply_side_effects(). Raises the agent's soft RLIMIT_NOFILE to the hard
   // one.

@@ -1,14 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/files/outer_stream.h"
 
+#include <asm/ioctls.h>
 #include <fcntl.h>
+#include <signal.h>
+#include <sys/ioctl.h>
 #include <sys/stat.h>
 
 #include "engine/base/error.h"
 #include "engine/files/image_path.h"
+#include "engine/files/pty.h"
+#include "engine/files/pty_content.h"
 
 namespace icp {
 namespace {
+
+// The terminal may be the agent's own, which it uses from the background then.
+void set_from_background(int terminal, const TerminalSettings& settings) {
+  sigset_t stop, before;
+  ::sigemptyset(&stop);
+  ::sigaddset(&stop, SIGTTOU);
+  ::pthread_sigmask(SIG_BLOCK, &stop, &before);
+  const bool set = ::ioctl(terminal, TCSETS2, &settings) == 0;
+  ::pthread_sigmask(SIG_SETMASK, &before, nullptr);
+  if (!set) throw_errno("cannot change the settings of a task's terminal");
+}
 
 class OuterStreamKind final : public SingleFileKind {
  public:
@@ -16,10 +32,14 @@ class OuterStreamKind final : public SingleFileKind {
 
   bool recognises(FileScan&, Description& description) const override { return description.outer.has_value(); }
 
-  void capture_one(FileScan&, const ObjectResolver&, Description& description) const override {
+  void capture_one(FileScan& scan, const ObjectResolver&, Description& description) const override {
     pb::OuterStream& outer = *description.message->mutable_outer();
     outer.set_rank(description.outer->rank);
     outer.set_fd(description.outer->fd);
+    if (S_ISCHR(description.stat.st_mode)) {
+      const int fd = scan.take(description);
+      if (terminal_device(fd)) outer.set_termios(settings_bytes(terminal_settings(fd)));
+    }
     // Standard input that is a file goes on where it was read to; of all else the new stream's position counts.
     if (S_ISREG(description.stat.st_mode) && description.access() == O_RDONLY) {
       capture_identity(description);
@@ -38,6 +58,11 @@ class OuterStreamKind final : public SingleFileKind {
     UniqueFd fd(::fcntl(task->second[static_cast<size_t>(outer.fd())], F_DUPFD_CLOEXEC, 0));
     if (!fd) throw_errno("cannot use stream {} of task {}", outer.fd(), outer.rank());
     if (file.position() != 0) seek_in_same_file(file, fd.get());
+    if (!outer.termios().empty() && terminal_device(fd.get())) {
+      // The program goes on as it had set its terminal; its size is the new one's.
+      const TerminalSettings settings = settings_from(outer.termios());
+      context.later([terminal = fd.get(), settings] { set_from_background(terminal, settings); });
+    }
     return fd;
   }
 

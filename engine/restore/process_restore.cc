@@ -145,4 +145,8 @@ void ProcessRestore::run() noexcept {
   }
 }
 
+void ProcessRestore::tell_size() const noexcept {
+  if (state_.terminal().outer()) ::kill(stopped_.ref.pid, SIGWINCH);
+}
+
 }  // namespace icp

@@ -54,6 +54,8 @@ class ProcessRestore {
   // Registers and masks, then lets all threads go (nothing for one that runs already).
   void set_registers();
   void run() noexcept;
+  // The task's terminal may have another size than the one before: SIGWINCH, as at a change of size.
+  void tell_size() const noexcept;
 
  private:
   void install_descriptors();

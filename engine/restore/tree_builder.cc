@@ -40,9 +40,9 @@ struct SocketPair {
 
 }  // namespace
 
-TreeBuilder::TreeBuilder(const std::string& init_path, pid_t like, const Identity& identity) {
+TreeBuilder::TreeBuilder(const std::string& init_path, pid_t like, const Identity& identity, bool own_terminals) {
   try {
-    start_init(init_path, like, identity);
+    start_init(init_path, like, identity, own_terminals);
   } catch (...) {
     this->~TreeBuilder();
     init_pid_ = 0;
@@ -63,9 +63,9 @@ TreeBuilder::~TreeBuilder() {
   init_pid_ = 0;
 }
 
-void TreeBuilder::start_init(const std::string& path, pid_t like, const Identity& identity) {
+void TreeBuilder::start_init(const std::string& path, pid_t like, const Identity& identity, bool own_terminals) {
   SocketPair channel(SOCK_STREAM), descriptors(SOCK_STREAM);
-  init_pid_ = broker().start_init(path, channel.there.get(), descriptors.there.get(), like, identity);
+  init_pid_ = broker().start_init(path, channel.there.get(), descriptors.there.get(), like, identity, own_terminals);
   channel.there.reset();
   descriptors.there.reset();
 
@@ -127,7 +127,8 @@ void TreeBuilder::fork_seed(const TreeStep& step, int exit_signal) {
   seeds_.emplace(step.pid, std::move(seed));
 }
 
-void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps, const Made& made) {
+void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps, const Made& made,
+                        const std::function<void(uint32_t)>& new_session) {
   made(1, *init_.remote);
   std::map<uint32_t, int> exit_signals;
   for (const pb::Process& process : capsule.processes())
@@ -145,6 +146,7 @@ void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>&
       }
       case TreeStep::kSetsid:
         seeds_.at(step.pid).remote->call("setsid", SYS_setsid);
+        new_session(step.pid);
         break;
       case TreeStep::kSetpgid:
         seeds_.at(step.pid).remote->call("setpgid", SYS_setpgid, {0, step.group});

@@ -32,7 +32,8 @@ struct Seed {
 class TreeBuilder {
  public:
   // Starts icp-init as `identity`, in the cgroups and with the limits of `like` (0: the caller's).
-  TreeBuilder(const std::string& init_path, pid_t like, const Identity& identity);
+  // `own_terminals`: see Broker::start_init.
+  TreeBuilder(const std::string& init_path, pid_t like, const Identity& identity, bool own_terminals = false);
   ~TreeBuilder();
   TreeBuilder(const TreeBuilder&) = delete;
   TreeBuilder& operator=(const TreeBuilder&) = delete;
@@ -45,9 +46,10 @@ class TreeBuilder {
   int agent_socket() const { return agent_socket_.get(); }
 
   // Makes all processes of the plan, helpers included. Each is shown to `made`, init (1) first, before anything is
-  // forked from it.
+  // forked from it; `new_session` is called for each that has just made a session, before it forks any other.
   using Made = std::function<void(uint32_t pid, RemoteProcess& remote)>;
-  void build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps, const Made& made);
+  void build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps, const Made& made,
+             const std::function<void(uint32_t pid)>& new_session);
   RemoteProcess& init() { return *init_.remote; }
   Seed& seed(uint32_t pid) { return seeds_.at(pid); }
   // Ends the helpers: sessions and groups keep their numbers. Process groups must have been joined (build does).
@@ -61,7 +63,7 @@ class TreeBuilder {
   UniqueFd release();
 
  private:
-  void start_init(const std::string& path, pid_t like, const Identity& identity);
+  void start_init(const std::string& path, pid_t like, const Identity& identity, bool own_terminals);
   void fork_seed(const TreeStep& step, int exit_signal);
   pid_t clone_with_pid(RemoteProcess& by, uint64_t flags, uint32_t pid, int exit_signal);
 

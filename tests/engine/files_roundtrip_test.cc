@@ -6,10 +6,12 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/eventfd.h>
+#include <sys/inotify.h>
 #include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/timerfd.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -290,6 +292,70 @@ TEST_F(FilesRoundtrip, ContentOfOpenFilesComesBack) {
               0);
     std::filesystem::remove_all(base);
   }
+}
+
+// What a watch says, with the name, "" when there is nothing.
+std::string next_event(int fd) {
+  alignas(inotify_event) char buffer[4096];
+  pollfd wait{fd, POLLIN, 0};
+  if (::poll(&wait, 1, 200) != 1 || ::read(fd, buffer, sizeof buffer) <= 0) return "";
+  const auto* event = reinterpret_cast<const inotify_event*>(buffer);
+  return std::to_string(event->wd) + (event->len > 0 ? std::string(" ") + event->name : "");
+}
+
+void touch(const std::string& path) {
+  const int fd = ::open(path.c_str(), O_WRONLY | O_CREAT | O_APPEND, 0600);
+  CHECK_OR_DIE(fd >= 0 && ::write(fd, "x", 1) == 1 && ::close(fd) == 0);
+}
+
+TEST_F(FilesRoundtrip, InotifyWatches) {
+  const std::string& top = directory_.path();
+  EXPECT_EQ(
+      roundtrip(
+          [&top](Gate& gate) {
+            CHECK_OR_DIE(::mkdir((top + "/below").c_str(), 0700) == 0 && ::mkdir((top + "/gone").c_str(), 0700) == 0);
+            touch(top + "/log");
+            touch(top + "/once");
+            const int fd = ::inotify_init1(IN_NONBLOCK | IN_CLOEXEC), empty = ::inotify_init1(0);
+            CHECK_OR_DIE(::inotify_add_watch(fd, (top + "/gone").c_str(), IN_CREATE) == 1);
+            CHECK_OR_DIE(::inotify_add_watch(fd, (top + "/below").c_str(), IN_CREATE) == 2);
+            CHECK_OR_DIE(::inotify_add_watch(fd, (top + "/log").c_str(), IN_MODIFY) == 3);
+            CHECK_OR_DIE(::inotify_rm_watch(fd, 1) == 0 && next_event(fd) == "1");
+            CHECK_OR_DIE(::inotify_add_watch(fd, (top + "/once").c_str(), IN_MODIFY | IN_ONESHOT) == 4);
+            gate.ready_and_go();
+            CHECK_OR_DIE(next_event(fd).empty());
+            touch(top + "/below/new");
+            CHECK_OR_DIE(next_event(fd) == "2 new");
+            touch(top + "/log");
+            CHECK_OR_DIE(next_event(fd) == "3");
+            touch(top + "/once");
+            CHECK_OR_DIE(next_event(fd) == "4" && ::inotify_rm_watch(fd, 4) < 0);
+            CHECK_OR_DIE(::fcntl(empty, F_GETFD) == 0 && (::fcntl(empty, F_GETFL) & O_NONBLOCK) == 0);
+            CHECK_OR_DIE((::fcntl(fd, F_GETFL) & O_NONBLOCK) != 0 && ::fcntl(fd, F_GETFD) == FD_CLOEXEC);
+            CHECK_OR_DIE(::inotify_rm_watch(fd, 3) == 0 && next_event(fd) == "3");
+            CHECK_OR_DIE(::inotify_add_watch(fd, top.c_str(), IN_CREATE) == 5);
+            return 0;
+          },
+          {.generations = 3, .versions = 2}),
+      0);
+}
+
+TEST_F(FilesRoundtrip, PidfdOfAnEndedProcess) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  const pid_t child = ::fork();
+                  if (child == 0) ::_exit(3);
+                  const int fd = static_cast<int>(::syscall(SYS_pidfd_open, child, 0));
+                  CHECK_OR_DIE(fd >= 0 && ::waitpid(child, nullptr, 0) == child);
+                  gate.ready_and_go();
+                  pollfd wait{fd, POLLIN, 0};
+                  CHECK_OR_DIE(::poll(&wait, 1, 1000) == 1);
+                  CHECK_OR_DIE(::syscall(SYS_pidfd_send_signal, fd, 0, nullptr, 0) < 0 && errno == ESRCH);
+                  CHECK_OR_DIE(::fcntl(fd, F_GETFD) == FD_CLOEXEC);
+                  return 0;
+                },
+                {.generations = 2, .versions = 2}),
+            0);
 }
 
 }  // namespace

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Images with values that no capture writes: one clear error each, no crash, nothing outside is touched.
 #include <sys/epoll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <functional>
@@ -27,6 +28,78 @@ std::string refused(const Image& image, ErrorKind kind = ErrorKind::kImage) {
     FileRestore restore(image.capsule, options());
     restore.create();
   });
+}
+
+pb::PtyMaster& pty(Image& image, uint32_t id, uint32_t number) {
+  pb::PtyMaster& master = *image.add(id).mutable_pty_master();
+  master.set_number(number);
+  master.set_termios(std::string(44, '\0'));  // struct termios2
+  return master;
+}
+
+// A number that nobody has: the next one the kernel would give.
+uint32_t free_pty() {
+  const UniqueFd master(::posix_openpt(O_RDWR | O_NOCTTY));
+  unsigned number = 0;
+  EXPECT_EQ(::ioctl(master.get(), TIOCGPTN, &number), 0);
+  return number;
+}
+
+TEST(HostileFiles, Terminals) {
+  if (!UniqueFd(::posix_openpt(O_RDWR | O_NOCTTY))) GTEST_SKIP() << "no terminals here";
+  const uint32_t number = free_pty();
+  Image image;
+  pty(image, 1, UINT32_MAX);
+  EXPECT_THAT(refused(image), HasSubstr("it has number 4294967295"));
+  image = {};
+  pty(image, 1, number);
+  pty(image, 2, number);
+  EXPECT_THAT(refused(image), HasSubstr("two terminals"));
+  image = {};
+  pty(image, 1, number).set_termios("short");
+  EXPECT_THAT(refused(image), HasSubstr("5 bytes of settings"));
+  image = {};
+  pty(image, 1, number).set_output("x");
+  EXPECT_THAT(refused(image), HasSubstr("never been open"));
+  image = {};
+  pb::PtyMaster& full = pty(image, 1, number);
+  full.set_opened(true);
+  full.set_output(std::string(1 << 20, 'x'));
+  EXPECT_THAT(refused(image), HasSubstr("more than any terminal"));
+  image = {};
+  pty(image, 1, number);
+  image.add(2).mutable_pty_slave()->set_number(number);
+  EXPECT_THAT(refused(image), HasSubstr("that is open"));
+  image = {};
+  image.add(1).mutable_pty_slave()->set_number(number);
+  EXPECT_THAT(refused(image), HasSubstr("that is open"));
+  image = {};
+  pb::Terminal& outer = *image.add(1).mutable_pty_slave()->mutable_outer();
+  outer.set_outer(true), outer.set_rank(3), outer.set_fd(-7);
+  EXPECT_THAT(refused(image), HasSubstr("no such stream"));
+  const UniqueFd taken(::posix_openpt(O_RDWR | O_NOCTTY));
+  image = {};
+  pty(image, 1, number);
+  EXPECT_THAT(refused(image, ErrorKind::kRefused), HasSubstr("another program's"));
+}
+
+TEST(HostileFiles, InotifyWatches) {
+  const auto with_watches = [](std::initializer_list<std::pair<int, const char*>> watches) {
+    Image image;
+    pb::Inotify& inotify = *image.add(1).mutable_inotify();
+    for (const auto& [wd, path] : watches) {
+      pb::InotifyWatch& watch = *inotify.add_watches();
+      watch.set_wd(wd), watch.set_path(path), watch.set_mask(UINT32_MAX);
+    }
+    return image;
+  };
+  EXPECT_THAT(refused(with_watches({{0, "/"}})), HasSubstr("watch 0 follows 0"));
+  EXPECT_THAT(refused(with_watches({{2, "/"}, {1, "/tmp"}})), HasSubstr("watch 1 follows 2"));
+  EXPECT_THAT(refused(with_watches({{INT32_MAX, "/"}})), HasSubstr("watch 2147483647"));
+  EXPECT_THAT(refused(with_watches({{1, "relative"}})), HasSubstr("no usable path"));
+  EXPECT_THAT(refused(with_watches({{1, "/"}, {2, "/"}})), HasSubstr("/ is watched twice"));
+  EXPECT_THAT(refused(with_watches({{1, "/no/such/file"}}), ErrorKind::kSystem),
+              HasSubstr("watched at the checkpoint"));
 }
 
 TEST(HostileFiles, NumbersAndReferences) {

@@ -3,7 +3,7 @@
 #include <arpa/inet.h>
 #include <netinet/in.h>
 #include <pty.h>
-#include <sys/inotify.h>
+#include <sys/fanotify.h>
 #include <sys/socket.h>
 #include <sys/syscall.h>
 
@@ -56,7 +56,7 @@ TEST(Refusal, InternetSocketsWithTheirAddresses) {
 }
 
 TEST(Refusal, KernelObjects) {
-  EXPECT_THAT(finding([] { must(::inotify_init() == 3); }).what, HasSubstr("inotify"));
+  EXPECT_THAT(finding([] { must(::fanotify_init(FAN_CLASS_NOTIF, 0) == 3); }).what, HasSubstr("fanotify"));
   EXPECT_THAT(finding([] { must(::open("/proc/self/status", O_RDONLY) == 3); }).what, HasSubstr("/status"));
   EXPECT_THAT(finding([] { must(::open("/proc/self/ns/net", O_RDONLY) == 3); }).what, HasSubstr("net:["));
   EXPECT_THAT(finding([] { must(::open("/proc/self/fd", O_RDONLY) == 3); }).what, HasSubstr("directory"));
@@ -74,7 +74,7 @@ TEST(Refusal, TerminalsAndDevices) {
   char name[64];
   if (::openpty(&controller, &terminal, name, nullptr, nullptr) != 0) GTEST_SKIP() << "no terminals here";
   const Finding found = finding([&] { must(::open(name, O_RDWR | O_NOCTTY) == 3); });
-  EXPECT_EQ(found.what, std::string("terminal ") + name);
+  EXPECT_EQ(found.what, std::string("terminal ") + name + ", whose other end is outside of the job");
   EXPECT_THAT(found.remedy, HasSubstr("icp run"));
   ::close(controller);
   ::close(terminal);

@@ -1,0 +1,128 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/broker/watched_paths.h"
+
+#include <fcntl.h>
+#include <unistd.h>
+
+#include <array>
+#include <climits>
+#include <cstdio>
+#include <cstring>
+#include <sstream>
+#include <vector>
+
+#include "engine/base/error.h"
+#include "engine/base/unique_fd.h"
+
+namespace icp::privileged {
+namespace {
+
+constexpr size_t kMostText = 16 << 20;  // of fdinfo or mountinfo, in bytes
+
+std::string read_below(int process, const std::string& name) {
+  const UniqueFd fd(::openat(process, name.c_str(), O_RDONLY | O_CLOEXEC));
+  if (!fd) throw_errno("cannot open {} of a process", name);
+  std::string text;
+  std::array<char, 65536> buffer;
+  ssize_t got = 0;
+  while (text.size() < kMostText && (got = ::read(fd.get(), buffer.data(), buffer.size())) > 0)
+    text.append(buffer.data(), static_cast<size_t>(got));
+  return text;
+}
+
+struct Handle {
+  file_handle header{};
+  std::array<unsigned char, MAX_HANDLE_SZ> bytes{};
+};
+
+struct Watch {
+  int wd = 0;
+  unsigned major = 0, minor = 0;
+  Handle handle;
+};
+
+// "inotify wd:5 ino:1 sdev:fe00000 mask:4000fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:4e015100..."
+bool parse_watch(const std::string& line, Watch& watch) {
+  unsigned dev = 0, bytes = 0, type = 0;
+  if (std::sscanf(line.c_str(),
+                  "inotify wd:%x ino:%*x sdev:%x mask:%*x ignored_mask:%*x fhandle-bytes:%x fhandle-type:%x",
+                  reinterpret_cast<unsigned*>(&watch.wd), &dev, &bytes, &type) != 4)
+    return false;
+  const size_t at = line.find("f_handle:");
+  if (at == std::string::npos || bytes > MAX_HANDLE_SZ || line.size() < at + 9 + 2 * size_t{bytes}) return false;
+  for (size_t i = 0; i < bytes; ++i) {
+    unsigned byte = 0;
+    if (std::sscanf(line.c_str() + at + 9 + 2 * i, "%2x", &byte) != 1) return false;
+    watch.handle.bytes[i] = static_cast<unsigned char>(byte);
+  }
+  watch.handle.header.handle_bytes = bytes;
+  watch.handle.header.handle_type = static_cast<int>(type);
+  watch.major = dev >> 20;  // MKDEV() of the kernel
+  watch.minor = dev & 0xfffff;
+  return true;
+}
+
+struct Mount {
+  unsigned major = 0, minor = 0;
+  std::string point;
+};
+
+// proc_pid_mountinfo(5); blanks in names are written as \040.
+std::vector<Mount> mounts_in(const std::string& text) {
+  std::vector<Mount> mounts;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    std::istringstream words(line);
+    std::string id, parent, device, root, point;
+    words >> id >> parent >> device >> root >> point;
+    Mount mount;
+    if (std::sscanf(device.c_str(), "%u:%u", &mount.major, &mount.minor) != 2) continue;
+    for (size_t i = 0; i < point.size(); ++i) {
+      unsigned octal = 0;
+      if (point[i] == '\\' && std::sscanf(point.c_str() + i + 1, "%3o", &octal) == 1) {
+        mount.point += static_cast<char>(octal);
+        i += 3;
+      } else {
+        mount.point += point[i];
+      }
+    }
+    mounts.push_back(std::move(mount));
+  }
+  return mounts;
+}
+
+std::string path_of(int mount_fd, Handle& handle) {
+  const UniqueFd file(::open_by_handle_at(mount_fd, &handle.header, O_PATH | O_CLOEXEC));
+  if (!file) return {};
+  std::array<char, PATH_MAX> path;
+  const ssize_t length = ::readlink(fmt::format("/proc/self/fd/{}", file.get()).c_str(), path.data(), path.size());
+  return length > 0 ? std::string(path.data(), static_cast<size_t>(length)) : std::string();
+}
+
+}  // namespace
+
+std::map<int, std::string> watched_paths(int process, int fd) {
+  const std::string text = read_below(process, fmt::format("fdinfo/{}", fd));
+  const std::vector<Mount> mounts = mounts_in(read_below(process, "mountinfo"));
+  std::map<int, std::string> paths;
+  std::istringstream lines(text);
+  for (std::string line; std::getline(lines, line);) {
+    Watch watch;
+    if (!parse_watch(line, watch)) continue;
+    for (const Mount& mount : mounts) {
+      if (mount.major != watch.major || mount.minor != watch.minor) continue;
+      const UniqueFd at(
+          ::openat(process, ("root" + mount.point).c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+      if (!at) continue;
+      std::string path = path_of(at.get(), watch.handle);
+      // The root of the mount alone is where a name that the kernel has forgotten seems to lie.
+      if (path.empty()) continue;
+      const bool better = path != "/" && path != mount.point;
+      if (better || paths.count(watch.wd) == 0) paths[watch.wd] = std::move(path);
+      if (better) break;
+    }
+  }
+  return paths;
+}
+
+}  // namespace icp::privileged
