@@ -11,6 +11,7 @@
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
 #include "engine/base/unique_fd.h"
+#include "engine/memory/mapped_file.h"
 #include "engine/tracker/pagemap_scan.h"
 
 namespace icp {
@@ -113,27 +114,6 @@ const std::vector<RawMapping>& MappingCache::update(pid_t pid, const std::vector
   }
   mappings_ = std::move(now);
   return mappings_;
-}
-
-std::string map_files_path(pid_t pid, const MapsEntry& entry) {
-  return fmt::format("/proc/{}/map_files/{:x}-{:x}", pid, entry.start, entry.end);
-}
-
-UniqueFd open_mapped_file(pid_t pid, const MapsEntry& entry) {
-  const auto open_link = [pid](const MapsEntry& of) {
-    return UniqueFd(::open(map_files_path(pid, of).c_str(), O_RDONLY | O_CLOEXEC));
-  };
-  UniqueFd fd = open_link(entry);
-  if (fd || errno != ENOENT) return fd;
-  for (const MapsEntry& now : MapsEntry::read(pid)) {
-    const bool around = now.start <= entry.start && entry.end <= now.end;
-    if (around && now.ino == entry.ino && now.path == entry.path &&
-        now.offset + (entry.start - now.start) == entry.offset) {
-      return open_link(now);
-    }
-  }
-  errno = ENOENT;
-  return fd;
 }
 
 void fill_identity(const struct stat& status, const std::string& path, pb::FileIdentity& out) {
@@ -283,11 +263,14 @@ void MappingClassifier::classify_file(MemoryMapping& mapping) {
     return;
   }
   const auto [known, added] = files_.try_emplace({maps.ino, maps.path});
-  if (added && ::stat(map_files_path(pid_, maps).c_str(), &known->second) != 0) {
+  if (added && stat_mapped_file(pid_, maps, known->second) != 0) {
+    const int error = errno;
     files_.erase(known);
-    mapping.vanished = errno == ENOENT;
-    refuse(fmt::format("the mapped file {} cannot be looked at: {}", maps.path, errno_text(errno)),
-           "give the agent CAP_CHECKPOINT_RESTORE");
+    mapping.vanished = error == ENOENT || error == ESRCH;
+    refuse(fmt::format("the mapped file {} cannot be looked at: {}", maps.path, errno_text(error)),
+           error != EPERM ? "try again"
+                          : "it is mapped privately and has no name any more, which takes CAP_CHECKPOINT_RESTORE to "
+                            "read: start the program anew, or have root take the checkpoint");
     return;
   }
   mapping.file = known->second;

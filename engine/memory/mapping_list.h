@@ -112,12 +112,6 @@ class MappingClassifier {
 // Object behind an open memfd, /dev/shm file or deleted file, by fstat and link target. Whether a file is deleted is
 // its inode's word: the name it was opened by may be gone and another one lead to it (sem_open(3) makes its files so).
 ObjectKey object_key_of_file(const struct stat& status, const std::string& target);
-// Path of the magic link to what a mapping maps.
-std::string map_files_path(pid_t pid, const MapsEntry& entry);
-// Opens what a mapping maps, for reading, also when the mapping has been merged with a neighbour since `entry` was read
-// (as registering both with a tracker does). An empty descriptor and errno if it cannot be opened; ENOENT: it is not
-// mapped there.
-UniqueFd open_mapped_file(pid_t pid, const MapsEntry& entry);
 void fill_identity(const struct stat& status, const std::string& path, pb::FileIdentity& out);
 
 // Pages of a range that are guards (MADV_GUARD_INSTALL, Linux 6.13); none when the kernel cannot tell.

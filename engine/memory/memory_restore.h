@@ -28,9 +28,9 @@ struct MemoryRestoreOptions {
   int agent_socket = -1;    // the agent's end of the socket every restored process has inherited ...
   int process_socket = -1;  // ... and its number in the processes (for RemoteProcess::send_fd)
   const RestoredSysv* sysv = nullptr;
-  IpcAccess* ipc = nullptr;  // where these objects are
+  IpcAccess* ipc = nullptr;   // where these objects are
   bool keep_changed = false;  // files that were only saved because they were open stay as they are, if they are there
-  LazyFill* lazy = nullptr;  // private anonymous memory comes after the processes run
+  LazyFill* lazy = nullptr;   // private anonymous memory comes after the processes run
 };
 
 // One agent thread only. All hostile numbers (addresses, lengths, offsets, object ids) are checked before

@@ -113,7 +113,10 @@ UniqueFd anonymous_shared(uint64_t size) {
   const auto start = reinterpret_cast<uint64_t>(at);
   UniqueFd fd(
       ::open(fmt::format("/proc/self/map_files/{:x}-{:x}", start, start + page_up(size)).c_str(), O_RDWR | O_CLOEXEC));
+  const bool refused = !fd && errno == EPERM;
   ::munmap(at, page_up(size));
+  // Without CAP_CHECKPOINT_RESTORE the nearest thing that there is a descriptor of.
+  if (refused) fd.reset(::memfd_create("shared", MFD_CLOEXEC));
   if (!fd) throw_errno("cannot open shared memory of {} bytes", size);
   return fd;
 }
@@ -407,14 +410,12 @@ void ObjectRestore::fill_file(const pb::MemoryObject& object, int fd) {
 void ObjectRestore::fill_segment(const pb::MemoryObject& object) {
   const int id = new_shmid(object);
   const std::shared_ptr<IpcAccess> own = ipc_ == nullptr ? IpcAccess::enter(current_ipc_namespace()) : nullptr;
-  const UniqueFd segment = (own ? own.get() : ipc_)->open_segment(id);
-  struct stat status {};
-  if (::fstat(segment.get(), &status) != 0) throw_errno("cannot look at System V segment {}", id);
-  if (static_cast<uint64_t>(status.st_size) < object.size()) {
+  const SegmentMemory segment = (own ? own.get() : ipc_)->open_segment(id);
+  if (page_up(segment.bytes) < object.size()) {
     throw_error(ErrorKind::kImage, "damaged image: System V segment {} is smaller than its content", object.shmid());
   }
   for_each_saved(version_, object, [&](uint64_t offset, std::span<const std::byte> bytes) {
-    write_all(segment.get(), bytes.data(), bytes.size(), offset, describe(object));
+    write_all(segment.fd.get(), bytes.data(), bytes.size(), segment.start + offset, describe(object));
   });
 }
 

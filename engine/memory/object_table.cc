@@ -13,6 +13,7 @@
 #include "engine/base/error.h"
 #include "engine/base/parallel.h"
 #include "engine/broker/broker.h"
+#include "engine/memory/mapped_file.h"
 #include "engine/trace/remote_addr.h"
 
 namespace icp {
@@ -39,6 +40,17 @@ std::optional<int64_t> settled_time(const struct stat& status) {
   ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
   const int64_t changed = std::max(to_ns(status.st_mtim), to_ns(status.st_ctim));
   return changed + kSettledNs < to_ns(now) ? std::optional(changed) : std::nullopt;
+}
+
+std::unique_ptr<ObjectSource> source_of(UniqueFd fd) {
+  return fd ? ObjectSource::of_descriptor(std::move(fd)) : nullptr;
+}
+
+// What a mapping maps; null and errno when it cannot be read.
+std::unique_ptr<ObjectSource> open_object(pid_t pid, const MapsEntry& maps) {
+  UniqueFd fd = open_mapped_file(pid, maps);
+  if (!fd && errno == EPERM && maps.shared) return ObjectSource::of_mapping(pid, maps);
+  return source_of(std::move(fd));
 }
 
 }  // namespace
@@ -114,20 +126,21 @@ SharedObject& ObjectTable::object(const ObjectKey& key) {
 }
 
 SharedObject& ObjectTable::object(const ObjectKey& key, const std::string& target,
-                                  const std::function<UniqueFd()>& open) {
+                                  const std::function<std::unique_ptr<ObjectSource>()>& open) {
   const auto known = objects_.find(key);
   if (known != objects_.end() && known->second->has_source()) return object(key);
-  UniqueFd fd = open();
-  if (!fd && errno == ENOENT)  // unmapped or closed since it was seen
+  std::unique_ptr<ObjectSource> source = open();
+  if (!source && errno == ENOENT)  // unmapped or closed since it was seen
     throw_error(ErrorKind::kGone, "{} is gone before its content could be read", target);
-  if (!fd) throw_errno("cannot open {} to read its content", target);
+  if (!source) throw_errno("cannot open {} to read its content", target);
   SharedObject& found = object(key);
-  found.set_source(std::move(fd), target);
+  found.set_source(std::move(source), target);
   return found;
 }
 
 uint32_t ObjectTable::note_mapping(const MemoryMapping& mapping, PageTracker& tracker, pid_t pid) {
-  SharedObject& found = object(*mapping.object, mapping.maps.path, [&] { return open_mapped_file(pid, mapping.maps); });
+  SharedObject& found = object(*mapping.object, mapping.maps.path, [&] { return open_object(pid, mapping.maps); });
+  found.add_mapping(pid, mapping.maps);
   const uint64_t bytes = mapping.maps.end - mapping.maps.start;
   found.add_window({mapping.maps.offset, mapping.maps.offset + bytes});
   if (mapping.kind == pb::Mapping::OBJECT) {
@@ -145,7 +158,7 @@ uint32_t ObjectTable::note_file(int local_fd, const std::string& target) {
   if (::fstat(local_fd, &status) != 0) throw_errno("cannot look at {}", target);
   // Opened anew: the descriptor may be write-only.
   const auto open = [local_fd] {
-    return UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC));
+    return source_of(UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC)));
   };
   const ObjectKey key = object_key_of_file(status, target);
   open_.insert(key);
@@ -157,7 +170,7 @@ uint32_t ObjectTable::note_open_file(int local_fd, const std::string& target) {
   if (::fstat(local_fd, &status) != 0) throw_errno("cannot look at {}", target);
   const ObjectKey key{pb::MemoryObject::MAPPED_FILE, status.st_dev, status.st_ino};
   SharedObject& found = object(key, target, [local_fd] {
-    return UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC));
+    return source_of(UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC)));
   });
   open_.insert(key);
   whole_files_.insert(key);
@@ -369,8 +382,9 @@ void ObjectTable::save_detached_segment(pb::ShmSegment& segment, StagingArena& a
   const ObjectKey key{pb::MemoryObject::SYSV, 0, static_cast<uint64_t>(segment.perm().id())};
   segment.set_object(object(key).id());
   if (object(key).has_source()) return;
-  SharedObject& found = object(key, fmt::format("/SYSV{:08x}", segment.perm().key()),
-                               [&] { return ipc().open_segment(segment.perm().id()); });
+  SharedObject& found = object(key, fmt::format("/SYSV{:08x}", segment.perm().key()), [&] {
+    return ObjectSource::of_segment(ipc().open_segment(segment.perm().id()), segment.perm().id());
+  });
   armed_.erase(key);
   found.update_all(&arena);
 }

@@ -111,7 +111,8 @@ class ObjectTable {
   };
   SharedObject& object(const ObjectKey& key);
   // The same with its content opened, by `open` if it is not yet; one that cannot be opened does not count as seen.
-  SharedObject& object(const ObjectKey& key, const std::string& target, const std::function<UniqueFd()>& open);
+  SharedObject& object(const ObjectKey& key, const std::string& target,
+                       const std::function<std::unique_ptr<ObjectSource>()>& open);
   void save_detached_segment(pb::ShmSegment& segment, StagingArena& arena);
   void make_watch();
   void check_inodes() const;

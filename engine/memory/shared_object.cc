@@ -31,13 +31,19 @@ bool all_zero(const std::byte* page) {
 SharedObject::SharedObject(uint32_t id, const ObjectKey& key)
     : id_(id), key_(key), store_(fmt::format("object_{}", id)), index_(std::make_unique<PageIndex>()) {}
 
-void SharedObject::set_source(UniqueFd fd, const std::string& target) {
-  if (::fstat(fd.get(), &status_) != 0) throw_errno("cannot look at {}", target);
+void SharedObject::set_source(std::unique_ptr<ObjectSource> source, const std::string& target) {
+  status_ = source->status();
   if (static_cast<uint64_t>(status_.st_size) > kMaxObject) {
     throw_error(ErrorKind::kRefused, "{} is too large to be saved ({} bytes)", target, status_.st_size);
   }
-  source_ = std::move(fd);
+  source_ = std::move(source);
   target_ = target.ends_with(" (deleted)") ? target.substr(0, target.size() - 10) : target;
+}
+
+void SharedObject::add_mapping(pid_t pid, const MapsEntry& maps) {
+  source_->add_mapping(pid, maps);
+  status_.st_size = source_->status().st_size;
+  status_.st_blocks = source_->status().st_blocks;
 }
 
 void SharedObject::add_window(Range window) { windows_.push_back(window); }
@@ -68,19 +74,6 @@ SharedObject::Hash SharedObject::to_hash(const PageHash& hash) {
 
 SharedObject::Hash SharedObject::hash_page(const std::byte* page) {
   return all_zero(page) ? Hash{} : to_hash(icp::hash_page(page));
-}
-
-// Bytes beyond the end of the object read as zeros.
-void SharedObject::read_chunk(uint64_t chunk, std::span<std::byte> to) const {
-  size_t done = 0;
-  while (done < to.size()) {
-    const ssize_t got = ::pread(source_.get(), to.data() + done, to.size() - done, static_cast<off_t>(chunk + done));
-    if (got < 0 && errno == EINTR) continue;
-    if (got < 0) throw_errno("cannot read {}", target_);
-    if (got == 0) break;
-    done += static_cast<size_t>(got);
-  }
-  std::fill(to.begin() + static_cast<ptrdiff_t>(done), to.end(), std::byte{0});
 }
 
 void SharedObject::erase(Range range) {
@@ -121,7 +114,7 @@ bool SharedObject::Look::stage(Range part) {
     room = arena_->allocate(part.bytes());
     if (room != nullptr) object_.staged_.push_back({part.start, {room, part.bytes()}});
   }
-  if (room != nullptr) object_.read_chunk(part.start, {room, part.bytes()});
+  if (room != nullptr) object_.source_->read(part.start, {room, part.bytes()});
   return room != nullptr;
 }
 
@@ -149,7 +142,7 @@ void SharedObject::Look::at_part(Range part, Hash* hashes) {
     object_.writer_->set_compressing(false);  // the processes wait
   }
   buffer_.resize(kChunk);
-  object_.read_chunk(part.start, {buffer_.data(), part.bytes()});
+  object_.source_->read(part.start, {buffer_.data(), part.bytes()});
   compare(part, buffer_.data(), hashes);
 }
 
@@ -213,10 +206,9 @@ void SharedObject::update_all(StagingArena* arena) {
   if (!known_) erase({0, kMaxObject});
   std::vector<uint64_t> chunks;
   for (uint64_t at = 0; at < size;) {
-    const off_t data = ::lseek(source_.get(), static_cast<off_t>(at), SEEK_DATA);
-    if (data < 0 && errno == ENXIO) break;
-    if (data < 0) throw_errno("cannot look for data in {}", target_);
-    uint64_t chunk = static_cast<uint64_t>(data) / kChunk * kChunk;
+    const std::optional<uint64_t> data = source_->next_data(at);
+    if (!data) break;
+    uint64_t chunk = *data / kChunk * kChunk;
     if (windowed) {
       const auto window =
           std::partition_point(windows_.begin(), windows_.end(), [&](const Range& r) { return r.end <= chunk; });
@@ -336,7 +328,7 @@ void SharedObject::fill(int root, pb::MemoryObject& out) const {
       break;
     case pb::MemoryObject::MEMFD: {
       out.set_path(target_.starts_with("/memfd:") ? target_.substr(7) : target_);
-      const int seals = ::fcntl(source_.get(), F_GET_SEALS);
+      const int seals = ::fcntl(source(), F_GET_SEALS);
       out.set_seals(seals < 0 ? 0 : static_cast<uint32_t>(seals));
       break;
     }

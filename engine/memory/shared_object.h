@@ -16,6 +16,7 @@
 #include "engine/image/page_hash.h"
 #include "engine/image/page_store.h"
 #include "engine/memory/mapping_list.h"
+#include "engine/memory/object_source.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/memory/staging.h"
 
@@ -32,9 +33,11 @@ class SharedObject {
   const std::string& store() const { return store_; }
 
   // A round: where the content can be read, and which parts of the object are of interest (all of it unless set).
-  void set_source(UniqueFd fd, const std::string& target);
-  bool has_source() const { return static_cast<bool>(source_); }
-  int source() const { return source_.get(); }
+  void set_source(std::unique_ptr<ObjectSource> source, const std::string& target);
+  bool has_source() const { return source_ != nullptr; }
+  // A descriptor of the object itself; -1 when there is none.
+  int source() const { return source_ ? source_->fd() : -1; }
+  void add_mapping(pid_t pid, const MapsEntry& maps);
   void add_window(Range window);
   void end_round();
   const struct stat& status() const { return status_; }
@@ -89,14 +92,13 @@ class SharedObject {
   void look_at_copies();
   void erase(Range range);
   void fill_names(int root, pb::MemoryObject& out) const;
-  void read_chunk(uint64_t chunk, std::span<std::byte> to) const;
   static Hash to_hash(const PageHash& hash);  // of a page that is not all zeros
   static Hash hash_page(const std::byte* page);
 
   uint32_t id_;
   ObjectKey key_;
   std::string store_, target_;
-  UniqueFd source_;
+  std::unique_ptr<ObjectSource> source_;
   struct stat status_ {};
   std::vector<Range> windows_;
   std::unique_ptr<PageIndex> index_;

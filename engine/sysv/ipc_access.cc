@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include <algorithm>
+#include <map>
 #include <optional>
 #include <utility>
 
@@ -18,24 +19,33 @@ namespace {
 
 constexpr uint64_t kMostBytes = 1ull << 30;  // of a message: queues hold what the kernel's limits let them
 
-enum Operation : uint8_t { kList, kSelect, kCapture, kRestore, kFinish, kOpenSegment };
+enum Operation : uint8_t { kList, kSelect, kCapture, kRestore, kFinish, kOpenSegment, kCloseSegment };
 
-UniqueFd open_own_segment(int id) {
-  std::optional<AttachedSegment> attached;
+SegmentMemory open_own_segment(int id) {
+  std::shared_ptr<AttachedSegment> attached;
   int flags = O_RDWR;
   try {
-    attached.emplace(id, true);
+    attached = std::make_shared<AttachedSegment>(id, true);
   } catch (const Error& error) {
     if (error.error_number() != EACCES) throw;
     flags = O_RDONLY;
-    attached.emplace(id, false);
+    attached = std::make_shared<AttachedSegment>(id, false);
   }
+  SegmentMemory memory;
   const auto start = reinterpret_cast<uint64_t>(attached->bytes().data());
-  const std::string path =
-      fmt::format("/proc/self/map_files/{:x}-{:x}", start, start + page_up(attached->bytes().size()));
-  UniqueFd fd(::open(path.c_str(), flags | O_CLOEXEC));
-  if (!fd) throw_errno("cannot open the memory of System V segment {}", id);
-  return fd;
+  memory.bytes = attached->bytes().size();
+  const std::string path = fmt::format("/proc/self/map_files/{:x}-{:x}", start, start + page_up(memory.bytes));
+  memory.fd.reset(::open(path.c_str(), flags | O_CLOEXEC));
+  if (memory.fd || errno != EPERM) {
+    if (!memory.fd) throw_errno("cannot open the memory of System V segment {}", id);
+    return memory;
+  }
+  // That takes CAP_CHECKPOINT_RESTORE: without it, through the memory of this process.
+  memory.fd.reset(::open("/proc/self/mem", flags | O_CLOEXEC));
+  if (!memory.fd) throw_errno("cannot open the memory of System V segment {}", id);
+  memory.start = start;
+  memory.attached = std::move(attached);
+  return memory;
 }
 
 class Entering final : public IpcAccess {
@@ -58,7 +68,7 @@ class Entering final : public IpcAccess {
   void finish(const pb::Capsule& capsule, const RestoredSysv& restored) override {
     inside([&] { finish_sysv(capsule, restored); });
   }
-  UniqueFd open_segment(int id) override {
+  SegmentMemory open_segment(int id) override {
     return inside([id] { return open_own_segment(id); });
   }
 
@@ -156,13 +166,33 @@ class Through final : public IpcAccess {
     put_restored(message, restored);
     ask(message);
   }
-  UniqueFd open_segment(int id) override {
+  SegmentMemory open_segment(int id) override {
     Message reply = ask(Message().put(kOpenSegment).put(id));
     if (reply.fds.size() != 1) throw_error(ErrorKind::kSystem, "cannot open System V segment {}", id);
-    return std::move(reply.fds.front());
+    MessageReader reader(reply);
+    SegmentMemory memory;
+    memory.start = reader.take<uint64_t>();
+    memory.bytes = reader.take<uint64_t>();
+    memory.fd = std::move(reply.fds.front());
+    if (memory.start != 0) memory.attached = std::make_shared<Detach>(*this, id);
+    return memory;
   }
 
  private:
+  struct Detach {
+    Detach(Through& helper_of, int segment) : helper(helper_of), id(segment) {}
+    Detach(const Detach&) = delete;
+    Detach& operator=(const Detach&) = delete;
+    ~Detach() {
+      try {
+        helper.ask(Message().put(kCloseSegment).put(id));
+      } catch (const Error&) {
+        // The helper has ended, and its memory with it.
+      }
+    }
+    Through& helper;
+    int id;
+  };
   Message ask(const Message& message) {
     send_message(socket_.get(), message);
     return receive_reply(socket_.get(), kMostBytes);
@@ -171,7 +201,10 @@ class Through final : public IpcAccess {
   UniqueFd socket_;
 };
 
-Message answer(const Message& question) {
+// Segments that are attached for the other end, by id.
+using Attached = std::map<int, SegmentMemory>;
+
+Message answer(const Message& question, Attached& attached) {
   MessageReader reader(question);
   Message reply;
   switch (reader.take<Operation>()) {
@@ -198,8 +231,16 @@ Message answer(const Message& question) {
       finish_sysv(capsule, take_restored(reader));
       break;
     }
-    case kOpenSegment:
-      reply.fds.push_back(open_own_segment(reader.take<int>()));
+    case kOpenSegment: {
+      const int id = reader.take<int>();
+      SegmentMemory memory = open_own_segment(id);
+      reply.put(memory.start).put(memory.bytes);
+      reply.fds.push_back(std::move(memory.fd));
+      if (memory.start != 0) attached[id] = std::move(memory);
+      break;
+    }
+    case kCloseSegment:
+      attached.erase(reader.take<int>());
       break;
     default:
       throw_error(ErrorKind::kUsage, "an unknown question about System V objects");
@@ -216,11 +257,12 @@ std::unique_ptr<IpcAccess> IpcAccess::enter(UniqueFd namespace_fd) {
 std::unique_ptr<IpcAccess> IpcAccess::through(UniqueFd socket) { return std::make_unique<Through>(std::move(socket)); }
 
 void serve_ipc(int socket) noexcept {
+  Attached attached;
   try {
     for (;;) {
       const Message question = receive_message(socket, kMostBytes);
       try {
-        send_reply(socket, answer(question));
+        send_reply(socket, answer(question, attached));
       } catch (const Error& error) {
         send_error(socket, error);
       }

@@ -10,6 +10,7 @@
 #include "engine/base/identity.h"
 #include "engine/base/unique_fd.h"
 #include "engine/sysv/ipc_list.h"
+#include "engine/sysv/segment_memory.h"
 #include "engine/sysv/sysv_ipc.h"
 
 namespace icp {
@@ -26,9 +27,8 @@ class IpcAccess {
   // restore_sysv(), finish_sysv()
   virtual RestoredSysv restore(const pb::Capsule& capsule, uid_t uid, gid_t gid) = 0;
   virtual void finish(const pb::Capsule& capsule, const RestoredSysv& restored) = 0;
-  // The memory of a segment as a file, for reading and, where the mode allows it, writing. Holes stay holes when it is
-  // read. kGone when the segment is.
-  virtual UniqueFd open_segment(int id) = 0;
+  // kGone when there is no such segment any more. Not to be used when this object is gone.
+  virtual SegmentMemory open_segment(int id) = 0;
 
   // By entering the namespace for each call (CAP_SYS_ADMIN in the user namespace that owns it), unless it is this
   // process's own.
