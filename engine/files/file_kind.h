@@ -55,7 +55,7 @@ class RestoreContext {
   std::set<uint32_t> pidfds;     // made later, inside the processes
   std::set<uint32_t> signalfds;  // added to epoll sets inside the processes
   AddressMap addresses;
-  std::map<uint32_t, RestoredPty> ptys;  // by number
+  std::map<uint32_t, RestoredPty> ptys;         // by number
   std::vector<ConnectionEnd> open_ends;         // connections to other capsules
   std::vector<const pb::OpenFile*> open_files;  // the same ones
   std::vector<ConnectionEnd> other_ends;        // their other ends, known before side effects

@@ -28,6 +28,13 @@ enum TcpState : uint8_t {
   kTcpNewSynReceived,
 };
 
+inline bool has_sent_fin(uint8_t state) {
+  return state == kTcpFinWait1 || state == kTcpFinWait2 || state == kTcpClosing || state == kTcpLastAck;
+}
+inline bool has_received_fin(uint8_t state) {
+  return state == kTcpCloseWait || state == kTcpLastAck || state == kTcpClosing;
+}
+
 struct InetDiag {
   uint8_t state = 0;  // TcpState
   uint32_t ino = 0;   // 0: no process has it: closed by all, or waiting to be accepted

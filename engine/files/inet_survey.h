@@ -34,6 +34,9 @@ struct TcpFacts {
   InetAddress local, remote;
   uint32_t unaccepted = 0, backlog = 0;  // of a listener
   bool shut_read = false;
+  // Bytes of data over its life; `unsent`: written by the program, not sent yet.
+  uint64_t sent_bytes = 0, received_bytes = 0, unsent = 0;
+  bool received_fin = false;
 };
 
 struct InetSurvey {

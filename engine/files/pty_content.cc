@@ -17,7 +17,7 @@ namespace icp {
 namespace {
 
 constexpr size_t kMostContent = 1 << 20;  // of a direction; the kernel's buffers hold some 70 KiB (drivers/tty)
-constexpr size_t kPiece = 256;  // written to a master at once, which may wait: there is room when poll says so
+constexpr size_t kPiece = 256;       // written to a master at once, which may wait: there is room when poll says so
 constexpr size_t kUsualRoom = 8192;  // tty_buffer_set_limit() of drivers/tty/pty.c
 constexpr auto kLongestWait = std::chrono::seconds(2);
 constexpr cc_t kDisabled = 0;  // _POSIX_VDISABLE of Linux

@@ -8,12 +8,15 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <cstring>
 #include <set>
 
 #include "engine/base/error.h"
+#include "engine/broker/broker.h"
 #include "engine/files/inet_diag.h"
 #include "engine/files/socket_option.h"
+#include "engine/files/tcp_reconnect.h"
 #include "engine/files/tcp_repair.h"
 
 namespace icp {
@@ -42,11 +45,6 @@ bool read_info(int fd, TcpInfo& info) {
   socklen_t length = sizeof info;
   return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &length) == 0;
 }
-
-bool sent_fin(uint8_t state) {
-  return state == kTcpFinWait1 || state == kTcpFinWait2 || state == kTcpClosing || state == kTcpLastAck;
-}
-bool received_fin(uint8_t state) { return state == kTcpCloseWait || state == kTcpLastAck || state == kTcpClosing; }
 
 short poll_of(int fd) {
   pollfd request{fd, POLLIN | POLLPRI | POLLRDHUP, 0};
@@ -84,6 +82,10 @@ TcpFacts look_at(FileScan& scan, Description& description, uint64_t own_namespac
   const short events = poll_of(fd);
   facts.role = role_of_state(facts.state, events);
   facts.shut_read = (events & POLLRDHUP) != 0;
+  facts.sent_bytes = info.base.tcpi_bytes_sent - info.base.tcpi_bytes_retrans;
+  facts.received_bytes = info.base.tcpi_bytes_received;
+  facts.unsent = info.base.tcpi_notsent_bytes;
+  facts.received_fin = has_received_fin(facts.state);
   facts.unaccepted = info.base.tcpi_unacked;  // of a listener; see tcp_get_info() in the kernel
   facts.backlog = info.base.tcpi_sacked;
   if (facts.role == Role::kOpenEnd || facts.role == Role::kConnecting || facts.role == Role::kUrgent) {
@@ -109,7 +111,7 @@ Role judge_alone(const InetSurvey& survey, const TcpFacts& facts, const AddressM
   if (!addresses.is_local(facts.remote)) return Role::kOpenEnd;
   const auto other = kernel.query(facts.remote, facts.local);
   if (!other || other->leftover()) {
-    if (received_fin(facts.state)) return Role::kEnded;
+    if (has_received_fin(facts.state)) return Role::kEnded;
     return other ? Role::kClosing : Role::kOpenEnd;
   }
   if (other->ino == 0) return listens_here(survey, facts.remote) ? Role::kUnaccepted : Role::kOutside;
@@ -147,9 +149,25 @@ void capture_outgoing(FileScan& scan, Descriptions descriptions) {
     TcpReader::Outgoing outgoing = reader->outgoing(scan.take(*description));
     pb::TcpSocket& message = *description->message->mutable_tcp();
     message.set_send_queue(std::move(outgoing.data));
-    message.set_shut_write(sent_fin(facts.state));
+    message.set_shut_write(has_sent_fin(facts.state));
     message.set_sent(outgoing.next - (message.shut_write() ? 1 : 0));
   }
+}
+
+// Without repair mode: only between processes of this capsule, and at rest.
+void check_without_repair(FileScan& scan, Description& description, const TcpFacts& facts) {
+  const auto name = fmt::format("TCP connection {} to {}", facts.local.text(), facts.remote.text());
+  if (facts.role != Role::kConnected) {
+    scan.refuse(description, name + ", whose other end is in another part of the job", "have root take the checkpoint");
+    return;
+  }
+  const auto other = std::find_if(scan.inet.tcp.begin(), scan.inet.tcp.end(), [&](const auto& entry) {
+    return entry.second.local == facts.remote && entry.second.remote == facts.local;
+  });
+  const int fd = scan.take(description);
+  if (other == scan.inet.tcp.end() || fd < 0) return;  // closed since: running processes
+  const std::string why = cannot_reconnect(fd, facts, other->second);
+  if (!why.empty()) scan.refuse(description, name + " " + why, kLater, true);
 }
 
 void refuse_outside(FileScan& scan, Description& description, const TcpFacts& facts) {
@@ -197,6 +215,7 @@ void check_socket(FileScan& scan, Description& description) {
       break;
   }
   check_socket_options(scan, description);
+  if (is_connection(facts.role) && !broker().privileged()) check_without_repair(scan, description, facts);
   if (is_connection(facts.role)) {
     char name[16] = "";
     socklen_t length = sizeof name;
@@ -213,13 +232,13 @@ void capture_connection(TcpReader& reader, const Description& description, int f
   TcpInfo info;
   if (!read_info(fd, info)) throw_errno("cannot look at a TCP connection");
   TcpReader::Incoming incoming = reader.incoming(fd);
-  if (incoming.state == kTcpClose || sent_fin(incoming.state) != message.shut_write()) {
+  if (incoming.state == kTcpClose || has_sent_fin(incoming.state) != message.shut_write()) {
     throw Error(ErrorKind::kBusy,
                 fmt::format("TCP connection {} to {} (descriptor {}) ended while it was looked at", facts.local.text(),
                             facts.remote.text(), description.uses.front().fd),
                 0, kLater);
   }
-  const bool fin = received_fin(incoming.state);
+  const bool fin = has_received_fin(incoming.state);
   message.set_received(incoming.next - (fin ? 1 : 0));
   message.set_receive_queue(std::move(incoming.data));
   message.set_shut_read(fin || facts.shut_read);
@@ -272,7 +291,7 @@ void capture_socket(FileScan& scan, Description& description, std::optional<TcpR
     capture_connection(*reader, description, fd, facts, message);
   } else if (!unused) {
     facts.remote.store(*message.mutable_remote());
-    message.set_shut_write(facts.state == kTcpClose || sent_fin(facts.state));
+    message.set_shut_write(facts.state == kTcpClose || has_sent_fin(facts.state));
     int waiting = 0;
     if (facts.role != Role::kOutside && ::ioctl(fd, SIOCINQ, &waiting) == 0 && waiting > 0) {
       message.set_receive_queue(peek_stream(fd, static_cast<size_t>(waiting)));

@@ -15,6 +15,7 @@
 #include "engine/broker/broker.h"
 #include "engine/files/inet_diag.h"
 #include "engine/files/socket_option.h"
+#include "engine/files/tcp_reconnect.h"
 #include "engine/files/tcp_socket.h"
 
 namespace icp {
@@ -347,6 +348,12 @@ void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
   const auto connections = std::make_shared<Connections>();
   for (const auto& [ends, file] : by_ends) {
     const auto other = by_ends.find({ends.second, ends.first});
+    if (!broker().privileged()) {
+      if (other == by_ends.end())
+        throw_bad_file(*file, name_of(*file) + " leads to another part of the job, which takes root");
+      if (ends.first < ends.second) reconnect(context, files, *file, *other->second);
+      continue;
+    }
     connections->push_back(
         std::make_unique<Connection>(context, *file, other == by_ends.end() ? nullptr : other->second));
   }
