@@ -3,7 +3,8 @@
 // named operations. Everything else is the worker's, and the kernel decides whether its user may do it.
 //
 // Three ways to have them: a broker process (become_worker), which checks every request as if the user had sent it;
-// this process itself, where it is root's own and works for root (the default); and none, where nobody is root.
+// this process itself, where it is root's own and works for root; and a user namespace, where nobody is root. The last
+// two are what a process has by itself, as it is root or not.
 #pragma once
 
 #include <sys/types.h>
@@ -67,6 +68,10 @@ class Broker {
   virtual Message ask(uint32_t operation, Message request) = 0;
   // True when the worker is a process of its own, and root's rights are not at hand otherwise.
   virtual bool separate() const = 0;
+  // False where nobody is root: repair mode of TCP, tracking by the kernel module, looking into other users' processes
+  // and the watch over shared memory throw kPermission then, and descriptors of other processes' shared memory are not
+  // to be had.
+  virtual bool privileged() const { return true; }
 };
 
 // The process's broker. Until become_worker() this process itself.

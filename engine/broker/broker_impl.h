@@ -38,6 +38,7 @@ enum class BrokerOp : uint32_t {
 inline constexpr uint64_t kMostRequest = 4 << 20, kMostReply = 256 << 20;  // bytes
 
 void set_broker(std::unique_ptr<Broker> broker);
+std::unique_ptr<Broker> make_user_namespace_broker();
 std::unique_ptr<Broker> make_direct_broker(BrokerOptions options);
 std::unique_ptr<Broker> make_broker_client(UniqueFd socket);
 // Answers until the worker (the parent of this process) is gone.

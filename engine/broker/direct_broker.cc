@@ -29,7 +29,14 @@ class DirectBroker final : public Broker {
     const UniqueFd process(like != 0 ? ::open(fmt::format("/proc/{}", like).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)
                                      : -1);
     const UniqueFd mounts = process ? privileged::mounts_of(process.get()) : UniqueFd();
-    return privileged::start_init({file.get(), channel, carrier, like, mounts.get(), &identity, own_terminals, false, join_});
+    return privileged::start_init({.program = file.get(),
+                                   .channel = channel,
+                                   .carrier = carrier,
+                                   .like = like,
+                                   .mounts = mounts.get(),
+                                   .identity = &identity,
+                                   .own_terminals = own_terminals,
+                                   .join = join_});
   }
   std::unique_ptr<IpcAccess> open_ipc(pid_t process) override { return IpcAccess::enter(open_ipc_namespace(process)); }
   std::unique_ptr<MachineWatch> watch_machine() override { return MachineWatch::make(); }
@@ -71,7 +78,8 @@ class DirectBroker final : public Broker {
 };
 
 std::unique_ptr<Broker>& current() {
-  static std::unique_ptr<Broker> broker = std::make_unique<DirectBroker>(nullptr);
+  static std::unique_ptr<Broker> broker =
+      ::geteuid() == 0 ? std::make_unique<DirectBroker>(nullptr) : make_user_namespace_broker();
   return broker;
 }
 

@@ -122,8 +122,10 @@ bool mount_terminals() {
   for (size_t i = 0; i < RLIM_NLIMITS; ++i)
     if (plan.limits.known[i]) ::setrlimit(static_cast<__rlimit_resource>(i), &plan.limits.values[i]);
   // Numbers, and the running programs of processes: what its copies need until they are whole.
-  if (const char* what = take_identity(*plan.order.identity, 1ull << kCheckpointRestore, true); what != nullptr)
-    fail(what);
+  constexpr uint64_t kKept = 1ull << kCheckpointRestore;
+  const char* what =
+      plan.order.in_user_namespace ? keep_capabilities(kKept, true) : take_identity(*plan.order.identity, kKept, true);
+  if (what != nullptr) fail(what);
   ::prctl(PR_SET_PDEATHSIG, SIGKILL);  // after the change of ids, which clears it
   ::syscall(SYS_close_range, 0, kChannelFd - 1, 0);
   ::syscall(SYS_close_range, kCarrierFd + 1, ~0u, kCloseAtExec);
@@ -138,7 +140,41 @@ bool mount_terminals() {
   fail("start");
 }
 
+// user_namespaces(7): one line each, the caller's own ids, and no way to drop groups.
+void map_own_ids(pid_t pid) {
+  const auto write = [pid](const char* name, const std::string& text) {
+    const std::string path = fmt::format("/proc/{}/{}", pid, name);
+    const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
+    if (!fd || ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
+      throw_errno("cannot write {} of a user namespace", name);
+  };
+  write("setgroups", "deny");
+  write("uid_map", fmt::format("{0} {0} 1", ::geteuid()));
+  write("gid_map", fmt::format("{0} {0} 1", ::getegid()));
+}
+
 }  // namespace
+
+// The settings that forbid it: of Debian's kernels, of all, and of AppArmor (Ubuntu), where the namespace is made but
+// gives no rights.
+void throw_no_user_namespace(int error) {
+  const auto setting = [](const char* path) {
+    int64_t value = -1;
+    std::ifstream(path) >> value;
+    return value;
+  };
+  std::string remedy = "run icp as root";
+  if (setting("/proc/sys/kernel/unprivileged_userns_clone") == 0)
+    remedy = "an administrator can allow them: sysctl kernel.unprivileged_userns_clone=1";
+  else if (setting("/proc/sys/user/max_user_namespaces") == 0)
+    remedy = "an administrator can allow them: sysctl user.max_user_namespaces=10000";
+  else if (setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1)
+    remedy = "an administrator can allow them: sysctl kernel.apparmor_restrict_unprivileged_userns=0";
+  throw Error(
+      ErrorKind::kPermission,
+      fmt::format("a restart without root needs a user namespace, which this host refuses: {}", errno_text(error)),
+      error, remedy);
+}
 
 UniqueFd open_program(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_PATH | O_CLOEXEC));
@@ -169,13 +205,16 @@ pid_t start_init(const InitOrder& order) {
   if (order.like != 0) plan.limits = limits_of(order.like);
 
   clone_args arguments{};
-  arguments.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS | (order.sibling ? CLONE_PARENT : 0);
+  arguments.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS | (order.sibling ? CLONE_PARENT : 0) |
+                    (order.in_user_namespace ? CLONE_NEWUSER : 0);
   arguments.exit_signal = order.sibling ? 0 : SIGCHLD;  // a sibling has its maker's
   const long pid = ::syscall(SYS_clone3, &arguments, sizeof arguments);
+  if (pid < 0 && order.in_user_namespace) throw_no_user_namespace(errno);
   if (pid < 0) throw_errno("cannot make the namespaces of the capsule");
   if (pid == 0) become_init(plan);
   go_there.reset();
   try {
+    if (order.in_user_namespace) map_own_ids(static_cast<pid_t>(pid));
     if (order.like != 0 && order.join) order.join(static_cast<pid_t>(pid), order.like);
     if (::send(go_here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start the init of the capsule");
   } catch (...) {

@@ -24,15 +24,18 @@ struct InitOrder {
   int mounts = -1;  // mounts_of(like), if any
   const Identity* identity = nullptr;
   bool own_terminals = false;
-  bool sibling = false;  // a child of this process's parent, which the worker is
+  bool sibling = false;            // a child of this process's parent, which the worker is
+  bool in_user_namespace = false;  // which takes the place of root's rights; `identity` is this process's own
   std::function<void(pid_t, pid_t)> join;
 };
 pid_t start_init(const InitOrder& order);
 
 // The mount namespace of a process, held by its directory in /proc, if it is another one than this process's and was
-// made by root (job_container/tmpfs and others of Slurm's plugins); else no descriptor: in one of a user namespace every
-// path may be the user's making, and root is to follow none.
+// made by root (job_container/tmpfs and others of Slurm's plugins); else no descriptor: in one of a user namespace
+// every path may be the user's making, and root is to follow none.
 UniqueFd mounts_of(int process);
+// Throws kPermission with what forbids user namespaces to users here.
+[[noreturn]] void throw_no_user_namespace(int error);
 
 // A descriptor of `path`, which is executed later by a user who may not reach it by its name.
 UniqueFd open_program(const std::string& path);

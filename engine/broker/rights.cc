@@ -32,8 +32,12 @@ const char* take_identity(const Identity& identity, uint64_t kept, bool ambient)
   if (::syscall(SYS_setresgid, gid, gid, gid) != 0) return "take the user's group";
   if (uid == 0) return nullptr;
   if (::prctl(PR_SET_KEEPCAPS, 1) != 0 || ::syscall(SYS_setresuid, uid, uid, uid) != 0) return "take the user's id";
-  if (set_capabilities(kept) != 0) return "give capabilities up";
   if (::prctl(PR_SET_KEEPCAPS, 0) != 0) return "give capabilities up";
+  return keep_capabilities(kept, ambient);
+}
+
+const char* keep_capabilities(uint64_t kept, bool ambient) noexcept {
+  if (set_capabilities(kept) != 0) return "give capabilities up";
   for (int capability = 0; ambient && capability < 64; ++capability) {
     if ((kept >> capability & 1) == 0) continue;
     if (::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0) != 0) return "keep a capability over exec";

@@ -21,6 +21,9 @@ inline constexpr int kCheckpointRestore = 40;  // CAP_CHECKPOINT_RESTORE, Linux 
 // looked into by its like (PR_SET_DUMPABLE). Returns null, or what failed, with errno; async-signal-safe.
 const char* take_identity(const Identity& identity, uint64_t kept, bool ambient) noexcept;
 
+// The last part alone: capabilities and no_new_privs, for a process that has the ids.
+const char* keep_capabilities(uint64_t kept, bool ambient) noexcept;
+
 // Checks the result: throws kPermission unless the calling process has the ids of `identity` and no capability but
 // `kept`.
 void check_identity(const Identity& identity, uint64_t kept);

@@ -12,11 +12,13 @@
 #include <array>
 #include <map>
 #include <set>
+#include <sstream>
 
 #include "engine/base/error.h"
 #include "engine/base/identity.h"
 #include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
+#include "engine/broker/broker.h"
 #include "engine/process/attributes.h"
 #include "engine/process/credentials.h"
 #include "engine/process/thread_check.h"
@@ -35,15 +37,25 @@ std::string time_namespace(pid_t pid, const char* name) {
   }
 }
 
+// The user namespace that a restart without root makes: it has the user's own ids and no others.
+bool is_of_a_restart(pid_t pid) {
+  const auto holds_only = [pid](const char* map, unsigned id) {
+    std::istringstream text(read_proc(pid, map));
+    unsigned inside = 0, outside = 0, count = 0, more = 0;
+    return (text >> inside >> outside >> count) && !(text >> more) && inside == id && outside == id && count == 1;
+  };
+  return !broker().privileged() && holds_only("uid_map", ::geteuid()) && holds_only("gid_map", ::getegid());
+}
+
 void check_namespaces(const ProcessRef& process, const ProcessRef& first, Findings& findings) {
-  for (const char* name : {"mnt", "net", "uts", "ipc", "pid", "cgroup"}) {
+  for (const char* name : {"mnt", "net", "uts", "ipc", "pid", "cgroup", "user"}) {
     const std::string link = fmt::format("ns/{}", name);
     if (read_proc_link(process.pid, link) != read_proc_link(first.pid, link))
       findings.push_back({process.pid, process.comm, "",
                           fmt::format("is in another {} namespace than process {}", name, first.pid),
                           "run the job without containers of its own inside"});
   }
-  if (read_proc_link(process.pid, "ns/user") != read_proc_link(::getpid(), "ns/user"))
+  if (read_proc_link(process.pid, "ns/user") != read_proc_link(::getpid(), "ns/user") && !is_of_a_restart(process.pid))
     findings.push_back({process.pid, process.comm, "", "is in a user namespace of its own",
                         "run the job without unprivileged containers"});
   if (read_proc_link(process.pid, "ns/pid") != read_proc_link(process.pid, "ns/pid_for_children"))
