@@ -67,10 +67,18 @@ void name_lost_children(pid_t root) {
                   root, lost.size() == 1 ? "it" : "them", names));
 }
 
+// Whose processes they are; kPermission when the caller may not look into them.
+Identity owner_of_tree(pid_t root) {
+  const Identity identity = Identity::of_process(root);
+  if (geteuid() == 0 || identity.uid == geteuid()) return identity;
+  throw Error(ErrorKind::kPermission, fmt::format("process {} is user {}'s, not yours", root, user_name(identity.uid)),
+              EPERM, "run icp as that user, or with sudo");
+}
+
 SessionConfig config_of_tree(const TreeOptions& options) {
   const ProcessHandle exists(options.pid);
   refuse_own_tree(options.pid);
-  const Identity identity = Identity::of_process(options.pid);
+  const Identity identity = owner_of_tree(options.pid);
   work_as(identity);
   name_lost_children(options.pid);
   std::string command = read_proc(options.pid, "cmdline");
@@ -83,7 +91,6 @@ SessionConfig config_of_tree(const TreeOptions& options) {
 int exit_code_of(const Versions& versions) { return versions.failure() ? exit_code(*versions.failure()) : kExitFailed; }
 
 int checkpoint(const TreeOptions& options, const Cli& cli) {
-  require_root("checkpoint");
   Reporter reporter(cli.verbosity);
   SessionConfig config = config_of_tree(options);
   config.keep_tracking = true;  // the next call may go on from this version
@@ -99,7 +106,6 @@ int checkpoint(const TreeOptions& options, const Cli& cli) {
 
 int watch(const TreeOptions& options, const Cli& cli) {
   const auto interval = interval_from(options.interval);
-  require_root("watch");
   Reporter reporter(cli.verbosity);
   Versions versions(config_of_tree(options), open_root(options.pid), reporter, options.versions.keep);
   const ProcessHandle process(options.pid);
@@ -120,9 +126,8 @@ int watch(const TreeOptions& options, const Cli& cli) {
 }
 
 int check(const TreeOptions& options) {
-  require_root("check");
   const ProcessHandle exists(options.pid);
-  work_as(Identity::of_process(options.pid));
+  work_as(owner_of_tree(options.pid));
   const Findings findings = check_tree({options.pid}, outer_streams_of(options.pid, 0));
   if (options.json) {
     print_json(findings_json(findings));

@@ -162,7 +162,6 @@ std::unique_ptr<Versions> continued(RestoredCapsule& capsule, const RestartOptio
 }
 
 int restart_detached(const RestartOptions& options, const Cli& cli) {
-  require_root("restart");
   const UniqueFd pid_file = open_pid_file(options.pid_file);
   RestoredCapsule capsule = restore(restore_options(options), Reporter(cli.verbosity));
   const std::vector<TaskRoot> roots = capsule.roots();
@@ -175,7 +174,6 @@ int restart_detached(const RestartOptions& options, const Cli& cli) {
 
 // The wait(2) status to end with.
 int restart_and_wait(const RestartOptions& options, const Cli& cli, std::chrono::milliseconds interval) {
-  require_root("restart");
   Reporter reporter(cli.verbosity);
   const UniqueFd pid_file = open_pid_file(options.pid_file);
   const RestoreOptions what = restore_options(options);

@@ -38,7 +38,6 @@ int take_versions(EventLoop& loop, Program& program, Versions& versions) {
 }
 
 int run(const RunOptions& options, const Cli& cli, std::chrono::milliseconds interval) {
-  require_root("run");
   const std::optional<Identity> user = options.user.empty() ? std::nullopt : std::optional(user_identity(options.user));
   Reporter reporter(cli.verbosity);
   SessionConfig config = session_config(options.versions, user.value_or(caller_identity()), joined(cli.command));

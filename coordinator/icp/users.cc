@@ -56,12 +56,6 @@ Identity identity_of(const User& user) {
 
 }  // namespace
 
-void require_root(const std::string& command) {
-  if (geteuid() == 0) return;
-  throw Error(ErrorKind::kPermission, fmt::format("icp {} needs root, to stop and look into processes", command), EPERM,
-              "run it with sudo");
-}
-
 Identity caller_identity() {
   const int count = getgroups(0, nullptr);
   std::vector<gid_t> groups(static_cast<size_t>(count > 0 ? count : 0));
@@ -69,13 +63,24 @@ Identity caller_identity() {
   return {getuid(), getgid(), std::move(groups)};
 }
 
-Identity user_identity(const std::string& name) {
-  if (const auto user = user_by_name(name)) return identity_of(*user);
+namespace {
+
+std::optional<User> user_called(const std::string& name) {
+  if (const auto user = user_by_name(name)) return user;
   uid_t uid = 0;
   const auto [end, code] = std::from_chars(name.data(), name.data() + name.size(), uid);
-  if (code == std::errc() && end == name.data() + name.size())
-    if (const auto user = user_by_uid(uid)) return identity_of(*user);
-  throw_error(ErrorKind::kUsage, "there is no user {}", name);
+  return code == std::errc() && end == name.data() + name.size() ? user_by_uid(uid) : std::nullopt;
+}
+
+}  // namespace
+
+Identity user_identity(const std::string& name) {
+  const auto user = user_called(name);
+  if (!user) throw_error(ErrorKind::kUsage, "there is no user {}", name);
+  if (geteuid() == 0) return identity_of(*user);
+  if (user->uid == geteuid()) return caller_identity();
+  throw Error(ErrorKind::kPermission, fmt::format("only root can work for another user ({})", user->name), EPERM,
+              "leave --user out, or run icp with sudo");
 }
 
 Identity reader_of(const std::string& image_path) {

@@ -8,13 +8,11 @@
 
 namespace icp {
 
-// Throws kPermission unless the caller is root: tracing processes, namespaces and other users' files need it.
-void require_root(const std::string& command);
-
 // Real ids and groups of the caller.
 Identity caller_identity();
 
-// A user by name or number, with all groups of the user database. kUsage if unknown.
+// A user by name or number, with all groups of the user database; for others than root only they themselves, with the
+// groups they have. kUsage if unknown, kPermission for somebody else.
 Identity user_identity(const std::string& name);
 
 // Who reads an image: the caller; root reads as the owner of the directory, so that a link that the owner planted

@@ -29,7 +29,7 @@ namespace {
 class FilesRoundtrip : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
     ASSERT_EQ(::chown(directory_.path().c_str(), 65534, 65534), 0);
   }
   TempDir directory_;

@@ -15,7 +15,7 @@ import subprocess
 import time
 import unittest
 
-from icp_harness import Case, ROOT, build, icp, main, program, wait_for
+from icp_harness import ABLE, Case, build, icp, main, program, wait_for
 
 # Writes the same over 8 MiB, and something new over 1 MiB, again and again.
 REWRITER = r"""
@@ -115,7 +115,7 @@ class Runs(Case):
         return icp("restart", "--dir", self.image, *options, timeout=120)
 
 
-@unittest.skipUnless(ROOT, "needs root")
+@unittest.skipUnless(ABLE, "needs root or user namespaces")
 class Chains(Runs):
     def test_compaction_while_the_job_goes_on(self):
         rounds = 120
@@ -189,7 +189,7 @@ class Chains(Runs):
         self.assertLess(max(written[1]), 700)
 
 
-@unittest.skipUnless(ROOT, "needs root")
+@unittest.skipUnless(ABLE, "needs root or user namespaces")
 class Lazy(Runs):
     def stopped_run(self, command):
         """One version of a program, which is then killed."""

@@ -17,6 +17,8 @@ ICP = ""
 # Directory of the build: set by main().
 BUILD = pathlib.Path()
 ROOT = os.geteuid() == 0
+# Whether checkpoint and restart work: as root, or where a user may make namespaces.
+ABLE = ROOT or subprocess.run(["unshare", "--user", "true"], stderr=subprocess.DEVNULL, check=False).returncode == 0
 # Factor to all time-outs, for machines that are slow (an emulated one).
 SLOWNESS = float(os.environ.get("ICP_TEST_SLOWNESS", "1"))
 

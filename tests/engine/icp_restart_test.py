@@ -19,10 +19,10 @@ import subprocess
 import time
 import unittest
 
-from icp_harness import Case, ROOT, counter, icp, main, program, wait_for
+from icp_harness import ABLE, Case, counter, icp, main, program, wait_for
 
 
-@unittest.skipUnless(ROOT, "needs root")
+@unittest.skipUnless(ABLE, "needs root or user namespaces")
 class Restart(Case):
     def checkpointed(self, lines, code=0, moments=1):
         """A counter killed with its last version; what it had printed."""
@@ -43,6 +43,7 @@ class Restart(Case):
         self.assertEqual(printed[1:] + result.stdout.split(), [str(i) for i in range(1, 61)])
         self.assertEqual(icp("restart", "--dir", self.image).stdout, result.stdout)
 
+    @unittest.skipUnless(ROOT, "needs root")
     def test_changed_root_directory(self):
         """chroot(2): /usr has all that a shell needs. As another user it is refused before anything is stopped."""
         script = 'for i in 1 2 3 4 5 6 7 8 9 10; do sleep 0.1; done; [ -e /usr ] && exit 1; cd /; pwd; exit 5'
@@ -143,6 +144,7 @@ class Restart(Case):
         self.assert_ends(icp("verify", self.image), 0)
         self.assert_ends(icp("restart", "--dir", self.image), 4)
 
+    @unittest.skipUnless(ROOT, "needs root")
     def test_as_the_owner(self):
         self.dir.chmod(0o755)
         shutil.chown(self.dir, "nobody")
@@ -162,7 +164,7 @@ class Restart(Case):
         self.assert_one_error(icp("restart", "--dir", self.image, "--grown", "x"), 2, "none of restore")
 
 
-@unittest.skipUnless(ROOT, "needs root")
+@unittest.skipUnless(ABLE, "needs root or user namespaces")
 class Terminal(Case):
     """On a terminal: one line a version, and the interrupt key reaches the program once."""
 
@@ -221,7 +223,7 @@ print "interrupted $count\n";
         self.assertEqual(self.ended(pid), 0)
 
 
-@unittest.skipUnless(ROOT, "needs root")
+@unittest.skipUnless(ABLE, "needs root or user namespaces")
 class Image(Case):
     """list, show and verify, and what they say about damage."""
 
@@ -290,6 +292,7 @@ class Image(Case):
         self.assert_one_error(icp("show", self.image), 3, "state.icp")
         self.assert_ends(icp("list", self.image), 0)
 
+    @unittest.skipUnless(ROOT, "needs root")
     def test_others_may_not_look(self):
         self.dir.chmod(0o755)
         for command in ["list", "show", "verify"]:

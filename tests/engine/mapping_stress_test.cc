@@ -116,7 +116,7 @@ class MappingChanges {
 
 // ICP_STRESS_SECONDS=120 for as long.
 TEST(MappingStress, CallsOnMappingsBehaveAsWithoutUs) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
   const char* const seconds = std::getenv("ICP_STRESS_SECONDS");
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(seconds == nullptr ? 0 : std::atoi(seconds));
   do

@@ -26,7 +26,7 @@ constexpr size_t kMiB = 1 << 20;
 class MemoryRoundtrip : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
   }
 };
 

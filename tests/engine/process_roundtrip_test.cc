@@ -33,12 +33,10 @@
 namespace icp::test {
 namespace {
 
-bool is_root() { return ::geteuid() == 0; }
-
 class ProcessRoundtrip : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (!is_root()) GTEST_SKIP() << "needs root";
+    if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
   }
 };
 
@@ -222,6 +220,7 @@ TEST_F(ProcessRoundtrip, NoVersionOfAProcessThatASignalIsEnding) {
     SessionConfig config;
     config.image_path = dir.path() + (blocked ? "/blocked" : "/deadly");
     config.node = "n";
+    config.identity = {::geteuid(), ::getegid(), {}};
     Session session(std::move(config), {{pid, 0}});
     CheckpointOptions options;
     options.gate = [pid](CheckpointOptions::Phase phase) {

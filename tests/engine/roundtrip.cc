@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <poll.h>
+#include <sched.h>
 #include <signal.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
@@ -20,6 +21,10 @@ namespace {
 
 constexpr int kTimeoutMs = 20'000;
 constexpr uid_t kNobody = 65534;
+
+// Whose processes are checkpointed: root works for another user, and others for themselves.
+uid_t user() { return ::geteuid() == 0 ? kNobody : ::geteuid(); }
+gid_t group() { return ::geteuid() == 0 ? kNobody : ::getegid(); }
 
 struct Pipe {
   UniqueFd read, write;
@@ -44,12 +49,12 @@ pid_t start(const Body& body, Pipe& ready, Pipe& go, bool same_view) {
   ::dup2(ready.write.get(), 1);
   for (int fd = 3; fd < 1024; ++fd) ::close(fd);
   ::setsid();
-  if (::setgid(kNobody) != 0 || ::setuid(kNobody) != 0) ::_exit(98);
+  if (::setgid(group()) != 0 || ::setuid(user()) != 0) ::_exit(98);
   Gate gate(1, 0, same_view);
   ::_exit(body(gate));
 }
 
-Identity nobody() { return {kNobody, kNobody, {}}; }
+Identity nobody() { return {user(), group(), {}}; }
 
 int wait_for_exit(RestoredCapsule& capsule) {
   for (;;) {
@@ -71,7 +76,7 @@ int wait_for_exit(RestoredCapsule& capsule) {
 class Roundtrip {
  public:
   Roundtrip(const Body& body, const RoundtripOptions& options) : options_(options) {
-    if (::chown(directory_.path().c_str(), kNobody, kNobody) != 0) throw_errno("chown");
+    if (::chown(directory_.path().c_str(), user(), group()) != 0) throw_errno("chown");
     config_.image_path = directory_.path() + "/image";
     config_.identity = nobody();
     config_.node = "here";
@@ -185,6 +190,17 @@ void Gate::go() {
   const std::vector<std::string> lines = differences(view_, now);
   for (const std::string& line : lines) dprintf(2, "after the restart, %s\n", line.c_str());
   CHECK_OR_DIE(lines.empty());
+}
+
+const char* lacking_rights() {
+  if (::geteuid() == 0) return nullptr;
+  static const bool able = [] {
+    const pid_t pid = ::fork();
+    if (pid == 0) ::_exit(::unshare(CLONE_NEWUSER) == 0 ? 0 : 1);
+    int status = -1;
+    return pid > 0 && ::waitpid(pid, &status, 0) == pid && status == 0;
+  }();
+  return able ? nullptr : "needs root or user namespaces";
 }
 
 int roundtrip(const Body& body, const RoundtripOptions& options) {

@@ -49,8 +49,11 @@ struct RoundtripOptions {
   std::function<void(RestoreOptions&)> restore = nullptr;  // changes to what every restore is made with
 };
 
-// Runs the body as user 65534 (nobody) when `as_user`, else as root; returns the exit status (wait(2)) after the last
-// restore. gtest failures are recorded for everything on the way.
+// Null where checkpoint and restart work; else what the calling process lacks: root, or user namespaces.
+const char* lacking_rights();
+
+// Runs the body as user 65534 (nobody) when the test is root's, else as the test's own user; returns the exit status
+// (wait(2)) after the last restore. gtest failures are recorded for everything on the way.
 int roundtrip(const Body& body, const RoundtripOptions& options = {});
 
 // In the process under test: prints what failed and ends the process.

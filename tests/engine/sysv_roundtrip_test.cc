@@ -20,7 +20,7 @@ constexpr size_t kBytes = 1 << 20;
 class SysvRoundtrip : public ::testing::Test {
  protected:
   void SetUp() override {
-    if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+    if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
     key_ = 0x1c900000 + (::getpid() & 0xffff);
   }
   // What the test leaves in the host's namespace: the killed process could not remove it.

@@ -71,7 +71,7 @@ class Program {
 };
 
 void expect_refused(const std::function<void()>& state, const std::string& sentence) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
   const Program program(state);
   EXPECT_NE(program.refusal().find(sentence), std::string::npos) << program.refusal();
   EXPECT_TRUE(program.answers());
@@ -103,15 +103,18 @@ TEST(ThreadState, DescriptorTable) {
 }
 
 TEST(ThreadState, NetworkNamespace) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root's threads get there";
   expect_refused([] { CHECK_OR_DIE(::unshare(CLONE_NEWNET) == 0); }, "is in another net namespace");
 }
 
 TEST(ThreadState, UserIds) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root's threads get there";
   expect_refused([] { CHECK_OR_DIE(::syscall(SYS_setresuid, -1, 65534, -1) == 0); },
                  "has user and group ids of its own");
 }
 
 TEST(ThreadState, Groups) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root's threads get there";
   expect_refused(
       [] {
         const gid_t group = 4711;
@@ -121,6 +124,7 @@ TEST(ThreadState, Groups) {
 }
 
 TEST(ThreadState, Capabilities) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root's threads get there";
   expect_refused(
       [] {
         __user_cap_header_struct header{_LINUX_CAPABILITY_VERSION_3, 0};
@@ -131,7 +135,7 @@ TEST(ThreadState, Capabilities) {
 }
 
 TEST(ThreadState, MainThreadHasEnded) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
   const pid_t pid = ::fork();
   if (pid == 0) {
     std::thread([] { ::pause(); }).detach();
@@ -150,7 +154,7 @@ TEST(ThreadState, MainThreadHasEnded) {
 
 // Installed after the check: found on the stopped process, before a call is made in any thread.
 TEST(ThreadState, FilterThatComesAfterTheCheck) {
-  if (::geteuid() != 0) GTEST_SKIP() << "needs root";
+  if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
   const Program program([] { install_filter(SECCOMP_RET_KILL_PROCESS); });
   InterruptedCalls calls;
   try {
