@@ -121,7 +121,7 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.image_path = options.versions.dir;
   restore.version = options.version;
   restore.node = options.versions.node;
-  restore.identity = options.user.empty() ? reader_of(options.versions.dir) : user_identity(options.user);
+  restore.identity = options.user.empty() ? reader_of(options.versions.dir) : identity_to_work_as(options.user);
   work_as(restore.identity);
   restore.track = !options.interval.empty();
   restore.tracker = tracker_from(options.versions.tracker);

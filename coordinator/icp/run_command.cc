@@ -38,7 +38,8 @@ int take_versions(EventLoop& loop, Program& program, Versions& versions) {
 }
 
 int run(const RunOptions& options, const Cli& cli, std::chrono::milliseconds interval) {
-  const std::optional<Identity> user = options.user.empty() ? std::nullopt : std::optional(user_identity(options.user));
+  const std::optional<Identity> user =
+      options.user.empty() ? std::nullopt : std::optional(identity_to_work_as(options.user));
   Reporter reporter(cli.verbosity);
   SessionConfig config = session_config(options.versions, user.value_or(caller_identity()), joined(cli.command));
   EventLoop loop({SIGUSR1, SIGTERM, SIGINT, SIGHUP, SIGQUIT, SIGUSR2});

@@ -77,10 +77,15 @@ std::optional<User> user_called(const std::string& name) {
 Identity user_identity(const std::string& name) {
   const auto user = user_called(name);
   if (!user) throw_error(ErrorKind::kUsage, "there is no user {}", name);
-  if (geteuid() == 0) return identity_of(*user);
-  if (user->uid == geteuid()) return caller_identity();
-  throw Error(ErrorKind::kPermission, fmt::format("only root can work for another user ({})", user->name), EPERM,
-              "leave --user out, or run icp with sudo");
+  return identity_of(*user);
+}
+
+Identity identity_to_work_as(const std::string& name) {
+  Identity user = user_identity(name);
+  if (geteuid() == 0) return user;
+  if (user.uid == geteuid()) return caller_identity();
+  throw Error(ErrorKind::kPermission, fmt::format("only root can work for another user ({})", user_name(user.uid)),
+              EPERM, "leave --user out, or run icp with sudo");
 }
 
 Identity reader_of(const std::string& image_path) {

@@ -11,9 +11,12 @@ namespace icp {
 // Real ids and groups of the caller.
 Identity caller_identity();
 
-// A user by name or number, with all groups of the user database; for others than root only they themselves, with the
-// groups they have. kUsage if unknown, kPermission for somebody else.
+// A user by name or number, with all groups of the user database. kUsage if unknown.
 Identity user_identity(const std::string& name);
+
+// The same for a user whose processes are to be run or restarted: for others than root only they themselves, with the
+// groups they have; kPermission for somebody else.
+Identity identity_to_work_as(const std::string& name);
 
 // Who reads an image: the caller; root reads as the owner of the directory, so that a link that the owner planted
 // leads no further than the owner could go.

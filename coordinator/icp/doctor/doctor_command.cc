@@ -53,7 +53,7 @@ struct DoctorOptions : PlaceOptions {
 enum DoctorExit : int { kHealthy = 0, kWarnings = 1, kErrors = 2 };
 
 Identity patient(const DoctorOptions& options) {
-  if (!options.user.empty()) return user_identity(options.user);
+  if (!options.user.empty()) return identity_to_work_as(options.user);
   const char* const sudo = std::getenv("SUDO_USER");
   return ::geteuid() == 0 && sudo != nullptr ? user_identity(sudo) : caller_identity();
 }
