@@ -15,6 +15,12 @@ import harness
 from jobcase import JobCase
 
 
+def runs_sleep(process):
+    with contextlib.suppress(OSError):
+        return (process / "cmdline").read_bytes() == b"sleep\x00200\x00"
+    return False
+
+
 class Screen:
     """A terminal that a test types on and reads."""
 
@@ -74,7 +80,10 @@ class Shell(JobCase):
         other.type("jobs; echo it-is-$own; stty size\n")
         text = self.shown(other, r"Running +sleep 300 &\r\n(?s:.*)it-is-mine\r\n(\d+ \d+)\r\n")
         self.assertEqual(text[1], "33 99")
-        other.type("sleep 200\n\x1a")
+        other.type("sleep 200\n")
+        # Before it runs, the key would be one for the shell's own line editing.
+        self.wait_for(lambda: any(runs_sleep(entry) for entry in pathlib.Path("/proc").glob("[0-9]*")), 30, "sleep 200")
+        other.type("\x1a")
         self.shown(other, r"Stopped +sleep 200")
         other.type("kill %1 %2; exit 7\n")
         self.shown(other, "exit|There are")
