@@ -32,7 +32,7 @@ TEST(FdInfo, ReadsLocksAndEpollItems) {
   EXPECT_EQ(info.locks[0].kind, LockLine::Kind::kFlock);
   EXPECT_EQ(info.locks[1].type, F_RDLCK);
   EXPECT_EQ(info.locks[1].length, 5u);
-  EXPECT_EQ(info.locks[2].kind, LockLine::Kind::kOther);
+  EXPECT_EQ(info.locks[2].kind, LockLine::Kind::kLease);
   const auto items = info.epoll_lines();
   ASSERT_EQ(items.size(), 1u);
   EXPECT_EQ(items[0].data, 0x1122334455667788u);
