@@ -216,7 +216,7 @@ class Away(Coordinated):
             self.skipTest("no systemd-analyze")
         unit = self.cluster.state / "icpctld.service"
         text = (harness.BUILD / "icpctld.service").read_text()
-        unit.write_text(re.sub(r"\S+/sbin/icpctld", str(self.cluster.bin_dir / "icpctld"), text))
+        unit.write_text(re.sub(r"(?<==)/\S+/sbin/icpctld", str(self.cluster.bin_dir / "icpctld"), text))
         shown = subprocess.run(["systemd-analyze", "verify", "--recursive-errors=no", "--man=no", unit],
                                capture_output=True, text=True, timeout=60, check=False)
         complaints = [line for line in shown.stderr.splitlines() if "icpctld.service" in line]
