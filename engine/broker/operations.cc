@@ -74,6 +74,7 @@ struct InitPlan {
   Limits limits;
   std::vector<std::pair<std::string, std::string>> ipc_limits;  // file and text
   int go = -1;
+  uint64_t bounding = 0;  // the capabilities of the caller's bounding set
 };
 
 [[noreturn]] void fail(const char* what) {
@@ -123,6 +124,9 @@ bool mount_terminals() {
     if (plan.limits.known[i]) ::setrlimit(static_cast<__rlimit_resource>(i), &plan.limits.values[i]);
   // Numbers, and the running programs of processes: what its copies need until they are whole.
   constexpr uint64_t kKept = 1ull << kCheckpointRestore;
+  // A new user namespace comes with a full bounding set.
+  for (int capability = 0; plan.order.in_user_namespace && capability < 64; ++capability)
+    if ((plan.bounding >> capability & 1) == 0) ::prctl(PR_CAPBSET_DROP, capability, 0, 0, 0);
   const char* what =
       plan.order.in_user_namespace ? keep_capabilities(kKept, true) : take_identity(*plan.order.identity, kKept, true);
   if (what != nullptr) fail(what);
@@ -201,8 +205,10 @@ pid_t start_init(const InitOrder& order) {
   if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, go) != 0) throw_errno("cannot make a socket pair");
   const UniqueFd go_here(go[0]);
   UniqueFd go_there(go[1]);
-  InitPlan plan{order, {}, IpcLimits::read().as_files(), go_there.get()};
+  InitPlan plan{order, {}, IpcLimits::read().as_files(), go_there.get(), 0};
   if (order.like != 0) plan.limits = limits_of(order.like);
+  for (int capability = 0; capability < 64; ++capability)
+    if (::prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1) plan.bounding |= 1ull << capability;
 
   clone_args arguments{};
   arguments.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS | (order.sibling ? CLONE_PARENT : 0) |

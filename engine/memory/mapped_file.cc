@@ -7,6 +7,7 @@
 #include <sys/vfs.h>
 
 #include <cerrno>
+#include <filesystem>
 
 #include "engine/base/error.h"
 
@@ -30,6 +31,13 @@ std::string other_path(pid_t pid, const MapsEntry& entry, struct stat& status) {
   if (entry.path.starts_with('/') && !entry.deleted) {
     const std::string named = fmt::format("/proc/{}/root{}", pid, entry.path);
     if (is_mapped_one(named.c_str(), entry, status)) return named;
+  }
+  // One of several names may have gone, or it has been renamed.
+  if (entry.path.starts_with("/dev/shm/")) {
+    const std::string directory = fmt::format("/proc/{}/root/dev/shm", pid);
+    std::error_code error;
+    for (std::filesystem::directory_iterator at(directory, error), end; !error && at != end; at.increment(error))
+      if (is_mapped_one(at->path().c_str(), entry, status)) return at->path();
   }
   const std::string program = fmt::format("/proc/{}/exe", pid);
   if (is_mapped_one(program.c_str(), entry, status)) return program;

@@ -44,12 +44,13 @@ class Descriptor final : public ObjectSource {
   UniqueFd fd_;
 };
 
-// Pages beyond the object's end, or unmapped since, cannot be read, and read as zeros.
-void read_memory(int mem, uint64_t address, std::span<std::byte> to) {
+// Pages beyond the object's end, or unmapped since, cannot be read, and read as zeros. False when the process has
+// ended.
+bool read_memory(int mem, uint64_t address, std::span<std::byte> to) {
   for (size_t done = 0; done < to.size();) {
     const ssize_t got = ::pread(mem, to.data() + done, to.size() - done, static_cast<off_t>(address + done));
     if (got < 0 && errno == EINTR) continue;
-    if (got == 0) throw_error(ErrorKind::kGone, "a process ended while its shared memory was read");
+    if (got == 0) return false;
     if (got > 0) {
       done += static_cast<size_t>(got);
       continue;
@@ -59,6 +60,12 @@ void read_memory(int mem, uint64_t address, std::span<std::byte> to) {
     std::fill_n(to.begin() + static_cast<ptrdiff_t>(done), page, std::byte{0});
     done += page;
   }
+  return true;
+}
+
+[[noreturn]] void throw_ended() {
+  throw Error(ErrorKind::kBusy, "a process ended while the shared memory that it alone mapped was read", 0,
+              "try again in a moment");
 }
 
 class Mapped final : public ObjectSource {
@@ -67,10 +74,10 @@ class Mapped final : public ObjectSource {
     const uint64_t end = maps.offset + (maps.end - maps.start);
     status_.st_size = std::max(status_.st_size, static_cast<off_t>(end));
     status_.st_blocks = status_.st_size / 512;
-    const bool known = std::any_of(views_.begin(), views_.end(), [&](const View& view) {
+    const auto known = std::count_if(views_.begin(), views_.end(), [&](const View& view) {
       return view.offset <= maps.offset && end <= view.offset + view.bytes;
     });
-    if (known) return;
+    if (known >= kEnough) return;
     UniqueFd mem(::open(fmt::format("/proc/{}/mem", pid).c_str(), O_RDONLY | O_CLOEXEC));
     if (!mem) throw_errno("cannot open the memory of process {}", pid);
     views_.push_back({maps.offset, end - maps.offset, maps.start, std::move(mem)});
@@ -88,18 +95,18 @@ class Mapped final : public ObjectSource {
     const uint64_t end = offset + to.size();
     for (uint64_t at = offset; at < end;) {
       uint64_t next = end;  // of what no view has
-      const View* found = nullptr;
+      bool mapped = false, done = false;
       for (const View& view : views_) {
-        if (view.offset <= at && at < view.offset + view.bytes) found = &view;
         if (view.offset > at) next = std::min(next, view.offset);
+        if (view.offset > at || at >= view.offset + view.bytes) continue;
+        mapped = true;
+        const uint64_t until = std::min(end, view.offset + view.bytes);
+        done = read_memory(view.mem.get(), view.address + (at - view.offset), to.subspan(at - offset, until - at));
+        if (done) next = until;
+        if (done) break;
       }
-      if (found != nullptr) next = std::min(end, found->offset + found->bytes);
-      const auto part = to.subspan(at - offset, next - at);
-      if (found != nullptr) {
-        read_memory(found->mem.get(), found->address + (at - found->offset), part);
-      } else {
-        std::fill(part.begin(), part.end(), std::byte{0});
-      }
+      if (mapped && !done) throw_ended();
+      if (!mapped) std::fill_n(to.begin() + static_cast<ptrdiff_t>(at - offset), next - at, std::byte{0});
       at = next;
     }
   }
@@ -118,6 +125,7 @@ class Mapped final : public ObjectSource {
     uint64_t offset, bytes, address;
     UniqueFd mem;
   };
+  static constexpr int kEnough = 4;  // processes to read one place from: some may end meanwhile
   std::vector<View> views_;
 };
 
@@ -133,7 +141,7 @@ class Segment final : public ObjectSource {
   void read(uint64_t offset, std::span<std::byte> to) const override {
     const uint64_t end = page_up(memory_.bytes);
     const size_t there = offset < end ? std::min<uint64_t>(to.size(), end - offset) : 0;
-    read_memory(memory_.fd.get(), memory_.start + offset, to.first(there));
+    if (!read_memory(memory_.fd.get(), memory_.start + offset, to.first(there))) throw_ended();
     std::fill(to.begin() + static_cast<ptrdiff_t>(there), to.end(), std::byte{0});
   }
   std::optional<uint64_t> next_data(uint64_t at) const override {

@@ -309,6 +309,7 @@ void touch(const std::string& path) {
 }
 
 TEST_F(FilesRoundtrip, InotifyWatches) {
+  if (::geteuid() != 0) GTEST_SKIP() << "what is watched is found by file handles, which takes root";
   const std::string& top = directory_.path();
   EXPECT_EQ(
       roundtrip(

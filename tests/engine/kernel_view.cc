@@ -19,6 +19,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <set>
@@ -73,6 +74,11 @@ const std::set<std::string> kFlagsOfOthers = {"sd", "uw", "um", "ui", "ac", "mw"
 const std::vector<std::string> kFiles = {
     "comm",      "cmdline", "environ", "personality", "coredump_filter", "oom_score_adj", "loginuid",
     "sessionid", "uid_map", "gid_map", "setgroups",   "timerslack_ns",   "limits"};
+
+// Without root (docs/security.md): a restart is in a user namespace, of which these tell, and shared anonymous memory
+// is a memfd.
+const std::set<std::string> kOfUserNamespace = {"uid_map", "gid_map", "setgroups", "timerslack_ns"};
+bool without_root() { return std::getenv("ICP_WITHOUT_ROOT") != nullptr; }
 
 // Of fdinfo: numbers of mounts and inodes, and times that go on.
 const std::set<std::string> kInfoOfOthers = {"mnt_id", "ino", "it_value", "eventfd-id", "Pid", "NSpid", "scm_fds"};
@@ -154,7 +160,8 @@ class Looker {
     name_ = "process " + own + ": ";
     look_at_status(proc + "/status");
     if (view_[name_ + "status: State"].starts_with("Z")) return keep_of_zombie();
-    for (const std::string& file : kFiles) view_[name_ + file] = read_file(proc + "/" + file);
+    for (const std::string& file : kFiles)
+      if (!without_root() || !kOfUserNamespace.contains(file)) view_[name_ + file] = read_file(proc + "/" + file);
     const std::string auxv = read_file(proc + "/auxv");
     view_[name_ + "auxv"] = hex(auxv.data(), auxv.size());
     for (const char* link : {"cwd", "root", "exe"}) view_[name_ + link] = read_link(proc + "/" + link);
@@ -238,6 +245,8 @@ class Looker {
         std::string word, name;
         words >> word >> word >> word >> word >> word;
         std::getline(words >> std::ws, name);
+        if (without_root() && (name.starts_with("/dev/zero") || name.starts_with("/memfd:shared")))
+          name = "/dev/zero (deleted)";
         mappings.push_back(
             {start, end, name.starts_with('/') ? offset : start, protection + (" " + without_inode(name)), ""});
       } else if (line.starts_with("VmFlags:")) {

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import pathlib
 import re
 import shutil
 import signal
@@ -80,7 +81,9 @@ class Coordinated(JobCase):
 
     def catalog(self, job):
         """Numbers of the versions of step 0 that icpctld's catalog has."""
-        path = next(self.cluster.state.rglob("catalog.sqlite"))
+        # Directories of steps come and go meanwhile, which walk() does not mind.
+        path = next(pathlib.Path(directory) / "catalog.sqlite" for directory, _, files in os.walk(self.cluster.state)
+                    if "catalog.sqlite" in files)
         with sqlite3.connect(f"file:{path}?mode=ro", uri=True, timeout=20) as db:
             rows = db.execute("SELECT version FROM versions WHERE job = ? AND step = 0 ORDER BY version", (job,))
             return [row[0] for row in rows]
