@@ -12,7 +12,7 @@ from layouts import LayoutCase
 
 class FewerNodes(LayoutCase):
     def answer(self, tasks, messages):
-        words = [*self.ring(f"answer{tasks}x{messages}", messages)[:-1], "0"]
+        words = [*self.ring(f"answer-{self._testMethodName}", messages)[:-1], "0"]
         return self.results(self.sh(["srun", "-N1", f"-n{tasks}", *words], timeout=60).stdout)
 
     def test_three_nodes_onto_two_onto_one_and_back(self):
