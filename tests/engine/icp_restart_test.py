@@ -19,7 +19,7 @@ import subprocess
 import time
 import unittest
 
-from icp_harness import ABLE, Case, counter, icp, main, program, wait_for
+from icp_harness import ABLE, Case, ROOT, counter, icp, main, program, wait_for
 
 
 @unittest.skipUnless(ABLE, "needs root or user namespaces")
