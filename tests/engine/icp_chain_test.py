@@ -15,7 +15,7 @@ import subprocess
 import time
 import unittest
 
-from icp_harness import ABLE, Case, build, icp, main, program, wait_for
+from icp_harness import ABLE, Case, ROOT, build, icp, main, program, wait_for
 
 # Writes the same over 8 MiB, and something new over 1 MiB, again and again.
 REWRITER = r"""
@@ -189,7 +189,7 @@ class Chains(Runs):
         self.assertLess(max(written[1]), 700)
 
 
-@unittest.skipUnless(ABLE, "needs root or user namespaces")
+@unittest.skipUnless(ROOT, "a lazy restart takes root, or vm.unprivileged_userfaultfd")
 class Lazy(Runs):
     def stopped_run(self, command):
         """One version of a program, which is then killed."""
