@@ -24,6 +24,7 @@
 #include "coordinator/protocol/munge_auth.h"
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/base/socket_pair.h"
 #include "engine/broker/broker.h"
 #include "engine/sysv/run_dir.h"
 
@@ -37,16 +38,6 @@ constexpr size_t kMostTasks = 1 << 16;                            // pids in a r
 constexpr auto kCredentialPause = std::chrono::milliseconds(50);  // munged is everybody's
 
 // ---- in the broker -------------------------------------------------------------------------------------------------
-
-struct SocketPair {
-  UniqueFd ours, theirs;
-  SocketPair() {
-    int ends[2];
-    if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0) throw_errno("cannot make a socket pair");
-    ours.reset(ends[0]);
-    theirs.reset(ends[1]);
-  }
-};
 
 pid_t spawn(const std::vector<std::string>& words, int control, int tasks) {
   std::vector<char*> argv;
@@ -134,20 +125,20 @@ class StepBroker {
   }
 
   Message start_part(MessageReader& reader) const {
-    SocketPair control, tasks;
+    SocketPair control(SOCK_SEQPACKET), tasks(SOCK_SEQPACKET);
     protocol::StepFacts part = facts_;
     part.capsules = reader.take<uint32_t>();
     part.local_tasks = reader.take<uint32_t>();
     part.restart_dir = reader.take_text();
     if (part.local_tasks == 0 || part.local_tasks > facts_.local_tasks || part.capsules > facts_.total_tasks)
       throw_error(ErrorKind::kUsage, "a capsule of {} tasks", part.local_tasks);
-    const UniqueFd their_control = out_of_the_way(control.theirs), their_tasks = out_of_the_way(tasks.theirs);
+    const UniqueFd their_control = out_of_the_way(control.there), their_tasks = out_of_the_way(tasks.there);
     const pid_t pid = spawn({"icpstepd", "step", "--config", config_path_, "--part-of", std::to_string(::getpid())},
                             their_control.get(), their_tasks.get());
-    if (!protocol::send_packet(control.ours.get(), part.to_packet())) throw_errno("cannot speak to a capsule's agent");
+    if (!protocol::send_packet(control.here.get(), part.to_packet())) throw_errno("cannot speak to a capsule's agent");
     Message reply;
-    reply.put(pid).fds.push_back(std::move(control.ours));
-    reply.fds.push_back(std::move(tasks.ours));
+    reply.put(pid).fds.push_back(std::move(control.here));
+    reply.fds.push_back(std::move(tasks.here));
     return reply;
   }
 

@@ -98,14 +98,13 @@ class Server {
     const bool own_terminals = reader.take<uint8_t>() != 0;
     if (request.fds.size() != 2) throw_error(ErrorKind::kUsage, "the request needs two descriptors");
     if (like != 0 && !options_.join) throw_error(ErrorKind::kPermission, "there is no step whose cgroups to join");
-    // Opened before the checks, of which the last one says that the process still is the one that was opened.
-    const UniqueFd process(like != 0 ? ::open(fmt::format("/proc/{}", like).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)
-                                     : -1);
-    const UniqueFd mounts = process ? privileged::mounts_of(process.get()) : UniqueFd();
-    if (like != 0) check_own(like);
-    struct stat same {};
-    if (like != 0 && (!process || ::fstatat(process.get(), "status", &same, 0) != 0))
-      throw_error(ErrorKind::kGone, "process {} has ended", like);
+    UniqueFd mounts;
+    if (like != 0) {
+      const UniqueFd process = hold_own(like);
+      mounts = privileged::mounts_of(process.get());
+      check_own(like);
+      check_held(process, like);
+    }
     const privileged::InitOrder order{.program = program_.get(),
                                       .channel = request.fds[0].get(),
                                       .carrier = request.fds[1].get(),
@@ -120,8 +119,7 @@ class Server {
 
   // A process of the user by its directory in /proc: the number may be another's by the time it is used.
   UniqueFd hold_own(pid_t pid) const {
-    UniqueFd process(::open(fmt::format("/proc/{}", pid).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (!process) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    UniqueFd process = privileged::hold_process(pid);
     check_own(pid);
     check_held(process, pid);
     return process;
@@ -144,7 +142,8 @@ class Server {
       if (options_.join) options_.join(helper, worker);
     };
     Message reply;
-    reply.fds.push_back(privileged::start_ipc_helper(space, options_.identity, join));
+    reply.fds.push_back(
+        privileged::start_ipc_helper({.ipc_namespace = space.get(), .identity = &options_.identity, .join = join}));
     return reply;
   }
 

@@ -1,7 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The process is its own broker: root's, who works for root, and the tests'.
-#include <fcntl.h>
-
 #include "engine/broker/broker.h"
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/operations.h"
@@ -26,9 +24,7 @@ class DirectBroker final : public Broker {
   pid_t start_init(const std::string& program, int channel, int carrier, pid_t like, const Identity& identity,
                    bool own_terminals) override {
     const UniqueFd file = privileged::open_program(program);
-    const UniqueFd process(like != 0 ? ::open(fmt::format("/proc/{}", like).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC)
-                                     : -1);
-    const UniqueFd mounts = process ? privileged::mounts_of(process.get()) : UniqueFd();
+    const UniqueFd mounts = like != 0 ? privileged::mounts_of(privileged::hold_process(like).get()) : UniqueFd();
     return privileged::start_init({.program = file.get(),
                                    .channel = channel,
                                    .carrier = carrier,
@@ -59,9 +55,7 @@ class DirectBroker final : public Broker {
     InetDiagSocket().end_leftovers(local, remote, uid);
   }
   std::map<int, std::string> watched_paths(pid_t process, int fd) override {
-    const UniqueFd directory(::open(fmt::format("/proc/{}", process).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    if (!directory) throw_error(ErrorKind::kGone, "process {} has ended", process);
-    return privileged::watched_paths(directory.get(), fd);
+    return privileged::watched_paths(privileged::hold_process(process).get(), fd);
   }
   Message ask(uint32_t operation, Message request) override {
     const auto found = more_.find(operation);

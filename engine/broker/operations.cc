@@ -26,6 +26,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/base/socket_pair.h"
 #include "engine/broker/rights.h"
 #include "engine/sysv/ipc_namespace.h"
 
@@ -157,11 +158,9 @@ void map_own_ids(pid_t pid) {
   write("gid_map", fmt::format("{0} {0} 1", ::getegid()));
 }
 
-}  // namespace
-
 // The settings that forbid it: of Debian's kernels, of all, and of AppArmor (Ubuntu), where the namespace is made but
 // gives no rights.
-void throw_no_user_namespace(int error) {
+[[noreturn]] void throw_no_user_namespace(int error) {
   const auto setting = [](const char* path) {
     int64_t value = -1;
     std::ifstream(path) >> value;
@@ -180,10 +179,18 @@ void throw_no_user_namespace(int error) {
       error, remedy);
 }
 
+}  // namespace
+
 UniqueFd open_program(const std::string& path) {
   UniqueFd fd(::open(path.c_str(), O_PATH | O_CLOEXEC));
   if (!fd) throw_errno("cannot open {}", path);
   return fd;
+}
+
+UniqueFd hold_process(pid_t pid) {
+  UniqueFd process(::open(fmt::format("/proc/{}", pid).c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!process) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  return process;
 }
 
 UniqueFd mounts_of(int process) {
@@ -201,14 +208,10 @@ UniqueFd mounts_of(int process) {
 }
 
 pid_t start_init(const InitOrder& order) {
-  int go[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, go) != 0) throw_errno("cannot make a socket pair");
-  const UniqueFd go_here(go[0]);
-  UniqueFd go_there(go[1]);
-  InitPlan plan{order, {}, IpcLimits::read().as_files(), go_there.get(), 0};
+  SocketPair go(SOCK_STREAM);
+  InitPlan plan{order, {}, IpcLimits::read().as_files(), go.there.get(), 0};
   if (order.like != 0) plan.limits = limits_of(order.like);
-  for (int capability = 0; capability < 64; ++capability)
-    if (::prctl(PR_CAPBSET_READ, capability, 0, 0, 0) == 1) plan.bounding |= 1ull << capability;
+  if (order.in_user_namespace) plan.bounding = ProcStatus::read(::getpid()).cap_bnd;
 
   clone_args arguments{};
   arguments.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS | (order.sibling ? CLONE_PARENT : 0) |
@@ -218,11 +221,11 @@ pid_t start_init(const InitOrder& order) {
   if (pid < 0 && order.in_user_namespace) throw_no_user_namespace(errno);
   if (pid < 0) throw_errno("cannot make the namespaces of the capsule");
   if (pid == 0) become_init(plan);
-  go_there.reset();
+  go.there.reset();
   try {
     if (order.in_user_namespace) map_own_ids(static_cast<pid_t>(pid));
     if (order.like != 0 && order.join) order.join(static_cast<pid_t>(pid), order.like);
-    if (::send(go_here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start the init of the capsule");
+    if (::send(go.here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start the init of the capsule");
   } catch (...) {
     ::kill(static_cast<pid_t>(pid), SIGKILL);
     if (!order.sibling) ::waitpid(static_cast<pid_t>(pid), nullptr, __WALL);
@@ -233,26 +236,31 @@ pid_t start_init(const InitOrder& order) {
 
 // ---- System V objects ----------------------------------------------------------------------------------------------
 
-UniqueFd start_ipc_helper(const UniqueFd& namespace_fd, const Identity& identity,
-                          const std::function<void(pid_t)>& join) {
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) throw_errno("cannot make a socket pair");
-  UniqueFd here(ends[0]);
-  const UniqueFd there(ends[1]);
+UniqueFd start_ipc_helper(const IpcHelperOrder& order) {
+  SocketPair ends(SOCK_STREAM);
+  const bool detached = order.user_namespace >= 0;
   const pid_t pid = ::fork();
   if (pid < 0) throw_errno("cannot start a helper for System V objects");
   if (pid == 0) {
-    const int socket = ::fcntl(there.get(), F_DUPFD_CLOEXEC, 100);
-    if (::setns(namespace_fd.get(), CLONE_NEWIPC) != 0) ::_exit(1);
+    if (detached && ::fork() != 0) ::_exit(0);
+    const int socket = ::fcntl(ends.there.get(), F_DUPFD_CLOEXEC, 100);
+    // IPC namespaces can be entered by who has CAP_SYS_ADMIN both in their user namespace and in the own one.
+    if (order.user_namespace >= 0 && ::setns(order.user_namespace, CLONE_NEWUSER) != 0) ::_exit(1);
+    if (::setns(order.ipc_namespace, CLONE_NEWIPC) != 0) ::_exit(1);
     ::syscall(SYS_close_range, 3, socket - 1, 0);
     ::syscall(SYS_close_range, socket + 1, ~0u, 0);
-    if (join) join(::getpid());
-    if (take_identity(identity, 1ull << kCheckpointRestore, false) != nullptr) ::_exit(1);
+    if (order.join) order.join(::getpid());
+    constexpr uint64_t kKept = 1ull << kCheckpointRestore;
+    const char* what =
+        order.user_namespace >= 0 ? keep_capabilities(kKept, false) : take_identity(*order.identity, kKept, false);
+    if (what != nullptr) ::_exit(1);
     ::prctl(PR_SET_NAME, "icp-ipc");
     serve_ipc(socket);
     ::_exit(0);
   }
-  return here;
+  while (detached && ::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
+  }
+  return std::move(ends.here);
 }
 
 // ---- who else has an object ----------------------------------------------------------------------------------------

@@ -30,19 +30,25 @@ struct InitOrder {
 };
 pid_t start_init(const InitOrder& order);
 
+// /proc/PID: the process, whatever has its number later. kGone when it has ended.
+UniqueFd hold_process(pid_t pid);
 // The mount namespace of a process, held by its directory in /proc, if it is another one than this process's and was
 // made by root (job_container/tmpfs and others of Slurm's plugins); else no descriptor: in one of a user namespace
 // every path may be the user's making, and root is to follow none.
 UniqueFd mounts_of(int process);
-// Throws kPermission with what forbids user namespaces to users here.
-[[noreturn]] void throw_no_user_namespace(int error);
 
 // A descriptor of `path`, which is executed later by a user who may not reach it by its name.
 UniqueFd open_program(const std::string& path);
 
-// A helper process (serve_ipc) in the namespace, as `identity`; returns its socket. It ends when that is closed.
-UniqueFd start_ipc_helper(const UniqueFd& namespace_fd, const Identity& identity,
-                          const std::function<void(pid_t)>& join);
+struct IpcHelperOrder {
+  int ipc_namespace = -1;   // descriptor
+  int user_namespace = -1;  // of the user's own making, which gives the right to enter the other; -1: root has it
+  const Identity* identity = nullptr;  // without a user namespace: whose rights the helper has
+  std::function<void(pid_t)> join;
+};
+// A helper process (serve_ipc) in the namespace; returns its socket. It ends when that is closed. With a user namespace
+// it is nobody's child, for nobody waits for it; else of a caller that ignores SIGCHLD.
+UniqueFd start_ipc_helper(const IpcHelperOrder& order);
 
 std::set<InodeId> mapped_outside(const std::set<InodeId>& inodes, std::span<const pid_t> inside);
 std::set<InodeId> held_open(const std::set<InodeId>& inodes, const std::set<pid_t>& except);

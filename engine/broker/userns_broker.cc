@@ -2,23 +2,16 @@
 // Where nobody is root: a user namespace (user_namespaces(7)) gives a user the rights over new PID, IPC and mount
 // namespaces that the broker has otherwise. What takes more than that is not there.
 #include <fcntl.h>
-#include <sched.h>
-#include <sys/prctl.h>
 #include <sys/socket.h>
-#include <sys/stat.h>
-#include <sys/syscall.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
 #include <cerrno>
 
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/operations.h"
-#include "engine/broker/rights.h"
 #include "engine/sysv/ipc_namespace.h"
 
 namespace icp {
@@ -32,34 +25,6 @@ UniqueFd open_user_namespace(pid_t pid) {
   UniqueFd fd(::open(fmt::format("/proc/{}/ns/user", pid).c_str(), O_RDONLY | O_CLOEXEC));
   if (!fd) throw_errno("cannot open the user namespace of process {}", pid);
   return fd;
-}
-
-// A process that has one thread, as setns(2) asks for user namespaces; it ends when `here` is closed.
-UniqueFd start_helper(const UniqueFd& user, const UniqueFd& ipc) {
-  std::array<int, 2> ends{};
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends.data()) != 0) throw_errno("cannot make a socket pair");
-  UniqueFd here(ends[0]);
-  const UniqueFd there(ends[1]);
-  // Made by a child that ends at once, so that nobody has to wait for it.
-  const pid_t pid = ::fork();
-  if (pid < 0) throw_errno("cannot start a helper for System V objects");
-  if (pid == 0) {
-    if (::fork() != 0) ::_exit(0);
-    const int socket = ::fcntl(there.get(), F_DUPFD_CLOEXEC, 100);
-    // IPC namespaces can be entered by who has CAP_SYS_ADMIN both in their user namespace and in the own one.
-    if (::setns(user.get(), CLONE_NEWUSER) != 0 || ::setns(ipc.get(), CLONE_NEWIPC) != 0) ::_exit(1);
-    ::syscall(SYS_close_range, 3, socket - 1, 0);
-    ::syscall(SYS_close_range, socket + 1, ~0u, 0);
-    if (keep_capabilities(1ull << kCheckpointRestore, false) != nullptr) ::_exit(1);
-    ::prctl(PR_SET_DUMPABLE, 1);
-    ::prctl(PR_SET_NAME, "icp-ipc");
-    serve_ipc(socket);
-    ::_exit(0);
-  }
-  int status = 0;
-  while (::waitpid(pid, &status, 0) < 0 && errno == EINTR) {
-  }
-  return here;
 }
 
 class UserNamespaceBroker final : public Broker {
@@ -81,7 +46,9 @@ class UserNamespaceBroker final : public Broker {
     UniqueFd ipc = open_ipc_namespace(process);
     if (ipc_namespace_inode(ipc.get()) == ipc_namespace_inode(current_ipc_namespace().get()))
       return IpcAccess::enter(std::move(ipc));
-    return IpcAccess::through(start_helper(open_user_namespace(process), ipc));
+    const UniqueFd user = open_user_namespace(process);
+    return IpcAccess::through(
+        privileged::start_ipc_helper({.ipc_namespace = ipc.get(), .user_namespace = user.get(), .join = nullptr}));
   }
   std::unique_ptr<MachineWatch> watch_machine() override { refuse("the watch over shared memory"); }
   std::set<InodeId> mapped_outside(const std::map<InodeId, int>&, std::span<const pid_t>) override {

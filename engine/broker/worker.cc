@@ -14,6 +14,7 @@
 #include <fstream>
 
 #include "engine/base/error.h"
+#include "engine/base/socket_pair.h"
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/rights.h"
 
@@ -94,17 +95,15 @@ void become_worker(BrokerOptions options) {
     set_broker(make_direct_broker(std::move(options)));
     return;
   }
-  int ends[2];
-  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) throw_errno("cannot make a socket pair");
-  UniqueFd here(ends[0]), there(ends[1]);
+  SocketPair ends(SOCK_STREAM);
   const pid_t worker = ::getpid();
   const pid_t pid = ::fork();
   if (pid < 0) throw_errno("cannot start the broker");
   if (pid == 0) {
-    here.reset();
-    be_broker(std::move(there), options, worker);
+    ends.here.reset();
+    be_broker(std::move(ends.there), options, worker);
   }
-  there.reset();
+  ends.there.reset();
   if (options.address_space != 0) {
     const rlimit limit{options.address_space, options.address_space};
     ::setrlimit(RLIMIT_AS, &limit);
@@ -118,7 +117,7 @@ void become_worker(BrokerOptions options) {
   std::ofstream("/proc/self/oom_score_adj") << 1000;
   filter_system_calls();
   check_identity(options.identity, kKept);
-  set_broker(make_broker_client(std::move(here)));
+  set_broker(make_broker_client(std::move(ends.here)));
 }
 
 }  // namespace icp

@@ -18,6 +18,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/base/socket_pair.h"
 #include "engine/broker/broker.h"
 
 namespace icp {
@@ -27,16 +28,6 @@ constexpr size_t kScratchBytes = 256 << 10;
 constexpr int kProcessSocketFd = 4;  // carries descriptors; moved out of the way in every process
 constexpr int kInitTimeoutMs = 30'000;
 constexpr size_t kNameBytes = 16;  // TASK_COMM_LEN of linux/sched.h
-
-struct SocketPair {
-  UniqueFd here, there;
-  explicit SocketPair(int type) {
-    int ends[2];
-    if (::socketpair(AF_UNIX, type | SOCK_CLOEXEC, 0, ends) != 0) throw_errno("cannot make a socket pair");
-    here.reset(ends[0]);
-    there.reset(ends[1]);
-  }
-};
 
 }  // namespace
 
