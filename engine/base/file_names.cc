@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <climits>
 #include <memory>
 
 namespace icp {
@@ -24,13 +25,22 @@ UniqueFd open_root_of(pid_t pid) {
   return UniqueFd(::open(same ? "/" : (process + "/root").c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
 }
 
-std::vector<std::string> names_in_directory(int root, const std::string& directory, const struct stat& status) {
+UniqueFd open_below(int root, const std::string& path, int flags, unsigned mode) {
   const UniqueFd own(root >= 0 ? -1 : ::open("/", O_PATH | O_DIRECTORY | O_CLOEXEC));
   open_how how{};
-  how.flags = O_RDONLY | O_DIRECTORY | O_CLOEXEC;
+  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC);
+  how.mode = mode;
   how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-  UniqueFd fd(
-      static_cast<int>(::syscall(SYS_openat2, root >= 0 ? root : own.get(), directory.c_str(), &how, sizeof how)));
+  return UniqueFd(
+      static_cast<int>(::syscall(SYS_openat2, root >= 0 ? root : own.get(), path.c_str(), &how, sizeof how)));
+}
+
+bool is_usable_path(const std::string& path) {
+  return path.starts_with('/') && path.size() < PATH_MAX && path.find('\0') == std::string::npos;
+}
+
+std::vector<std::string> names_in_directory(int root, const std::string& directory, const struct stat& status) {
+  UniqueFd fd = open_below(root, directory, O_RDONLY | O_DIRECTORY);
   if (!fd) return {};
   const std::unique_ptr<DIR, int (*)(DIR*)> entries(::fdopendir(fd.get()), ::closedir);
   if (!entries) return {};

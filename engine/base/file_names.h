@@ -12,6 +12,13 @@
 
 namespace icp {
 
+// Opens a path of the user's making, as openat2(2) does with O_CLOEXEC: below `root` (a directory opened with O_PATH,
+// or -1: this process's root), whatever links and ".." it goes through, and through none of /proc's magic links. -1 and
+// errno on failure.
+UniqueFd open_below(int root, const std::string& path, int flags, unsigned mode = 0);
+// An absolute path that the kernel can take; what an image holds need not be one.
+bool is_usable_path(const std::string& path);
+
 // Names in the directory `directory` (a path below `root`, a directory opened with O_PATH, or -1: this process's root)
 // that lead to the inode of `status`, in the order of the alphabet. None when the directory cannot be read. The
 // directory is read once, by inode numbers; a file is looked at only where these fit.

@@ -2,12 +2,9 @@
 #include "engine/files/image_path.h"
 
 #include <fcntl.h>
-#include <linux/openat2.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
-#include <climits>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -43,17 +40,11 @@ constexpr uint32_t kOpenFlags =
 }  // namespace
 
 std::optional<FoundPath> look_up(const RestoreContext& context, const pb::OpenFile& file, const std::string& path) {
-  if (path.empty() || path[0] != '/' || path.size() >= PATH_MAX || path.find('\0') != std::string::npos) {
-    throw_bad_file(file, "it has no usable path");
-  }
-  open_how how{};
-  how.flags = O_PATH | O_CLOEXEC;
-  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+  if (!is_usable_path(path)) throw_bad_file(file, "it has no usable path");
   FoundPath found;
   {
     const FsIdentity as_user(context.options.identity);
-    const int root = context.options.root_fd;
-    found.fd.reset(static_cast<int>(::syscall(SYS_openat2, root, path.c_str(), &how, sizeof how)));
+    found.fd = open_below(context.options.root_fd, path, O_PATH);
     if (!found.fd && errno == ENOENT) return {};
     if (!found.fd) throw_errno("cannot find {}, which was open at the checkpoint", path);
   }

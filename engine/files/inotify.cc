@@ -2,22 +2,20 @@
 #include "engine/files/inotify.h"
 
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/inotify.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <array>
 #include <cinttypes>
-#include <climits>
 #include <cstdio>
 #include <sstream>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 #include "engine/broker/broker.h"
 
 namespace icp {
@@ -150,12 +148,8 @@ class InotifyKind final : public FileKind {
 
  private:
   static UniqueFd find(const RestoreContext& context, const pb::OpenFile& file, const std::string& path) {
-    if (path.empty() || path[0] != '/' || path.size() >= PATH_MAX || path.find('\0') != std::string::npos)
-      throw_bad_file(file, "an inotify watch has no usable path");
-    open_how how{};
-    how.flags = O_PATH | O_CLOEXEC | O_NOFOLLOW;
-    how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-    UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, context.options.root_fd, path.c_str(), &how, sizeof how)));
+    if (!is_usable_path(path)) throw_bad_file(file, "an inotify watch has no usable path");
+    UniqueFd fd = open_below(context.options.root_fd, path, O_PATH | O_NOFOLLOW);
     if (!fd) throw_errno("cannot find {}, which was watched at the checkpoint", path);
     return fd;
   }

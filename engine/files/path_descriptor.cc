@@ -3,15 +3,14 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <linux/openat2.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <climits>
 #include <string>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 #include "engine/files/image_path.h"
 
 namespace icp {
@@ -44,14 +43,9 @@ class PathDescriptorKind final : public SingleFileKind {
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
     const std::string& path = file.identity().path();
-    if (path.empty() || path[0] != '/' || path.size() >= PATH_MAX || path.find('\0') != std::string::npos) {
-      throw_bad_file(file, "it has no usable path");
-    }
-    open_how how{};
-    how.flags = O_PATH | O_NOFOLLOW | O_CLOEXEC;
-    how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
+    if (!is_usable_path(path)) throw_bad_file(file, "it has no usable path");
     const FsIdentity as_user(context.options.identity);
-    UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, context.options.root_fd, path.c_str(), &how, sizeof how)));
+    UniqueFd fd = open_below(context.options.root_fd, path, O_PATH | O_NOFOLLOW);
     if (!fd) throw_errno("cannot find {}, which was open at the checkpoint", path);
     struct stat now {};
     if (::fstat(fd.get(), &now) != 0) throw_errno("cannot look at {}", path);

@@ -3,15 +3,14 @@
 
 #include <asm/ioctls.h>
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <algorithm>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 #include "engine/files/pty.h"
 #include "engine/files/pty_content.h"
 
@@ -23,11 +22,8 @@ constexpr int kSlaveFlags = O_ACCMODE | O_NONBLOCK | O_APPEND;
 
 // A new pseudo terminal of the capsule's /dev/pts, as the user.
 UniqueFd new_master(const RestoreContext& context) {
-  open_how how{};
-  how.flags = O_RDWR | O_NOCTTY | O_CLOEXEC;
-  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
   const FsIdentity as_user(context.options.identity);
-  UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, context.options.root_fd, "/dev/ptmx", &how, sizeof how)));
+  UniqueFd fd = open_below(context.options.root_fd, "/dev/ptmx", O_RDWR | O_NOCTTY);
   if (!fd) throw_errno("cannot make a pseudo terminal with /dev/ptmx");
   return fd;
 }

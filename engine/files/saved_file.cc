@@ -2,11 +2,9 @@
 #include "engine/files/saved_file.h"
 
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <spdlog/spdlog.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <sys/sysmacros.h>
 #include <unistd.h>
 
@@ -86,12 +84,7 @@ bool is_saved_file(const RestoreContext& context, const pb::OpenFile& file, cons
 }
 
 UniqueFd open_directory_of(const RestoreContext& context, const std::string& path) {
-  open_how how{};
-  how.flags = O_PATH | O_DIRECTORY | O_CLOEXEC;
-  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-  const std::string directory = directory_of(path);
-  return UniqueFd(
-      static_cast<int>(::syscall(SYS_openat2, context.options.root_fd, directory.c_str(), &how, sizeof how)));
+  return open_below(context.options.root_fd, directory_of(path), O_PATH | O_DIRECTORY);
 }
 
 // Makes what is missing of the directories that lead to `path`; only its owner gets in, as with mkdtemp(3).

@@ -2,9 +2,7 @@
 #include "engine/memory/restored_files.h"
 
 #include <fcntl.h>
-#include <linux/openat2.h>
 #include <sys/stat.h>
-#include <sys/syscall.h>
 #include <unistd.h>
 
 #include <cerrno>
@@ -21,15 +19,8 @@ constexpr size_t kMaxOpen = 256;  // descriptors kept; the agent has others to o
 
 UniqueFd RestoredFiles::open(const std::string& path, int flags, unsigned mode) const {
   const FsIdentity as_user(identity_);
-  open_how how{};
   // O_NONBLOCK: a FIFO in the place of the file must not hold us up. openat2 refuses it beside O_PATH.
-  how.flags = static_cast<uint64_t>(flags | O_CLOEXEC | ((flags & O_PATH) != 0 ? 0 : O_NOCTTY | O_NONBLOCK));
-  how.mode = mode;
-  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_MAGICLINKS;
-  const int root = root_fd_ >= 0 ? root_fd_ : ::open("/", O_PATH | O_CLOEXEC);
-  const UniqueFd own(root_fd_ >= 0 ? -1 : root);
-  UniqueFd fd(static_cast<int>(::syscall(SYS_openat2, root, path.c_str(), &how, sizeof how)));
-  return fd;
+  return open_below(root_fd_, path, flags | ((flags & O_PATH) != 0 ? 0 : O_NOCTTY | O_NONBLOCK), mode);
 }
 
 int RestoredFiles::unlink(const std::string& path) const {
