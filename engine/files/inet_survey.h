@@ -37,6 +37,7 @@ struct TcpFacts {
   // Bytes of data over its life; `unsent`: written by the program, not sent yet.
   uint64_t sent_bytes = 0, received_bytes = 0, unsent = 0;
   bool received_fin = false;
+  uint32_t other = 0;  // kConnected: the description of the other end
 };
 
 struct InetSurvey {

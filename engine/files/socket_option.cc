@@ -11,6 +11,7 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 
+#include <algorithm>
 #include <array>
 #include <climits>
 #include <cstring>
@@ -339,6 +340,13 @@ void restore_socket_options(const pb::OpenFile& file, const SocketOptions& optio
                                        errno_text(errno)));
     }
   }
+}
+
+void restore_reuse_address(const SocketOptions& options, int fd) {
+  const bool reuse = std::any_of(options.begin(), options.end(), [](const pb::SocketOption& option) {
+    return option.level() == SOL_SOCKET && option.name() == SO_REUSEADDR;
+  });
+  set_socket_option(fd, SOL_SOCKET, SO_REUSEADDR, reuse ? 1 : 0, "SO_REUSEADDR");
 }
 
 void capture_socket_buffers(int fd, pb::SocketBuffers& buffers) {

@@ -21,6 +21,9 @@ void restore_socket_options(const pb::OpenFile& file, const SocketOptions& optio
 // Of a connection, when it is one again: before, it would narrow what the other end may send.
 void restore_window_clamp(const SocketOptions& options, int fd);
 
+// SO_REUSEADDR as it was, where making the socket has set or cleared it.
+void restore_reuse_address(const SocketOptions& options, int fd);
+
 void capture_socket_buffers(int fd, pb::SocketBuffers& buffers);
 void restore_socket_buffers(const pb::SocketBuffers& buffers, int fd);
 

@@ -1,12 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/files/tcp_reconnect.h"
 
-#include <linux/sockios.h>
 #include <netinet/in.h>
 #include <netinet/tcp.h>
 #include <poll.h>
 #include <spdlog/spdlog.h>
-#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -16,6 +14,7 @@
 
 #include "engine/base/error.h"
 #include "engine/files/socket_option.h"
+#include "engine/files/tcp_repair.h"
 
 namespace icp {
 namespace {
@@ -34,12 +33,6 @@ size_t most_waiting() {
   size_t most = 0;
   std::ifstream("/proc/sys/net/core/rmem_max") >> most;
   return std::max(most, kSmallQueue);
-}
-
-size_t waiting_in(int fd) {
-  int bytes = 0;
-  if (::ioctl(fd, SIOCINQ, &bytes) != 0) throw_errno("cannot see how much data is in a TCP connection");
-  return bytes > 0 ? static_cast<size_t>(bytes) : 0;
 }
 
 InetAddress local_of(const RestoreContext& context, const pb::OpenFile& file) {
@@ -120,9 +113,9 @@ UniqueFd accept_from(int listener, const InetAddress& remote) {
 }
 
 void deliver(int from, int to, const pb::OpenFile& file) {
-  const std::string data = file.tcp().receive_queue();
+  const std::string& data = file.tcp().receive_queue();
   const auto late = std::chrono::steady_clock::now() + kDelivery;
-  for (size_t sent = 0; waiting_in(to) < data.size();) {
+  for (size_t sent = 0; bytes_waiting(to) < data.size();) {
     const ssize_t done =
         sent == data.size() ? 0 : ::send(from, data.data() + sent, data.size() - sent, MSG_DONTWAIT | MSG_NOSIGNAL);
     if (done < 0 && errno != EAGAIN && errno != EINTR) throw_errno("cannot put the data back into a TCP connection");
@@ -149,10 +142,7 @@ void finish_end(const pb::OpenFile& file, const pb::OpenFile& other, int fd) {
   const pb::TcpSocket& socket = file.tcp();
   if (socket.shut_write()) ::shutdown(fd, SHUT_WR);
   if (socket.shut_read() && !other.tcp().shut_write()) ::shutdown(fd, SHUT_RD);
-  int reuse = 0;
-  for (const pb::SocketOption& option : socket.options())
-    if (option.level() == SOL_SOCKET && option.name() == SO_REUSEADDR) reuse = 1;
-  set_socket_option(fd, SOL_SOCKET, SO_REUSEADDR, reuse, "SO_REUSEADDR");
+  restore_reuse_address(socket.options(), fd);
   restore_socket_buffers(socket.buffers(), fd);
 }
 
@@ -163,7 +153,7 @@ std::string cannot_reconnect(int fd, const TcpFacts& facts, const TcpFacts& othe
   const uint64_t fin = other.received_fin ? 1 : 0;
   if (facts.unsent != 0 || other.received_bytes < facts.sent_bytes || other.received_bytes > facts.sent_bytes + fin)
     return "with data on its way";
-  const size_t waiting = waiting_in(fd), most = most_waiting();
+  const size_t waiting = bytes_waiting(fd), most = most_waiting();
   return waiting > most
              ? fmt::format("in which {} bytes wait to be read (without root {} can be put back)", waiting, most)
              : "";

@@ -36,13 +36,15 @@ uint8_t state_of(int fd) {
   return info.tcpi_state;
 }
 
-size_t bytes_in(int fd, unsigned long request) {
+size_t amount(int fd, unsigned long request) {
   int bytes = 0;
   if (::ioctl(fd, request, &bytes) != 0) throw_errno("cannot see how much data is in a TCP connection");
   return bytes > 0 ? static_cast<size_t>(bytes) : 0;
 }
 
 }  // namespace
+
+size_t bytes_waiting(int fd) { return amount(fd, SIOCINQ); }
 
 bool TcpReader::atomic() { return TcpQueuePeek().atomic(); }
 
@@ -53,7 +55,7 @@ TcpReader::Outgoing TcpReader::outgoing(int fd) {
     return result;
   }
   // No process writes any more, so this can only shrink.
-  const size_t most = bytes_in(fd, SIOCOUTQ);
+  const size_t most = amount(fd, SIOCOUTQ);
   result.data = broker().peek_tcp_queue(fd, kSendQueue, most > 0 ? most + kSlack : 0);
   result.next = sequence(fd);
   return result;
@@ -64,7 +66,7 @@ TcpReader::Incoming TcpReader::incoming(int fd) {
   if (!broker().privileged()) {
     result.state = state_of(fd);
     result.next = kAnyNumber + (has_received_fin(result.state) ? 1 : 0);
-    result.data = peek_stream(fd, bytes_in(fd, SIOCINQ));
+    result.data = peek_stream(fd, bytes_waiting(fd));
     return result;
   }
   broker().peek_tcp_queue(fd, kReceiveQueue, 0);
@@ -72,7 +74,7 @@ TcpReader::Incoming TcpReader::incoming(int fd) {
   for (int tries = 0; tries < kTries; ++tries) {
     result.next = sequence(fd);
     result.state = state_of(fd);
-    const size_t bytes = bytes_in(fd, SIOCINQ);
+    const size_t bytes = bytes_waiting(fd);
     if (sequence(fd) != result.next) continue;
     result.data = peek_stream(fd, bytes);
     return result;

@@ -33,6 +33,8 @@ class TcpReader {
   static bool atomic();
 };
 
+// How much data waits to be read.
+size_t bytes_waiting(int fd);
 // Data waiting to be read, of whatever state; `most` bytes of it.
 std::string peek_stream(int fd, size_t bytes);
 

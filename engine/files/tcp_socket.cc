@@ -10,7 +10,7 @@
 
 #include <algorithm>
 #include <cstring>
-#include <set>
+#include <map>
 
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
@@ -119,15 +119,17 @@ Role judge_alone(const InetSurvey& survey, const TcpFacts& facts, const AddressM
 }
 
 void pair_ends(InetSurvey& survey) {
-  std::set<std::pair<InetAddress, InetAddress>> ends;
+  std::map<std::pair<InetAddress, InetAddress>, uint32_t> ends;
   for (const auto& [id, facts] : survey.tcp)
-    if (facts.role == Role::kOpenEnd || facts.role == Role::kUrgent) ends.emplace(facts.local, facts.remote);
+    if (facts.role == Role::kOpenEnd || facts.role == Role::kUrgent)
+      ends.emplace(std::pair(facts.local, facts.remote), id);
   std::optional<InetDiagSocket> kernel;
   const AddressMap addresses;
   for (auto& [id, facts] : survey.tcp) {
     if (facts.role != Role::kOpenEnd) continue;
-    if (ends.count({facts.remote, facts.local})) {
+    if (const auto other = ends.find({facts.remote, facts.local}); other != ends.end()) {
       facts.role = Role::kConnected;
+      facts.other = other->second;
       continue;
     }
     if (!kernel) kernel.emplace();
@@ -161,12 +163,9 @@ void check_without_repair(FileScan& scan, Description& description, const TcpFac
     scan.refuse(description, name + ", whose other end is in another part of the job", "have root take the checkpoint");
     return;
   }
-  const auto other = std::find_if(scan.inet.tcp.begin(), scan.inet.tcp.end(), [&](const auto& entry) {
-    return entry.second.local == facts.remote && entry.second.remote == facts.local;
-  });
   const int fd = scan.take(description);
-  if (other == scan.inet.tcp.end() || fd < 0) return;  // closed since: running processes
-  const std::string why = cannot_reconnect(fd, facts, other->second);
+  if (fd < 0) return;  // closed since: running processes
+  const std::string why = cannot_reconnect(fd, facts, scan.inet.tcp.at(facts.other));
   if (!why.empty()) scan.refuse(description, name + " " + why, kLater, true);
 }
 

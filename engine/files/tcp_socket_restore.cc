@@ -175,7 +175,7 @@ class Connection {
   // The kernel asks the other end about its window.
   void leave_repair() {
     broker().set_tcp_repair(fd_, TCP_REPAIR_OFF);
-    restore_reuse();
+    restore_reuse_address(socket_.options(), fd_);  // leaving has cleared it
   }
   void send_rest() {
     const std::string& queue = socket_.send_queue();
@@ -205,7 +205,6 @@ class Connection {
   void join_addresses();
   void set_parameters();
   void refill_received();
-  void restore_reuse();
   void send_all(const char* data, size_t bytes);
 
   RestoreContext& context_;
@@ -284,13 +283,6 @@ void Connection::refill_received() {
   if (::setsockopt(fd_, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof window) != 0) {
     throw_errno("cannot set the window of {}", name_of(file_));
   }
-}
-
-// Leaving repair mode has cleared it.
-void Connection::restore_reuse() {
-  for (const pb::SocketOption& option : socket_.options())
-    if (option.level() == SOL_SOCKET && option.name() == SO_REUSEADDR)
-      set_socket_option(fd_, SOL_SOCKET, SO_REUSEADDR, 1, "SO_REUSEADDR");
 }
 
 void Connection::send_all(const char* data, size_t bytes) {
