@@ -5,8 +5,11 @@
 #include <array>
 #include <cstddef>
 #include <cstdint>
+#include <cstring>
 #include <memory>
 #include <unordered_map>
+
+#include "engine/image/image_layout.h"
 
 namespace icp {
 
@@ -16,6 +19,13 @@ struct PageHash {
 };
 static_assert(sizeof(PageHash) == 16);
 
+// Whether the 4096 bytes at `page` are all 0.
+inline bool is_zero_page(const std::byte* page) {
+  // Nearly every page that is not zero shows it in its first word.
+  uint64_t word;
+  std::memcpy(&word, page, sizeof word);
+  return word == 0 && std::memcmp(page, page + sizeof word, kPageBytes - sizeof word) == 0;
+}
 // Of the 4096 bytes at `page`.
 PageHash hash_page(const std::byte* page);
 

@@ -19,13 +19,6 @@
 namespace icp {
 namespace {
 
-bool is_zero_page(const std::byte* page) {
-  // Nearly every page that is not zero shows it in its first word.
-  uint64_t word;
-  std::memcpy(&word, page, sizeof word);
-  return word == 0 && std::memcmp(page, page + sizeof word, kPageBytes - sizeof word) == 0;
-}
-
 // How many page files one reader keeps open: a part of what the process may have, since there is a reader a store.
 size_t open_file_limit() {
   rlimit limit{};

@@ -20,12 +20,6 @@ namespace {
 constexpr uint64_t kMaxObject = 1ull << 47;  // bytes; more cannot be mapped, nor described by an index
 constexpr size_t kChunksWorthThread = 4;
 
-bool all_zero(const std::byte* page) {
-  uint64_t first = 0;
-  std::memcpy(&first, page, sizeof first);
-  return first == 0 && std::memcmp(page, page + sizeof first, kPageSize - sizeof first) == 0;
-}
-
 }  // namespace
 
 SharedObject::SharedObject(uint32_t id, const ObjectKey& key)
@@ -38,6 +32,7 @@ void SharedObject::set_source(std::unique_ptr<ObjectSource> source, const std::s
   }
   source_ = std::move(source);
   target_ = target.ends_with(" (deleted)") ? target.substr(0, target.size() - 10) : target;
+  source_->set_name(target_);
 }
 
 void SharedObject::add_mapping(pid_t pid, const MapsEntry& maps) {
@@ -73,7 +68,7 @@ SharedObject::Hash SharedObject::to_hash(const PageHash& hash) {
 }
 
 SharedObject::Hash SharedObject::hash_page(const std::byte* page) {
-  return all_zero(page) ? Hash{} : to_hash(icp::hash_page(page));
+  return is_zero_page(page) ? Hash{} : to_hash(icp::hash_page(page));
 }
 
 void SharedObject::erase(Range range) {

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/memory/shared_pages.h"
 
-#include <cstring>
-
 #include "engine/base/error.h"
 #include "engine/memory/mapping_check.h"
 #include "engine/trace/remote_addr.h"
@@ -13,12 +11,6 @@ namespace {
 // A number of AddressSpace.shared_pages: pages left out since the one before, then pages that are there.
 constexpr unsigned kCountBits = 24;
 constexpr uint64_t kMostCount = (1ull << kCountBits) - 1;
-
-bool is_zero(const std::byte* page) {
-  uint64_t word;
-  std::memcpy(&word, page, sizeof word);
-  return word == 0 && std::memcmp(page, page + sizeof word, kPageSize - sizeof word) == 0;
-}
 
 }  // namespace
 
@@ -44,7 +36,7 @@ SharedPages::Place SharedPages::place_of(uint64_t address, const std::byte* page
                                          bool zeros_are_absent) {
   const PageHash known = hashes_.find(address);
   const bool empty = known == PageHash{};
-  if (empty && (!may_be_shared || (zeros_are_absent && is_zero(page)))) return Place::kElsewhere;
+  if (empty && (!may_be_shared || (zeros_are_absent && is_zero_page(page)))) return Place::kElsewhere;
   const PageHash hash = hash_page(page);
   if (!empty) return known == hash ? Place::kHere : Place::kElsewhere;
   hashes_.set(address, hash);
