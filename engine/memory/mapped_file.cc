@@ -7,9 +7,9 @@
 #include <sys/vfs.h>
 
 #include <cerrno>
-#include <filesystem>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 
 namespace icp {
 namespace {
@@ -34,10 +34,16 @@ std::string other_path(pid_t pid, const MapsEntry& entry, struct stat& status) {
   }
   // One of several names may have gone, or it has been renamed.
   if (entry.path.starts_with("/dev/shm/")) {
-    const std::string directory = fmt::format("/proc/{}/root/dev/shm", pid);
-    std::error_code error;
-    for (std::filesystem::directory_iterator at(directory, error), end; !error && at != end; at.increment(error))
-      if (is_mapped_one(at->path().c_str(), entry, status)) return at->path();
+    struct stat wanted {};
+    wanted.st_dev = makedev(entry.dev_major, entry.dev_minor);
+    wanted.st_ino = entry.ino;
+    const std::string directory = directory_of(entry.path);
+    const UniqueFd root = open_root_of(pid);
+    for (const std::string& name :
+         root ? names_in_directory(root.get(), directory, wanted) : std::vector<std::string>()) {
+      const std::string found = fmt::format("/proc/{}/root{}{}", pid, directory, name);
+      if (is_mapped_one(found.c_str(), entry, status)) return found;
+    }
   }
   const std::string program = fmt::format("/proc/{}/exe", pid);
   if (is_mapped_one(program.c_str(), entry, status)) return program;

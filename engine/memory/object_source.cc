@@ -27,7 +27,7 @@ class Descriptor final : public ObjectSource {
     while (done < to.size()) {
       const ssize_t got = ::pread(fd_.get(), to.data() + done, to.size() - done, static_cast<off_t>(offset + done));
       if (got < 0 && errno == EINTR) continue;
-      if (got < 0) throw_errno("cannot read shared memory");
+      if (got < 0) throw_errno("cannot read {}", name_);
       if (got == 0) break;
       done += static_cast<size_t>(got);
     }
@@ -36,7 +36,7 @@ class Descriptor final : public ObjectSource {
   std::optional<uint64_t> next_data(uint64_t at) const override {
     const off_t data = ::lseek(fd_.get(), static_cast<off_t>(at), SEEK_DATA);
     if (data < 0 && errno == ENXIO) return std::nullopt;
-    if (data < 0) throw_errno("cannot look for data in shared memory");
+    if (data < 0) throw_errno("cannot look for data in {}", name_);
     return static_cast<uint64_t>(data);
   }
 

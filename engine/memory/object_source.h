@@ -8,6 +8,8 @@
 #include <memory>
 #include <optional>
 #include <span>
+#include <string>
+#include <utility>
 
 #include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
@@ -23,6 +25,8 @@ class ObjectSource {
   // Size, owner, mode, device and inode; without a descriptor only what the mapping tells, and a time of change that
   // never settles.
   const struct stat& status() const { return status_; }
+  // What messages call it.
+  void set_name(std::string name) { name_ = std::move(name); }
   // A descriptor of the object itself; -1 when there is none.
   virtual int fd() const { return -1; }
   // Fills `to`; what the object does not have reads as zeros. Throws Error.
@@ -40,6 +44,7 @@ class ObjectSource {
 
  protected:
   struct stat status_ {};
+  std::string name_ = "shared memory";
 };
 
 }  // namespace icp

@@ -46,6 +46,11 @@ std::unique_ptr<ObjectSource> source_of(UniqueFd fd) {
   return fd ? ObjectSource::of_descriptor(std::move(fd)) : nullptr;
 }
 
+// Opened anew: the descriptor may be write-only.
+std::unique_ptr<ObjectSource> source_of_file(int local_fd) {
+  return source_of(UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC)));
+}
+
 // What a mapping maps; null and errno when it cannot be read.
 std::unique_ptr<ObjectSource> open_object(pid_t pid, const MapsEntry& maps) {
   UniqueFd fd = open_mapped_file(pid, maps);
@@ -156,22 +161,16 @@ uint32_t ObjectTable::note_mapping(const MemoryMapping& mapping, PageTracker& tr
 uint32_t ObjectTable::note_file(int local_fd, const std::string& target) {
   struct stat status {};
   if (::fstat(local_fd, &status) != 0) throw_errno("cannot look at {}", target);
-  // Opened anew: the descriptor may be write-only.
-  const auto open = [local_fd] {
-    return source_of(UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC)));
-  };
   const ObjectKey key = object_key_of_file(status, target);
   open_.insert(key);
-  return object(key, target, open).id();
+  return object(key, target, [local_fd] { return source_of_file(local_fd); }).id();
 }
 
 uint32_t ObjectTable::note_open_file(int local_fd, const std::string& target) {
   struct stat status {};
   if (::fstat(local_fd, &status) != 0) throw_errno("cannot look at {}", target);
   const ObjectKey key{pb::MemoryObject::MAPPED_FILE, status.st_dev, status.st_ino};
-  SharedObject& found = object(key, target, [local_fd] {
-    return source_of(UniqueFd(::open(fmt::format("/proc/self/fd/{}", local_fd).c_str(), O_RDONLY | O_CLOEXEC)));
-  });
+  SharedObject& found = object(key, target, [local_fd] { return source_of_file(local_fd); });
   open_.insert(key);
   whole_files_.insert(key);
   found.add_window({0, kWholeFile});
