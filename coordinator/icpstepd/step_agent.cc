@@ -430,7 +430,7 @@ void StepAgent::begin_versions_when_all_run() {
     config.more_processes = [this] { return orphans(); };
     config.ended_tasks = [this] { return ended_tasks(); };
     join_network(config);
-    start_versions(Session(std::move(config), roots), roots);
+    start_versions(Session(std::move(config), roots));
   } catch (const Error& error) {
     spdlog::error("{}", error.what());
     problem_ = error.what();
@@ -464,8 +464,8 @@ std::map<int, int> StepAgent::ended_tasks() {
   return ended;
 }
 
-void StepAgent::start_versions(Session session, const std::vector<TaskRoot>& roots) {
-  versions_.begin(std::move(session), image_, roots);
+void StepAgent::start_versions(Session session) {
+  versions_.begin(std::move(session), image_);
   if (!facts_.checkpoint_on.empty() && config_.coordinators.empty() && has_moment(moments_, kAtTimeLimit))
     notices_.complain(fmt::format(
         "slurm-icp: step {}: no checkpoint before the time limit: that needs a coordinator (icpctld)", step()));
@@ -594,9 +594,7 @@ void StepAgent::on_timer() {
 // The batch script itself gets no versions any more. A user who has a long part of it without steps should know that.
 void StepAgent::look_after_script() {
   constexpr int kTimes = 2;  // between two steps there is none for a moment
-  std::vector<pid_t> pids;
-  for (const TaskRoot& root : versions_.roots()) pids.push_back(root.pid);
-  without_steps_ = runs_srun(pids) ? 0 : without_steps_ + 1;
+  without_steps_ = runs_srun(versions_.roots()) ? 0 : without_steps_ + 1;
   if (without_steps_ == kTimes) {
     return notices_.complain(
         fmt::format("slurm-icp: step {}: no checkpoints of the script itself after its first step; what srun starts is "

@@ -91,7 +91,7 @@ class StepAgent {
   void begin_versions_when_all_run();
   void restore_when_all_lent();
   void after_restore(RestartResult result);
-  void start_versions(Session session, const std::vector<TaskRoot>& roots);
+  void start_versions(Session session);
   void start_link();
   net::AgentHello hello() const;
   pid_t some_process() const;

@@ -218,9 +218,8 @@ void StepAgent::after_restore(RestartResult result) {
     config.more_processes = [this] { return read_children(capsule_->init_pid()); };
     config.ended_tasks = [this] { return ended_tasks(); };
     join_network(config);
-    start_versions(
-        same_image ? capsule_->continue_session(std::move(config)) : Session(std::move(config), capsule_->roots()),
-        capsule_->roots());
+    start_versions(same_image ? capsule_->continue_session(std::move(config))
+                              : Session(std::move(config), capsule_->roots()));
   } catch (const Error& error) {
     notices_.complain(
         fmt::format("slurm-icp: step {}: no further checkpoints: {} (the job runs on)", step(), error.what()));

@@ -82,10 +82,8 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   return session;
 }
 
-void Versions::begin(Session session, std::string image, const std::vector<TaskRoot>& roots) {
+void Versions::begin(Session session, std::string image) {
   session_ = std::make_unique<Session>(std::move(session));
-  roots_.clear();
-  for (const TaskRoot& root : roots) roots_.push_back(root.pid);
   image_ = std::move(image);
 }
 
@@ -119,7 +117,7 @@ bool Versions::script_has_steps() const {
 // stops a frozen process waits until it is thawed, hence no version then. The step does nothing meanwhile: of one that
 // is only stopped one version is enough.
 Suspension Versions::suspension() {
-  const Suspension now = suspension_of(roots_);
+  const Suspension now = suspension_of(roots());
   if (now == Suspension::kNone) suspended_taken_ = false;
   return now;
 }

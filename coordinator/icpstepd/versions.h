@@ -33,15 +33,19 @@ class Versions {
 
   // What a session of this step is told, with its image at `image`.
   SessionConfig session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const;
-  // `roots`: the step's tasks, by which a suspended step is known.
-  void begin(Session session, std::string image, const std::vector<TaskRoot>& roots);
+  void begin(Session session, std::string image);
   // For the session of a step on several nodes: what its connections to the other nodes are, asked in the round under
   // way.
   std::vector<ConnectionEnd> connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped);
   bool begun() const { return session_ != nullptr; }
   // A batch script that has begun steps: those get versions, it does not.
   bool left_to_steps() const { return begun() && script_has_steps(); }
-  std::vector<TaskRoot> roots() const { return session_ ? session_->roots() : std::vector<TaskRoot>(); }
+  std::vector<pid_t> roots() const {  // the step's tasks
+    std::vector<pid_t> pids;
+    if (session_)
+      for (const TaskRoot& root : session_->roots()) pids.push_back(root.pid);
+    return pids;
+  }
   // One version now. A failure is told to the user (once) and logged; the processes run on. True: it failed for
   // something that passes (a process ended or was made at the wrong moment), and is worth another try soon.
   bool take();
@@ -68,7 +72,6 @@ class Versions {
   const Config& config_;
   Notices& notices_;
   std::unique_ptr<Session> session_;
-  std::vector<pid_t> roots_;
   bool suspended_taken_ = false;  // a version since Slurm has suspended the step
   std::string image_;             // the step's own
   std::string chosen_image_;      // of the round under way, if that is another one
