@@ -128,7 +128,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                   const pb::Capsule& capsule) {
   const std::vector<TreeStep> steps = plan_tree(capsule);
   TreeBuilder builder(options.init_path.empty() ? default_init_program() : options.init_path, options.like,
-                      options.identity, pty_number_taken(capsule));
+                      options.identity, wants_own_ptys(capsule));
   const std::shared_ptr<IpcAccess> ipc = broker().open_ipc(builder.init_pid());
   const UniqueFd root = builder.root();
   const UniqueFd null_fd(::open("/dev/null", O_RDWR | O_CLOEXEC));

@@ -116,10 +116,15 @@ UniqueFd create_slave(const RestoreContext& context, const pb::OpenFile& file) {
 
 }  // namespace
 
-bool pty_number_taken(const pb::Capsule& capsule) {
-  return std::any_of(capsule.files().begin(), capsule.files().end(), [](const pb::OpenFile& file) {
-    return file.has_pty_master() && ::access(fmt::format("/dev/pts/{}", file.pty_master().number()).c_str(), F_OK) == 0;
-  });
+bool wants_own_ptys(const pb::Capsule& capsule) {
+  bool masters = false, outer = false, taken = false;
+  for (const pb::OpenFile& file : capsule.files()) {
+    outer |= file.has_pty_slave() && file.pty_slave().has_outer();
+    if (!file.has_pty_master()) continue;
+    masters = true;
+    taken |= ::access(fmt::format("/dev/pts/{}", file.pty_master().number()).c_str(), F_OK) == 0;
+  }
+  return masters && (taken || !outer);
 }
 
 void create_pty_masters(RestoreContext& context, ImageFiles files) {

@@ -5,8 +5,9 @@
 
 namespace icp {
 
-// Whether another program here has the number of a pseudo terminal of the image.
-bool pty_number_taken(const pb::Capsule& capsule);
+// Whether the image's pseudo terminals want a /dev/pts of their own: other programs may have their numbers, or take
+// them while they are made. The host's is kept where the step's own terminal is in it, unless it cannot be.
+bool wants_own_ptys(const pb::Capsule& capsule);
 // Makes pseudo terminals with their numbers, settings and content.
 void create_pty_masters(RestoreContext& context, ImageFiles files);
 void create_pty_slaves(RestoreContext& context, ImageFiles files);
