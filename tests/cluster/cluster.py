@@ -82,11 +82,13 @@ class Cluster:
     extra_conf, conf_files: more lines for slurm.conf, and files beside it by their names; {state} is replaced in these.
     networks: each node in network and UTS namespaces of its own, which go with this object. The process must
         have called networks.leave_host().
+    own_names: each node's programs see the node's name as the host's, as on real nodes (mpirun looks for its own
+        host among the job's nodes by it).
     """
 
     def __init__(self, state, *, nodes=1, cpus=4, proctrack=None, plugin=None,
                  plugin_args=PLUGIN_ARGS, icp_config="", plugin_required=False, install=(),
-                 coordinator=False, networks=False, task_plugin="task/none",
+                 coordinator=False, networks=False, own_names=False, task_plugin="task/none",
                  port_base=0, slurmd_timeout=10, user=USER, debug="debug", extra_conf="", conf_files=None):
         self.state = pathlib.Path(state).resolve()
         self.nodes, self.cpus = nodes, cpus
@@ -94,7 +96,7 @@ class Cluster:
         self.plugin, self.plugin_args = plugin, plugin_args
         self.plugin_required, self.icp_config = plugin_required, icp_config
         self.install = [str(program) for program in install]
-        self.coordinator, self.networks = coordinator, networks
+        self.coordinator, self.networks, self.own_names = coordinator, networks, own_names
         self.port_base, self.slurmd_timeout = port_base, slurmd_timeout
         self.user, self.debug, self.extra_conf = user, debug, extra_conf
         self.conf_files = conf_files or {}
@@ -316,6 +318,8 @@ class Cluster:
             if i not in self.node_networks:
                 self.node_networks[i] = networks.Node(i)
             command = self.node_networks[i].command(node) + command
+        elif self.own_names:
+            command = networks.own_name(node) + command
         self._spawn(f"slurmd.{i}", command, ICP_CLUSTER_NODE=node)
         if wait:
             self.wait_idle([node])
@@ -584,7 +588,7 @@ class Cluster:
     # --- the state file ----------------------------------------------------------
 
     SAVED = ("nodes", "cpus", "proctrack", "plugin", "plugin_args", "icp_config", "plugin_required",
-             "install", "coordinator", "networks", "task_plugin", "port_base", "slurmd_timeout", "user", "debug", "extra_conf",
+             "install", "coordinator", "networks", "own_names", "task_plugin", "port_base", "slurmd_timeout", "user", "debug", "extra_conf",
              "conf_files")
 
     def _save(self):

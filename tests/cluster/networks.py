@@ -25,6 +25,11 @@ def address(i):
     return f"10.77.0.{i}"
 
 
+def own_name(name):
+    """Words to put before a command: its host is called `name`."""
+    return ["unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', name]
+
+
 def _call(name, *arguments):
     if getattr(_libc, name)(*arguments) != 0:
         number = ctypes.get_errno()
@@ -71,8 +76,7 @@ class Node:
 
     def command(self, name):
         """Words to put before a command: it runs on the node, which calls itself `name`."""
-        return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.fd}", "unshare", "--uts", "sh", "-c",
-                'hostname "$0" && exec "$@"', name]
+        return ["nsenter", f"--net=/proc/{os.getpid()}/fd/{self.fd}", *own_name(name)]
 
     def cut(self, down=True):
         """Cut the node off, or join it again."""

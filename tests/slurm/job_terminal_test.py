@@ -94,6 +94,12 @@ class Shell(JobCase):
 
 @unittest.skipUnless(shutil.which("mpirun.openmpi") and shutil.which("mpicc.openmpi"), "no Open MPI")
 class OpenMpi(JobCase):
+    @classmethod
+    def configure(cls):
+        super().configure()
+        # Without it mpirun takes its own node for another one, and starts a step of its daemon there.
+        cls.cluster.own_names = True
+
     def setUp(self):
         super().setUp()
         source = pathlib.Path(__file__).parents[1] / "programs" / "allreduce.c"
