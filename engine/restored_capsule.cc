@@ -174,8 +174,16 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
       builder.end_as_zombie(process.pid(), process.exit_status(), process.comm());
 
   const std::map<uint32_t, CpuBinding> bindings = bindings_of(capsule, options.task_cpus);
-  const RestoreShared shared{builder,          memory_restore, files,    sysv,
-                             options.identity, carrier,        bindings, capsule.suspended()};
+  const RestoreShared shared{capsule,
+                             options.identity.uid == 0 && version.manifest().job().uid() == 0,
+                             builder,
+                             memory_restore,
+                             files,
+                             sysv,
+                             options.identity,
+                             carrier,
+                             bindings,
+                             capsule.suspended()};
   std::vector<std::unique_ptr<ProcessRestore>> processes;
   for (const pb::Process& process : capsule.processes()) {
     if (process.state() == pb::Process::ZOMBIE) continue;

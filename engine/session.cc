@@ -22,6 +22,7 @@
 #include "engine/process/access_check.h"
 #include "engine/process/process_check.h"
 #include "engine/process/process_state.h"
+#include "engine/process/seccomp.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/session_impl.h"
 #include "engine/sysv/sysv_ipc.h"
@@ -195,6 +196,7 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   open_ipc(first->ref.pid);
   ipc->capture(ipc->select(sysv_scope(stopped)), *capsule.mutable_sysv());
   capture_process_state(stopped, states);
+  capture_filters(stopped, capsule);
   capture_files(
       stopped, states, config.outer,
       [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule, config.network,

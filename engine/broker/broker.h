@@ -22,6 +22,7 @@
 #include "engine/base/unique_fd.h"
 #include "engine/broker/machine_watch.h"
 #include "engine/broker/message.h"
+#include "engine/broker/thread_filters.h"
 #include "engine/files/inet_address.h"
 #include "engine/sysv/ipc_access.h"
 #include "kmod/uapi/icp_track.h"
@@ -64,6 +65,9 @@ class Broker {
   // Paths, by watch descriptor, of what `fd`, an inotify instance of a process of the user, watches; hints, as far as
   // the kernel knows them. CAP_DAC_READ_SEARCH opens a file by its handle.
   virtual std::map<int, std::string> watched_paths(pid_t process, int fd) = 0;
+  // The seccomp filters of the threads of a process of the user, which is stopped for a moment. The kernel shows them
+  // to CAP_SYS_ADMIN.
+  virtual ThreadFilters thread_filters(pid_t process) = 0;
   // An operation of the program that the worker is part of (BrokerOptions::more).
   virtual Message ask(uint32_t operation, Message request) = 0;
   // True when the worker is a process of its own, and root's rights are not at hand otherwise.

@@ -106,6 +106,24 @@ class Client final : public Broker {
     }
     return paths;
   }
+  ThreadFilters thread_filters(pid_t process) override {
+    const Message reply = say(BrokerOp::kThreadFilters, std::move(Message().put(process)));
+    MessageReader reader(reply);
+    SeccompChain known;
+    for (auto left = reader.take<uint64_t>(); left > 0; --left) {
+      auto filter = std::make_shared<SeccompFilter>();
+      filter->flags = reader.take<uint32_t>();
+      filter->program = reader.take_all<sock_filter>();
+      known.push_back(std::move(filter));
+    }
+    ThreadFilters filters;
+    for (auto left = reader.take<uint64_t>(); left > 0; --left) {
+      FilteredThread& thread = filters[reader.take<pid_t>()];
+      for (const uint32_t number : reader.take_all<uint32_t>()) thread.chain.push_back(known.at(number));
+      if (reader.take<bool>()) thread.interrupted = reader.take<InterruptedCalls::Call>();
+    }
+    return filters;
+  }
   Message ask(uint32_t operation, Message request) override {
     return say(static_cast<BrokerOp>(operation), std::move(request));
   }

@@ -31,6 +31,7 @@ enum class BrokerOp : uint32_t {
   kTcpWiden,
   kEndLeftovers,
   kWatchedPaths,
+  kThreadFilters,
   kFirstOfProgram = 100,
 };
 

@@ -65,6 +65,8 @@ class Server {
         return end_leftovers(reader);
       case BrokerOp::kWatchedPaths:
         return watched_paths(reader);
+      case BrokerOp::kThreadFilters:
+        return thread_filters(reader);
       default:
         break;
     }
@@ -157,6 +159,28 @@ class Server {
     Message reply;
     reply.put<uint64_t>(paths.size());
     for (const auto& [wd, path] : paths) reply.put(wd).put_text(path);
+    return reply;
+  }
+
+  // Its number cannot become another's while it is stopped.
+  Message thread_filters(MessageReader& reader) {
+    const auto pid = reader.take<pid_t>();
+    check_own(pid);
+    const ThreadFilters filters = privileged::thread_filters(pid, [&] { check_own(pid); });
+    std::map<const SeccompFilter*, uint32_t> numbers;
+    Message programs, threads, reply;
+    for (const auto& [tid, thread] : filters) {
+      std::vector<uint32_t> used;
+      for (const auto& filter : thread.chain) {
+        const auto [number, is_new] = numbers.try_emplace(filter.get(), static_cast<uint32_t>(numbers.size()));
+        if (is_new) programs.put(filter->flags).put_all(filter->program);
+        used.push_back(number->second);
+      }
+      threads.put(tid).put_all(used).put(thread.interrupted.has_value());
+      if (thread.interrupted) threads.put(*thread.interrupted);
+    }
+    reply.put<uint64_t>(numbers.size()).bytes += programs.bytes;
+    reply.put<uint64_t>(filters.size()).bytes += threads.bytes;
     return reply;
   }
 

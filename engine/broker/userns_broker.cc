@@ -69,6 +69,7 @@ class UserNamespaceBroker final : public Broker {
   }
   void end_leftovers(const InetAddress&, const std::optional<InetAddress>&, uid_t) override {}
   std::map<int, std::string> watched_paths(pid_t, int) override { return {}; }
+  ThreadFilters thread_filters(pid_t) override { refuse("reading seccomp filters"); }
   Message ask(uint32_t operation, Message) override {
     throw_error(ErrorKind::kUsage, "the broker has no operation {}", operation);
   }

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// Small attributes of a process: working directory, umask, personality, parent-death signal, dumpable,
+// Small attributes of a process: personality, parent-death signal, dumpable,
 // subreaper, transparent huge pages, out-of-memory score.
 #pragma once
 
@@ -18,5 +18,7 @@ void restore_attributes(RemoteProcess& remote, const pb::Process& state);
 // With the user's rights: the working directory must be one the user may enter, and the parent-death signal and
 // dumpable are reset by a change of credentials.
 void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity);
+// Those again, of which a change of ids has no more to say.
+void restore_what_ids_clear(RemoteProcess& remote, const pb::Process& state);
 
 }  // namespace icp

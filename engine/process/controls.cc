@@ -14,12 +14,12 @@ namespace icp {
 namespace {
 
 // linux/prctl.h; older headers lack some of them.
-constexpr uint32_t kGetTsc = 25, kSetTsc = 26, kGetSecurebits = 27, kSetSecurebits = 28;
+constexpr uint32_t kGetTsc = 25, kSetTsc = 26, kGetSecurebits = 27;
 constexpr uint32_t kSetMachineCheck = 33, kGetMachineCheck = 34, kMachineCheckSet = 1, kMachineCheckDefault = 2;
 constexpr uint32_t kGetSpeculation = 52, kSetSpeculation = 53, kSpeculationKinds = 3;
 constexpr uint64_t kSpeculationOff = 4 | 8 | 16;  // PR_SPEC_DISABLE, _FORCE_DISABLE, _DISABLE_NOEXEC
 constexpr uint32_t kSetIoFlusher = 57, kGetIoFlusher = 58, kSetMdwe = 65, kGetMdwe = 66, kSetMerge = 67, kGetMerge = 68;
-constexpr uint64_t kTscOn = 1, kKeepCaps = 1 << 4;
+constexpr uint64_t kTscOn = 1;
 
 template <typename State>
 void add(State& state, uint32_t option, uint32_t which, uint64_t value) {
@@ -80,11 +80,7 @@ void restore_thread_controls(RemoteProcess& remote, const pb::Thread& state) {
         set(remote, "prctl(PR_SET_TSC)", kSetTsc, control.value());
         break;
       case kGetSecurebits:
-        // SECBIT_KEEP_CAPS alone is anybody's.
-        if ((control.value() & kKeepCaps) != 0) set(remote, "prctl(PR_SET_KEEPCAPS)", PR_SET_KEEPCAPS, 1);
-        // The others are root's; who is not root has got them from where the step was started.
-        if ((control.value() & ~kKeepCaps) != 0) remote.syscall(SYS_prctl, {kSetSecurebits, control.value(), 0, 0, 0});
-        break;
+        break;  // give_up_rights()
       case kGetMachineCheck:
         set(remote, "prctl(PR_MCE_KILL)", kSetMachineCheck, kMachineCheckSet, control.value());
         break;

@@ -65,12 +65,19 @@ class InterruptedCalls {
   // nanoseconds, of a time-out that the call has in memory (put_time_left).
   std::optional<uint64_t> normalise(pid_t tid, TimeoutPlaces& places, user_regs_struct& live, user_regs_struct& image);
 
- private:
   // A call at the same place of the program with the same stack is the same one, unless its time-out says otherwise.
   struct Call {
     uint64_t number = 0, rip = 0, rsp = 0;
     bool operator==(const Call&) const = default;
   };
+  // What restart_syscall(2) hides in a thread, if another one's stop has seen it.
+  void know(pid_t tid, const Call& call) { restarted_.try_emplace(tid, call); }
+  const Call* hidden_call(pid_t tid) const {
+    const auto found = restarted_.find(tid);
+    return found == restarted_.end() ? nullptr : &found->second;
+  }
+
+ private:
   struct Wait {
     Call call;
     pid_t pid = 0;

@@ -81,8 +81,10 @@ const KeyList::Key* KeyList::find(int32_t serial) const {
   return found == keys_.end() ? nullptr : &found->second;
 }
 
-void ask_keyrings(const StoppedProcess& process, const KeyList& keys, CallBatch& calls) {
-  if (!keys.has_own(process.status.uid[0])) return;
+void ask_keyrings(const StoppedProcess& process, size_t index, const KeyList& keys, CallBatch& calls) {
+  const auto own = process.own.find(index);
+  const ProcStatus& status = own != process.own.end() && own->second.status ? *own->second.status : process.status;
+  if (!keys.has_own(status.uid[0])) return;
   ask_content(process, keys, calls, KEY_SPEC_THREAD_KEYRING, "thread");
   ask_content(process, keys, calls, KEY_SPEC_PROCESS_KEYRING, "process");
   ask_content(process, keys, calls, KEY_SPEC_SESSION_KEYRING, "session");

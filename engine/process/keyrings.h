@@ -30,6 +30,6 @@ class KeyList {
 
 // Asks, in the thread, what is in its keyrings; CallBatch::deliver() then throws kRefused for what would be lost.
 // Nothing for users who have no keys of their own. `keys` must live until then.
-void ask_keyrings(const StoppedProcess& process, const KeyList& keys, CallBatch& calls);
+void ask_keyrings(const StoppedProcess& process, size_t index, const KeyList& keys, CallBatch& calls);
 
 }  // namespace icp

@@ -20,6 +20,7 @@
 #include "engine/process/memory_settings.h"
 #include "engine/process/signals.h"
 #include "engine/process/thread.h"
+#include "engine/process/thread_own.h"
 #include "engine/process/timers.h"
 #include "engine/trace/call_batch.h"
 
@@ -59,7 +60,7 @@ class ThreadCapture {
         thread_(*state.add_threads()),
         end_(std::chrono::steady_clock::now() + Tracee::kLongestStop) {
     capture_thread(process, index, calls_, state, thread_);
-    ask_keyrings(process, keys, calls_);
+    ask_keyrings(process, index, keys, calls_);
     if (index > 0) return;
     capture_attributes(process, calls_, state);
     capture_process_controls(process.ref.pid, calls_, state);
@@ -174,8 +175,12 @@ void capture_process_state(std::vector<StoppedProcess>& processes, const std::ve
   }
   run_all(threads);
   for (ThreadCapture& thread : threads) thread.deliver();
-  for (size_t i = 0; i < processes.size(); ++i)
-    if (processes[i].remote) name_timer_threads(processes[i], *states[i]);
+  for (size_t i = 0; i < processes.size(); ++i) {
+    if (processes[i].remote) {
+      name_timer_threads(processes[i], *states[i]);
+      capture_own(processes[i], *states[i]);
+    }
+  }
 }
 
 }  // namespace icp

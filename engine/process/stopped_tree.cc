@@ -8,6 +8,7 @@
 
 #include "engine/base/error.h"
 #include "engine/process/rseq.h"
+#include "engine/process/seccomp.h"
 #include "engine/process/thread_check.h"
 #include "engine/trace/return_frame.h"
 
@@ -117,6 +118,7 @@ void note_starts(StoppedProcess& process, InterruptedCalls& calls) {
     find_rseq(thread, process.ref.pid, start);
     leave_rseq_section(process.ref.pid, start);
     start.partial = continue_partial_call(process.ref.pid, thread.tid(), start.live);
+    tell_interrupted_call(thread.tid(), calls);
     start.time_left_ns = calls.normalise(thread.tid(), places, start.live, start.image);
   }
   process.starts = std::move(starts);
@@ -125,7 +127,7 @@ void note_starts(StoppedProcess& process, InterruptedCalls& calls) {
 void prepare_calls(StoppedProcess& process) {
   const pid_t pid = process.ref.pid;
   process.status = ProcStatus::read(pid);
-  check_stopped_threads(process);
+  note_thread_states(process);
   process.maps = MapsEntry::read(pid);
   const CallStubs stubs = install_call_stubs(pid, process.maps);
   process.calls_protected = stubs.single.value != 0;
@@ -174,7 +176,7 @@ std::vector<ProcessRef> find_processes(const std::vector<pid_t>& roots) {
   return found;
 }
 
-StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
+StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls, bool passing) {
   StoppedProcess process;
   process.ref = ref;
   if (ref.zombie) return process;
@@ -182,7 +184,7 @@ StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls) {
     seize_new_threads(process);
     finish_stop(process);
     note_starts(process, calls);
-    prepare_calls(process);
+    if (!passing) prepare_calls(process);
   } catch (...) {
     release_partly_held(process);
     throw;

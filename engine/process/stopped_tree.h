@@ -7,6 +7,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <optional>
 #include <set>
@@ -46,12 +47,21 @@ struct ThreadStart {
   uint32_t rseq_len = 0, rseq_signature = 0;
 };
 
+// What a thread does not share with its process's main thread.
+struct ThreadOwn {
+  std::optional<ProcStatus> status;       // its ids, groups and capabilities
+  std::optional<ProcStatus> directories;  // its umask, and it has directories of its own
+  size_t maker = 0;                       // the thread, by its place, whose directories they are, if another's
+  std::vector<uint32_t> namespaces;       // CLONE_NEW*: of its own
+};
+
 // One stopped process: its threads (leader first) and the means to run system calls in it. /proc is read once a stop:
 // nothing in these changes until the process goes on (but for what we do to it, and the pending signals).
 struct StoppedProcess {
   ProcessRef ref;
   std::vector<Tracee> threads;      // empty for a zombie
   std::vector<ThreadStart> starts;  // one a thread
+  std::map<size_t, ThreadOwn> own;  // by place of the thread, for those that have something
   ProcStat stat;                    // of the moment when this process had stopped
   ProcStatus status;                // of the moment when the whole tree had
   std::vector<MapsEntry> maps;
@@ -61,7 +71,8 @@ struct StoppedProcess {
 };
 
 // Stops one process: seizes all its threads, including those that appear meanwhile. Throws kGone if it ends.
-StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls);
+// With `passing`, no calls are to be made in it: it only passes through a stop.
+StoppedProcess stop_process(const ProcessRef& ref, InterruptedCalls& calls, bool passing = false);
 // Puts registers and signal mask of one thread back; it stays stopped. Done as soon as no more calls are to be made in
 // it: should the agent die, the thread then goes on as after any stop.
 void settle_thread(StoppedProcess& process, size_t index);

@@ -7,12 +7,18 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <array>
+#include <optional>
 #include <string>
+#include <tuple>
 #include <utility>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/process/credentials.h"
+#include "engine/process/directories.h"
+#include "engine/process/seccomp.h"
+#include "engine/process/thread_namespaces.h"
+#include "engine/trace/seccomp_book.h"
 
 namespace icp {
 namespace {
@@ -25,69 +31,37 @@ struct UserDispatch {
   uint64_t mode, selector, offset, length;
 };
 
-std::string thread_name(pid_t tid) { return fmt::format("thread {}", tid); }
+void refuse(const ProcessRef& process, pid_t tid, std::string what, std::string remedy, Findings& findings) {
+  findings.push_back({process.pid, process.comm, fmt::format("thread {}", tid), std::move(what), std::move(remedy)});
+}
 
 void compare_ids(const ProcessRef& process, pid_t tid, const ProcStatus& leader, const ProcStatus& own,
                  Findings& findings) {
-  const auto refuse = [&](std::string what, std::string remedy) {
-    findings.push_back({process.pid, process.comm, thread_name(tid), std::move(what), std::move(remedy)});
-  };
+  if (keeps_rights()) return;
   if (own.uid != leader.uid || own.gid != leader.gid)
-    refuse(fmt::format("has user and group ids of its own (uid {}/{}, gid {}/{})", own.uid[0], own.uid[1], own.gid[0],
+    refuse(process, tid,
+           fmt::format("has user and group ids of its own (uid {}/{}, gid {}/{})", own.uid[0], own.uid[1], own.gid[0],
                        own.gid[1]),
-           "change them for the whole process, as setresuid(3) does");
+           "change them for the whole process, as setresuid(3) does", findings);
   else if (own.groups != leader.groups)
-    refuse("has supplementary groups of its own", "change them for the whole process, as setgroups(3) does");
+    refuse(process, tid, "has supplementary groups of its own",
+           "change them for the whole process, as setgroups(3) does", findings);
   if (own.cap_prm != leader.cap_prm || own.cap_eff != leader.cap_eff || own.cap_inh != leader.cap_inh ||
       own.cap_bnd != leader.cap_bnd || own.cap_amb != leader.cap_amb)
-    refuse(fmt::format("has capabilities of its own ({:#x}, the main thread {:#x})", own.cap_eff, leader.cap_eff),
-           "change them before threads are made");
-  if (own.no_new_privs != leader.no_new_privs && own.seccomp == 0)
-    refuse("has set no_new_privs for itself alone", "set it before threads are made");
+    refuse(process, tid,
+           fmt::format("has capabilities of its own ({:#x}, the main thread {:#x})", own.cap_eff, leader.cap_eff),
+           "change them before threads are made", findings);
 }
+
+// Whether two threads share something. 0: they do, -1: one of them is gone, or a kernel that cannot tell.
+bool differ(pid_t a, pid_t b, int kind) { return ::syscall(SYS_kcmp, a, b, kind, 0, 0) > 0; }
 
 void compare_tables(const ProcessRef& process, pid_t tid, Findings& findings) {
-  for (const auto& [kind, what] : {std::pair{KCMP_FS, "working directory, root directory or umask"},
-                                   {KCMP_FILES, "descriptor table"},
-                                   {KCMP_SYSVSEM, "list of semaphore undo values"}}) {
-    // 0: shared, -1: one of them is gone, or a kernel that cannot tell.
-    if (::syscall(SYS_kcmp, process.pid, tid, kind, 0, 0) <= 0) continue;
-    findings.push_back({process.pid, process.comm, thread_name(tid), fmt::format("has a {} of its own", what),
-                        "do without unshare(2) in threads"});
+  for (const auto& [kind, what] :
+       {std::pair{KCMP_FILES, "descriptor table"}, {KCMP_SYSVSEM, "list of semaphore undo values"}}) {
+    if (differ(process.pid, tid, kind))
+      refuse(process, tid, fmt::format("has a {} of its own", what), "do without unshare(2) in threads", findings);
   }
-}
-
-constexpr std::array kNamespaces = {"mnt", "net", "uts", "ipc", "pid", "user", "cgroup", "time"};
-using Namespaces = std::array<std::string, kNamespaces.size()>;  // empty: none, in this kernel or any more
-
-Namespaces namespaces_of(pid_t pid, const std::string& below) {
-  Namespaces links;
-  for (size_t i = 0; i < kNamespaces.size(); ++i) {
-    try {
-      links[i] = read_proc_link(pid, fmt::format("{}ns/{}", below, kNamespaces[i]));
-    } catch (const Error& error) {
-      if (error.kind() != ErrorKind::kGone) throw;
-    }
-  }
-  return links;
-}
-
-void compare_namespaces(const ProcessRef& process, pid_t tid, const Namespaces& leader, Findings& findings) {
-  const Namespaces own = namespaces_of(process.pid, fmt::format("task/{}/", tid));
-  for (size_t i = 0; i < kNamespaces.size(); ++i) {
-    if (own[i] == leader[i] || own[i].empty() || leader[i].empty()) continue;
-    findings.push_back({process.pid, process.comm, thread_name(tid),
-                        fmt::format("is in another {} namespace", kNamespaces[i]),
-                        "do without unshare(2) and setns(2) in threads"});
-  }
-}
-
-bool check_seccomp(const ProcessRef& process, pid_t tid, const ProcStatus& own, Findings& findings) {
-  if (own.seccomp == 0) return true;
-  findings.push_back({process.pid, process.comm, tid == process.pid ? "" : thread_name(tid),
-                      own.seccomp == 1 ? "is in seccomp's strict mode" : "has a seccomp filter",
-                      "run it without the sandbox that installs it"});
-  return false;
 }
 
 // False when the thread has ended.
@@ -101,50 +75,93 @@ bool read_thread(pid_t pid, pid_t tid, ProcStatus& status) {
   }
 }
 
-// `namespaces`: the leader's; null: the thread can have no others.
-void check_thread(const ProcessRef& process, pid_t tid, const ProcStatus& leader, const Namespaces* namespaces,
-                  Findings& findings) {
-  ProcStatus own;
-  if (!read_thread(process.pid, tid, own)) return;
-  check_seccomp(process, tid, own, findings);
-  compare_ids(process, tid, leader, own, findings);
-  compare_tables(process, tid, findings);
-  if (namespaces != nullptr) compare_namespaces(process, tid, *namespaces, findings);
-}
+// Looks at the threads of one process one after the other, the main one first.
+class ThreadLook {
+ public:
+  // `stopped`: nothing is stopped any more to look at it. Not `namespaces`: the threads can have no others.
+  ThreadLook(const ProcessRef& process, const ProcStatus& leader, bool stopped, bool namespaces, Findings& findings)
+      : process_(process), leader_(leader), stopped_(stopped), findings_(findings) {
+    if (namespaces) namespaces_ = ThreadNamespaces(process.pid);
+    look_at_filters(process.pid, leader.seccomp);
+  }
+
+  // Threads by their places. Nothing when it has ended, or has nothing of its own.
+  std::optional<ThreadOwn> look(size_t place, pid_t tid) {
+    ProcStatus status;
+    if (!read_thread(process_.pid, tid, status)) return {};
+    look_at_filters(tid, status.seccomp);
+    compare_ids(process_, tid, leader_, status, findings_);
+    compare_tables(process_, tid, findings_);
+    ThreadOwn own;
+    pid_t maker = process_.pid;
+    if (differ(process_.pid, tid, KCMP_FS)) {
+      own.directories = status;
+      const auto same = std::find_if(owners_.begin(), owners_.end(),
+                                     [&](const auto& owner) { return !differ(owner.second, tid, KCMP_FS); });
+      if (same == owners_.end()) {
+        owners_.emplace_back(place, tid);
+        check_directories(process_, tid, findings_);
+      } else {
+        std::tie(own.maker, maker) = *same;
+      }
+    }
+    if (!same_credentials(status, leader_)) own.status = std::move(status);
+    std::string problem;
+    own.namespaces = namespaces_.own(tid, maker, problem);
+    if (!problem.empty()) refuse(process_, tid, problem, "do without unshare(2) and setns(2) in threads", findings_);
+    const bool nothing = !own.status && !own.directories && own.namespaces.empty();
+    return nothing ? std::nullopt : std::optional(std::move(own));
+  }
+
+ private:
+  void look_at_filters(pid_t tid, int mode) {
+    if (mode == 0) return seccomp_book().forget(tid);
+    stopped_ ? check_stopped_seccomp(process_, tid, mode, findings_) : check_seccomp(process_, tid, mode, findings_);
+  }
+
+  const ProcessRef& process_;
+  const ProcStatus& leader_;
+  const bool stopped_;
+  ThreadNamespaces namespaces_;
+  Findings& findings_;
+  std::vector<std::pair<size_t, pid_t>> owners_;  // of directories
+};
 
 // Calls from anywhere but one range become SIGSYS.
 void check_user_dispatch(const ProcessRef& process, pid_t tid, Findings& findings) {
   UserDispatch dispatch{};
   if (::ptrace(static_cast<__ptrace_request>(kGetUserDispatch), tid, sizeof dispatch, &dispatch) != 0) return;
   if (dispatch.mode == 0) return;
-  findings.push_back({process.pid, process.comm, thread_name(tid),
-                      "catches its own system calls (PR_SET_SYSCALL_USER_DISPATCH)", "run it without that, as Wine"});
+  refuse(process, tid, "catches its own system calls (PR_SET_SYSCALL_USER_DISPATCH)", "run it without that, as Wine",
+         findings);
 }
 
 }  // namespace
 
 void check_thread_states(const ProcessRef& process, const ProcStatus& leader, Findings& findings) {
   const size_t before = findings.size();
-  const Namespaces namespaces = namespaces_of(process.pid, "");
+  ThreadLook look(process, leader, false, true, findings);
+  size_t place = 0;
   for (const pid_t tid : list_proc_numbers(process.pid, "task")) {
-    if (tid != process.pid) check_thread(process, tid, leader, &namespaces, findings);
+    if (tid != process.pid) look.look(++place, tid);
     if (findings.size() >= before + kMostFindings) return;
   }
 }
 
-void check_stopped_threads(const StoppedProcess& process) {
+void note_thread_states(StoppedProcess& process) {
   Findings findings;
-  check_seccomp(process.ref, process.ref.pid, process.status, findings);
   // Only a privileged thread has namespaces of its own, or with a user namespace of its own, which a thread cannot get.
-  const bool privileged = process.status.cap_prm != 0;
-  const Namespaces namespaces = privileged ? namespaces_of(process.ref.pid, "") : Namespaces();
-  for (const Tracee& thread : process.threads) {
-    if (!findings.empty()) break;
-    if (thread.tid() != process.ref.pid)
-      check_thread(process.ref, thread.tid(), process.status, privileged ? &namespaces : nullptr, findings);
+  const bool privileged = process.status.cap_prm != 0 || keeps_rights();
+  ThreadLook look(process.ref, process.status, true, privileged, findings);
+  for (size_t place = 0; place < process.threads.size() && findings.empty(); ++place) {
+    Tracee& thread = process.threads[place];
     check_user_dispatch(process.ref, thread.tid(), findings);
+    if (place == 0) continue;
+    if (std::optional<ThreadOwn> own = look.look(place, thread.tid())) process.own.emplace(place, std::move(*own));
   }
-  if (!findings.empty()) throw Error(ErrorKind::kRefused, to_sentence(findings.front()));
+  if (!findings.empty())
+    throw Error(findings.front().passing ? ErrorKind::kBusy : ErrorKind::kRefused, to_sentence(findings.front()));
+  for (Tracee& thread : process.threads) suspend_filters(thread);
 }
 
 }  // namespace icp

@@ -10,11 +10,14 @@
 #include "engine/process/attributes.h"
 #include "engine/process/controls.h"
 #include "engine/process/credentials.h"
+#include "engine/process/directories.h"
 #include "engine/process/limits.h"
 #include "engine/process/memory_settings.h"
 #include "engine/process/scheduling.h"
+#include "engine/process/seccomp.h"
 #include "engine/process/signals.h"
 #include "engine/process/thread.h"
+#include "engine/process/thread_own.h"
 #include "engine/process/timers.h"
 
 namespace icp {
@@ -81,7 +84,11 @@ void ProcessRestore::install_descriptors() {
 
 void ProcessRestore::make_threads() {
   for (int i = 1; i < state_.threads_size(); ++i) {
-    stopped_.threads.push_back(std::move(*shared_.builder.make_thread(remote(), state_.threads(i).tid())));
+    const size_t maker = maker_of(state_, static_cast<size_t>(i));
+    RemoteProcess by = remote().on_thread(stopped_.threads[maker]);
+    stopped_.threads.push_back(std::move(*shared_.builder.make_thread(by, state_.threads(i).tid())));
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads.back());
+    part_from_maker(in_thread, state_.threads(i), shared_.identity);
   }
 }
 
@@ -90,6 +97,9 @@ void ProcessRestore::drop_rights() {
   for (size_t i = 0; i < stopped_.threads.size(); ++i) {
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
     restore_credentials(in_thread, state_, shared_.identity);
+    const pb::Thread& thread = state_.threads(static_cast<int>(i));
+    if (i > 0 && thread.has_directories() && thread.directories().of() == 0)
+      restore_directories(in_thread, thread.tid(), thread.directories(), shared_.identity);
   }
   restore_user_attributes(remote(), state_, shared_.identity);
 }
@@ -109,16 +119,39 @@ void ProcessRestore::take_stop_of(ProcessRestore& child) {
 
 void ProcessRestore::close() {
   for (size_t i = 0; i < stopped_.threads.size(); ++i) {
+    const pb::Thread& thread = state_.threads(static_cast<int>(i));
+    if (has_filters(thread) && Tracee::may_suspend_seccomp()) stopped_.threads[i].suspend_seccomp();
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
-    restore_thread_controls(in_thread, state_.threads(static_cast<int>(i)));
+    restore_thread_controls(in_thread, thread);
   }
   restore_process_controls(remote(), state_);
   restore_future_locks(remote(), state_);
+  restore_filters(true);  // who has not set no_new_privs needs root's rights for it
+  give_up_rights();
+  restore_filters(false);
+  MemoryRestore::remove_trampoline(remote(), trampoline_);
+}
+
+// The main thread last: there is one more call in it.
+void ProcessRestore::restore_filters(bool suspended) {
+  for (size_t i = stopped_.threads.size(); i-- > 0;) {
+    const pb::Thread& thread = state_.threads(static_cast<int>(i));
+    if (!has_filters(thread) || stopped_.threads[i].seccomp_suspended() != suspended) continue;
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
+    icp::restore_filters(in_thread, shared_.capsule, thread, i == 0);
+  }
+}
+
+void ProcessRestore::give_up_rights() {
   for (size_t i = 0; i < stopped_.threads.size(); ++i) {
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
-    give_up_capabilities(in_thread, state_, shared_.identity);
+    const pb::Thread& thread = state_.threads(static_cast<int>(i));
+    if (shared_.of_root)
+      take_saved_rights(in_thread, state_, thread);
+    else
+      restore_securebits(in_thread, thread);
   }
-  MemoryRestore::remove_trampoline(remote(), trampoline_);
+  if (shared_.of_root) restore_what_ids_clear(remote(), state_);
 }
 
 void ProcessRestore::set_registers() {

@@ -19,6 +19,8 @@ namespace icp {
 
 // What all processes of a restore share. Outlives the ProcessRestore objects.
 struct RestoreShared {
+  const pb::Capsule& capsule;
+  bool of_root;  // a job of root's, restored for root
   TreeBuilder& builder;
   MemoryRestore& memory;
   FileRestore& files;
@@ -60,6 +62,8 @@ class ProcessRestore {
  private:
   void install_descriptors();
   void make_threads();
+  void give_up_rights();
+  void restore_filters(bool suspended);
   RemoteProcess& remote() { return *stopped_.remote; }
 
   const RestoreShared& shared_;

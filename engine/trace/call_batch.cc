@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "engine/base/error.h"
+#include "engine/trace/seccomp_book.h"
 
 namespace icp {
 namespace {
@@ -45,6 +46,20 @@ void CallBatch::add(Call call) {
   calls_.push_back(std::move(call));
 }
 
+// Before anything of the calls is made. Filters see addresses, too: what they say of kAnswer they say of any other.
+void CallBatch::look_at_filters(const Tracee& thread) {
+  const SeccompBook& book = seccomp_book();
+  if (thread.seccomp_suspended() || !book.knows(thread.tid())) return;
+  for (const long own : {SYS_gettid, SYS_tgkill, SYS_rt_sigreturn})
+    book.check_call(thread.tid(), seccomp_call(own, {}));
+  for (Call& call : calls_) {
+    const auto& a = call.arguments;
+    const seccomp_data data = seccomp_call(call.number, {a[0], a[1], a[2], a[3], a[4], a[5]});
+    if (call.what != nullptr) book.check_call(thread.tid(), data);
+    call.skipped = book.forbids(thread.tid(), data);
+  }
+}
+
 std::vector<CallEntry> CallBatch::make_table(RemoteAddr table, RemoteAddr answers, pid_t tgid, int signal) const {
   const auto field = [&](size_t entry, size_t word) { return table.value + entry * sizeof(CallEntry) + word * 8; };
   const size_t last = calls_.size() + kOwnCalls - 1;
@@ -52,6 +67,7 @@ std::vector<CallEntry> CallBatch::make_table(RemoteAddr table, RemoteAddr answer
   entries.push_back({SYS_gettid, {}, field(last, 2)});  // the second argument of tgkill
   for (const Call& call : calls_) {
     CallEntry entry{static_cast<uint64_t>(call.number), call.arguments, field(entries.size(), 0)};
+    if (call.skipped) entry.number = SYS_gettid;
     set_answer_address(entry.arguments, answers.value + call.offset);
     entries.push_back(entry);
   }
@@ -64,6 +80,7 @@ std::vector<CallEntry> CallBatch::make_table(RemoteAddr table, RemoteAddr answer
 // the agent die, and the next one stop the thread before it has come to its end, that one's frame goes below.
 bool CallBatch::start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal) {
   if (stub.value == 0) return false;
+  look_at_filters(thread);
   const size_t frame_bytes = make_return_frame({}, back.regs, back.signal_mask, back.xstate).size();
   const size_t table_at = aligned(frame_bytes), table_bytes = (calls_.size() + kOwnCalls) * sizeof(CallEntry);
   std::vector<std::byte> content(table_at + table_bytes + answers_.size());
@@ -131,12 +148,14 @@ void CallBatch::finish(std::chrono::steady_clock::time_point end) {
     std::memcpy(&value, table.data() + entry * sizeof(CallEntry) + index * 8, sizeof value);
     return value;
   };
-  for (size_t i = 0; i < calls_.size(); ++i) calls_[i].result = static_cast<int64_t>(word(i + 1, 0));
+  for (size_t i = 0; i < calls_.size(); ++i)
+    calls_[i].result = calls_[i].skipped ? -ENOSYS : static_cast<int64_t>(word(i + 1, 0));
   tid_ = static_cast<pid_t>(word(calls_.size() + 1, 2));
   std::copy(table.end() - static_cast<ptrdiff_t>(answers_.size()), table.end(), answers_.begin());
 }
 
 void CallBatch::run_singly(RemoteProcess& process) {
+  look_at_filters(process.thread());
   process.map_scratch(kScratchBytes);
   tid_ = static_cast<pid_t>(process.call("gettid", SYS_gettid));
   for (Call& call : calls_) {
@@ -145,6 +164,10 @@ void CallBatch::run_singly(RemoteProcess& process) {
     const RemoteAddr at = process.stage(answer);
     std::array<uint64_t, 6> a = call.arguments;
     set_answer_address(a, at.value);
+    if (call.skipped) {
+      call.result = -ENOSYS;
+      continue;
+    }
     call.result = process.syscall(call.number, {a[0], a[1], a[2], a[3], a[4], a[5]});
     process.read(at, answer);
   }

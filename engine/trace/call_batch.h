@@ -39,7 +39,7 @@ class CallBatch {
   using Arguments = std::initializer_list<uint64_t>;
 
   // A call whose result is all there is to know. `what`, a literal, names it should it fail: deliver() throws then;
-  // with a null one `then` gets -errno.
+  // with a null one `then` gets -errno, -ENOSYS for a call that a seccomp filter would end the thread for.
   void call(const char* what, long number, Arguments arguments, std::function<void(int64_t)> then);
   // A call that fills in a T at kAnswer, zero before.
   template <typename T>
@@ -81,10 +81,12 @@ class CallBatch {
     size_t offset = 0;  // of the answer, in answers_
     std::function<void(int64_t, std::span<const std::byte>)> then;
     int64_t result = 0;
+    bool skipped = false;  // a seccomp filter would end the thread, and nothing depends on the answer
     Call(const char* what, long number, Arguments arguments, size_t bytes,
          std::function<void(int64_t, std::span<const std::byte>)> then);
   };
   void add(Call call);
+  void look_at_filters(const Tracee& thread);
   std::vector<CallEntry> make_table(RemoteAddr table, RemoteAddr answers, pid_t tgid, int signal) const;
   int await_stop(std::chrono::steady_clock::duration longest);
   bool at_end() const;

@@ -18,6 +18,7 @@
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 #include "engine/trace/return_frame.h"
+#include "engine/trace/seccomp_book.h"
 
 namespace icp {
 namespace {
@@ -98,6 +99,7 @@ RemoteProcess RemoteProcess::on_process(Tracee& leader, pid_t pid) const {
 int64_t RemoteProcess::syscall(long number, std::initializer_list<uint64_t> arguments) {
   std::array<uint64_t, 6> value{};
   std::copy_n(arguments.begin(), std::min(arguments.size(), value.size()), value.begin());
+  if (!thread_->seccomp_suspended()) seccomp_book().check_call(thread_->tid(), seccomp_call(number, arguments));
   if (way_back_ && !borrowed_) borrow_stack();
   user_regs_struct regs = base_;
   regs.rip = instruction_.value;

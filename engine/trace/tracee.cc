@@ -3,6 +3,7 @@
 
 #include <elf.h>
 #include <sched.h>
+#include <sys/prctl.h>
 #include <sys/ptrace.h>
 #include <sys/syscall.h>
 #include <sys/uio.h>
@@ -16,11 +17,13 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/trace/seccomp_book.h"
 
 namespace icp {
 namespace {
 
 constexpr size_t kKernelSigsetBytes = 8;
+constexpr long kSuspendSeccomp = 1 << 21;  // PTRACE_O_SUSPEND_SECCOMP of linux/ptrace.h
 
 [[noreturn]] void throw_ptrace(pid_t tid, const char* what) {
   const int saved = errno;
@@ -134,6 +137,7 @@ Tracee Tracee::seize(pid_t tid, bool follow_children) {
 }
 
 Tracee Tracee::adopt(pid_t tid) {
+  seccomp_book().forget(tid);
   Tracee tracee(tid);
   tracee.wait_stopped();
   return tracee;
@@ -141,6 +145,7 @@ Tracee Tracee::adopt(pid_t tid) {
 
 Tracee::Tracee(Tracee&& other) noexcept
     : tid_(std::exchange(other.tid_, 0)),
+      seccomp_suspended_(other.seccomp_suspended_),
       stopped_(other.stopped_),
       job_stopped_(other.job_stopped_),
       in_call_(other.in_call_),
@@ -154,6 +159,7 @@ Tracee& Tracee::operator=(Tracee&& other) noexcept {
   std::swap(stopped_, other.stopped_);
   std::swap(job_stopped_, other.job_stopped_);
   std::swap(in_call_, other.in_call_);
+  std::swap(seccomp_suspended_, other.seccomp_suspended_);
   std::swap(settled_, other.settled_);
   std::swap(overdue_, other.overdue_);
   std::swap(signals_blocked_, other.signals_blocked_);
@@ -332,6 +338,22 @@ void Tracee::restop() {
     if (!WIFSTOPPED(status)) throw_error(ErrorKind::kGone, "a thread has ended while it was stopped");
     if (is_event_stop(status)) return;
   }
+}
+
+bool Tracee::may_suspend_seccomp() {
+  static const bool able = [] {
+    constexpr uint64_t kSysAdmin = 1ull << 21;  // CAP_SYS_ADMIN
+    const ProcStatus own = ProcStatus::read(::getpid());
+    uint64_t address = 0;  // to be had with CONFIG_CHECKPOINT_RESTORE alone, as the option is
+    return (own.cap_eff & kSysAdmin) != 0 && own.seccomp == 0 && ::prctl(PR_GET_TID_ADDRESS, &address, 0, 0, 0) == 0;
+  }();
+  return able;
+}
+
+void Tracee::suspend_seccomp() {
+  constexpr long kOptions = PTRACE_O_TRACESYSGOOD | kSuspendSeccomp;
+  if (request(PTRACE_SETOPTIONS, tid_, 0L, kOptions) != 0) throw_ptrace(tid_, "put aside the seccomp filters of");
+  seccomp_suspended_ = true;
 }
 
 void Tracee::forget_ended() noexcept {

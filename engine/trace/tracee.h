@@ -82,6 +82,13 @@ class Tracee {
   // call, so that registers set now behave as at the first stop.
   void restop();
 
+  // Its seccomp filters, and strict mode, are put aside until it is let go (PTRACE_O_SUSPEND_SECCOMP); also for those
+  // it gets meanwhile. Takes CAP_SYS_ADMIN, and no filter of our own. Should the agent die, they hold at once. Its
+  // children are not followed from then on.
+  static bool may_suspend_seccomp();
+  void suspend_seccomp();
+  bool seccomp_suspended() const { return seccomp_suspended_; }
+
   // Lets the thread go on.
   void detach();
   // True when the thread has been stopped and not run since.
@@ -103,6 +110,7 @@ class Tracee {
   void send_owed_signals(pid_t tid) const;
 
   pid_t tid_ = 0;
+  bool seccomp_suspended_ = false;
   bool stopped_ = false;
   bool job_stopped_ = false;
   bool in_call_ = false;

@@ -343,6 +343,7 @@ class Looker {
     const std::string saved = name_;
     name_ = "process " + process + ": thread " + own + ": ";
     view_[name_ + "comm"] = read_file(task + "/comm");
+    for (const char* link : {"cwd", "root"}) view_[name_ + link] = read_link(task + "/" + link);
     if (own != process) look_at_status(task + "/status");
     struct {
       uint32_t size, policy;

@@ -42,19 +42,17 @@ bool readable(int fd) {
 }
 
 // stdin: go; stdout: ready; stderr: the test's own.
-pid_t start(const Body& body, Pipe& ready, Pipe& go, bool same_view) {
+pid_t start(const Body& body, Pipe& ready, Pipe& go, bool same_view, bool as_root) {
   const pid_t pid = ::fork();
   if (pid != 0) return pid;
   ::dup2(go.read.get(), 0);
   ::dup2(ready.write.get(), 1);
   for (int fd = 3; fd < 1024; ++fd) ::close(fd);
   ::setsid();
-  if (::setgid(group()) != 0 || ::setuid(user()) != 0) ::_exit(98);
+  if (!as_root && (::setgid(group()) != 0 || ::setuid(user()) != 0)) ::_exit(98);
   Gate gate(1, 0, same_view);
   ::_exit(body(gate));
 }
-
-Identity nobody() { return {user(), group(), {}}; }
 
 int wait_for_exit(RestoredCapsule& capsule) {
   for (;;) {
@@ -78,9 +76,9 @@ class Roundtrip {
   Roundtrip(const Body& body, const RoundtripOptions& options) : options_(options) {
     if (::chown(directory_.path().c_str(), user(), group()) != 0) throw_errno("chown");
     config_.image_path = directory_.path() + "/image";
-    config_.identity = nobody();
+    config_.identity = identity();
     config_.node = "here";
-    pid_ = start(body, ready_, go_, options.same_view && !options.expect_refused);
+    pid_ = start(body, ready_, go_, options.same_view && !options.expect_refused, options.as_root);
     char byte;
     if (!readable(ready_.read.get()) || ::read(ready_.read.get(), &byte, 1) != 1)
       throw_error(ErrorKind::kSystem, "the process under test did not get ready");
@@ -154,10 +152,12 @@ class Roundtrip {
     for (const std::string& line : differences(view_, now)) ADD_FAILURE() << "after the restart, " << line;
   }
 
+  Identity identity() const { return options_.as_root ? Identity{} : Identity{user(), group(), {}}; }
+
   RestoreOptions restore_options() {
     RestoreOptions options;
     options.image_path = config_.image_path;
-    options.identity = nobody();
+    options.identity = identity();
     options.init_path = ICP_INIT_PATH;
     options.streams[0] = {go_.read.get(), ready_.write.get(), 2};
     if (options_.restore) options_.restore(options);

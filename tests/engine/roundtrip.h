@@ -42,6 +42,7 @@ struct RoundtripOptions {
   int versions = 1;        // versions taken before the kill, in the first generation
   unsigned pause_ms = 20;  // between ready and checkpoint, so that the process blocks in its next call
   bool expect_refused = false;
+  bool as_root = false;  // as root's own process, with all of its rights: the test must be root's
   // That the kernel says the same of the processes before the last version and after the restart (kernel_view.h), and
   // tells the process itself the same in ready() and in go(). Not for bodies that change it meanwhile.
   bool same_view = true;

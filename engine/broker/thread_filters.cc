@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/broker/thread_filters.h"
+
+#include <sys/ptrace.h>
+
+#include <algorithm>
+
+#include "engine/base/error.h"
+#include "engine/process/stopped_tree.h"
+
+namespace icp::privileged {
+namespace {
+
+constexpr uint64_t kMostFilters = 1024;  // of a thread; the kernel's limit is 32768 instructions and 4 a filter
+
+struct Metadata {  // struct seccomp_metadata of linux/ptrace.h
+  uint64_t filter_off = 0, flags = 0;
+};
+
+// The n-th that was installed; nothing behind the last one.
+bool read_filter(pid_t tid, uint64_t n, SeccompFilter& filter) {
+  const auto request = [tid](int kind, uint64_t address, void* data) {
+    return ::ptrace(static_cast<__ptrace_request>(kind), tid, address, data);
+  };
+  const long length = request(PTRACE_SECCOMP_GET_FILTER, n, nullptr);
+  if (length < 0 && (errno == ENOENT || errno == EINVAL)) return false;  // no more, or none at all
+  if (length < 0) throw_errno("cannot read the seccomp filters of thread {}", tid);
+  filter.program.resize(static_cast<size_t>(length));
+  if (request(PTRACE_SECCOMP_GET_FILTER, n, filter.program.data()) != length)
+    throw_errno("cannot read the seccomp filters of thread {}", tid);
+  Metadata metadata{n, 0};
+  if (request(PTRACE_SECCOMP_GET_METADATA, sizeof metadata, &metadata) > 0)
+    filter.flags = static_cast<uint32_t>(metadata.flags);
+  return true;
+}
+
+SeccompChain read_chain(pid_t tid, std::vector<std::shared_ptr<const SeccompFilter>>& known) {
+  SeccompChain chain;
+  SeccompFilter filter;
+  for (uint64_t n = 0; n < kMostFilters && read_filter(tid, n, filter); ++n) {
+    const auto same = std::find_if(known.begin(), known.end(), [&](const auto& one) { return *one == filter; });
+    chain.push_back(same == known.end() ? std::make_shared<const SeccompFilter>(filter) : *same);
+    if (same == known.end()) known.push_back(chain.back());
+  }
+  return chain;
+}
+
+}  // namespace
+
+ThreadFilters thread_filters(pid_t pid, const std::function<void()>& check) {
+  std::vector<ProcessRef> found = find_processes({pid});
+  if (found.empty() || found.front().zombie) throw_error(ErrorKind::kGone, "process {} has ended", pid);
+  found.resize(1);
+  InterruptedCalls calls;
+  StoppedProcess process = stop_process(found.front(), calls, true);
+  ThreadFilters filters;
+  try {
+    check();
+    std::vector<std::shared_ptr<const SeccompFilter>> known;
+    for (const Tracee& thread : process.threads) {
+      FilteredThread& noted = filters[thread.tid()];
+      noted.chain = read_chain(thread.tid(), known);
+      if (const auto* call = calls.hidden_call(thread.tid())) noted.interrupted = *call;
+    }
+  } catch (...) {
+    resume_process(process);
+    throw;
+  }
+  resume_process(process);
+  return filters;
+}
+
+}  // namespace icp::privileged

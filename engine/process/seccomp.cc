@@ -1,0 +1,250 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/process/seccomp.h"
+
+#include <linux/filter.h>
+#include <linux/seccomp.h>
+#include <signal.h>
+#include <sys/prctl.h>
+#include <sys/syscall.h>
+
+#include <algorithm>
+#include <array>
+#include <cstring>
+#include <map>
+#include <optional>
+#include <span>
+
+#include "engine/base/error.h"
+#include "engine/broker/broker.h"
+#include "engine/trace/seccomp_book.h"
+
+namespace icp {
+namespace {
+
+constexpr const char* kRemedy = "run it without the sandbox that installs it";
+constexpr uint32_t kLeastFlags = SECCOMP_FILTER_FLAG_LOG;
+
+struct Needed {
+  const char* name;
+  long number;
+  std::array<uint64_t, 2> arguments;
+  bool leader = true;  // in the main thread alone
+};
+
+// What is called in every process or thread, at a checkpoint and before a restored one runs. The rest is looked at when
+// it comes to it (SeccompBook::check_call).
+constexpr Needed kNeeded[] = {{"gettid", SYS_gettid, {}, false},
+                              {"tgkill", SYS_tgkill, {}, false},
+                              {"rt_sigreturn", SYS_rt_sigreturn, {}, false},
+                              {"rt_sigaction", SYS_rt_sigaction, {SIGINT, 0}},
+                              {"sigaltstack", SYS_sigaltstack, {}, false},
+                              {"personality", SYS_personality, {0xffffffff, 0}},
+                              {"prctl(PR_GET_NAME)", SYS_prctl, {PR_GET_NAME, 0}, false},
+                              {"prctl(PR_GET_TID_ADDRESS)", SYS_prctl, {PR_GET_TID_ADDRESS, 0}, false},
+                              {"prctl(PR_GET_PDEATHSIG)", SYS_prctl, {PR_GET_PDEATHSIG, 0}},
+                              {"prctl(PR_GET_CHILD_SUBREAPER)", SYS_prctl, {PR_GET_CHILD_SUBREAPER, 0}},
+                              {"prctl(PR_GET_DUMPABLE)", SYS_prctl, {PR_GET_DUMPABLE, 0}},
+                              {"prlimit64", SYS_prlimit64, {}},
+                              {"getitimer", SYS_getitimer, {}},
+                              {"brk", SYS_brk, {}},
+                              {"munmap", SYS_munmap, {}}};
+
+const char* first_forbidden(const SeccompChain& chain, bool leader) {
+  for (const Needed& call : kNeeded) {
+    if (call.leader && !leader) continue;
+    if (!lets_through(seccomp_action(chain, seccomp_call(call.number, {call.arguments[0], call.arguments[1]}))))
+      return call.name;
+  }
+  return nullptr;
+}
+
+// By which call a filter can be installed under those before it: at the time there was one.
+std::optional<long> installing_call(const SeccompChain& before) {
+  if (lets_through(seccomp_action(before, seccomp_call(SYS_seccomp, {SECCOMP_SET_MODE_FILTER, 0})))) return SYS_seccomp;
+  if (lets_through(seccomp_action(before, seccomp_call(SYS_prctl, {PR_SET_SECCOMP, SECCOMP_MODE_FILTER}))))
+    return SYS_prctl;
+  return {};
+}
+
+// Its listener is a process that we know nothing of.
+bool is_supervised(const SeccompFilter& filter) {
+  return std::any_of(filter.program.begin(), filter.program.end(), [](const sock_filter& step) {
+    return step.code == (BPF_RET | BPF_K) && (step.k & SECCOMP_RET_ACTION_FULL) == SECCOMP_RET_USER_NOTIF;
+  });
+}
+
+// Empty: they can be saved and given back.
+std::string obstacle(const SeccompChain& chain, bool leader) {
+  for (size_t i = 0; i < chain.size(); ++i) {
+    const SeccompChain before(chain.begin(), chain.begin() + static_cast<ptrdiff_t>(i));
+    if (is_supervised(*chain[i])) return "has a seccomp filter that asks a supervisor";
+    if ((chain[i]->flags & ~kLeastFlags) != 0) return "has a seccomp filter with flags that are not known";
+    if (Tracee::may_suspend_seccomp()) continue;
+    const auto call = installing_call(before);
+    if (!call || (*call == SYS_prctl && chain[i]->flags != 0))
+      return "has a seccomp filter that forbids to install its next one again";
+  }
+  if (Tracee::may_suspend_seccomp()) return {};
+  if (const char* call = first_forbidden(chain, leader))
+    return fmt::format("has a seccomp filter that forbids {}, which a checkpoint takes", call);
+  return {};
+}
+
+// How many filters a thread has; Linux 5.9 tells.
+std::optional<size_t> number_of_filters(pid_t pid, pid_t tid) {
+  constexpr std::string_view kField = "\nSeccomp_filters:";
+  const std::string text = read_proc(pid, fmt::format("task/{}/status", tid));
+  const size_t at = text.find(kField);
+  if (at == std::string::npos) return {};
+  return static_cast<size_t>(std::strtoul(text.c_str() + at + kField.size(), nullptr, 10));
+}
+
+const SeccompChain* known_filters(const ProcessRef& process, pid_t tid) {
+  const SeccompChain* chain = seccomp_book().find(tid, process.start_time);
+  return chain != nullptr && number_of_filters(process.pid, tid) == chain->size() ? chain : nullptr;
+}
+
+std::string thread_of(const ProcessRef& process, pid_t tid) {
+  return tid == process.pid ? "" : fmt::format("thread {}", tid);
+}
+
+// What interrupted calls threads had when their filters were read, until somebody asks.
+std::map<pid_t, InterruptedCalls::Call>& interrupted() {
+  static std::map<pid_t, InterruptedCalls::Call> calls;
+  return calls;
+}
+
+void read_filters(const ProcessRef& process) {
+  for (auto& [thread, found] : broker().thread_filters(process.pid)) {
+    seccomp_book().note(thread, process.start_time, std::move(found.chain));
+    if (found.interrupted) interrupted()[thread] = *found.interrupted;
+  }
+}
+
+void check_strict(const ProcessRef& process, pid_t tid, Findings& findings) {
+  seccomp_book().note_strict(tid, process.start_time);
+  if (!Tracee::may_suspend_seccomp())
+    findings.push_back({process.pid, process.comm, thread_of(process, tid), "is in seccomp's strict mode",
+                        "have root take the checkpoint of a job of root's, or run it without"});
+}
+
+}  // namespace
+
+void check_seccomp(const ProcessRef& process, pid_t tid, int mode, Findings& findings) {
+  const auto refuse = [&](std::string what, bool passing = false) {
+    findings.push_back({process.pid, process.comm, thread_of(process, tid), std::move(what), kRemedy, passing});
+  };
+  if (mode == 1) return check_strict(process, tid, findings);
+  if (mode == 0) return;
+  try {
+    if (known_filters(process, tid) == nullptr) read_filters(process);
+    const SeccompChain* chain = known_filters(process, tid);
+    if (chain == nullptr) return refuse("has a seccomp filter, and is installing others", true);
+    if (const std::string why = obstacle(*chain, tid == process.pid); !why.empty()) refuse(why);
+  } catch (const Error& error) {
+    if (error.kind() == ErrorKind::kGone) throw;
+    refuse(fmt::format("has a seccomp filter that cannot be read ({})", error.what()));
+  }
+}
+
+void check_stopped_seccomp(const ProcessRef& process, pid_t tid, int mode, Findings& findings) {
+  const auto refuse = [&](std::string what, bool passing) {
+    findings.push_back({process.pid, process.comm, thread_of(process, tid), std::move(what), kRemedy, passing});
+  };
+  if (mode == 0) return;
+  if (mode == 1) return check_strict(process, tid, findings);
+  const SeccompChain* chain = known_filters(process, tid);
+  if (chain == nullptr) return refuse("has installed a seccomp filter just now", true);
+  if (const std::string why = obstacle(*chain, tid == process.pid); !why.empty()) refuse(why, false);
+}
+
+void suspend_filters(Tracee& thread) {
+  if (seccomp_book().knows(thread.tid()) && Tracee::may_suspend_seccomp()) thread.suspend_seccomp();
+}
+
+void tell_interrupted_call(pid_t tid, InterruptedCalls& calls) {
+  const auto found = interrupted().find(tid);
+  if (found == interrupted().end()) return;
+  calls.know(tid, found->second);
+  interrupted().erase(found);
+}
+
+void capture_filters(const std::vector<StoppedProcess>& processes, pb::Capsule& capsule) {
+  std::map<const SeccompFilter*, uint32_t> numbers;
+  for (size_t i = 0; i < processes.size(); ++i) {
+    pb::Process& state = *capsule.mutable_processes(static_cast<int>(i));
+    for (size_t thread = 0; thread < processes[i].threads.size(); ++thread) {
+      const SeccompChain* chain = seccomp_book().find(processes[i].threads[thread].tid(), processes[i].ref.start_time);
+      pb::Thread& saved_thread = *state.mutable_threads(static_cast<int>(thread));
+      if (seccomp_book().is_strict(processes[i].threads[thread].tid(), processes[i].ref.start_time))
+        saved_thread.set_seccomp_strict(true);
+      if (chain == nullptr) continue;
+      for (const auto& filter : *chain) {
+        const auto [number, is_new] = numbers.try_emplace(filter.get(), static_cast<uint32_t>(numbers.size() + 1));
+        saved_thread.add_filters(number->second);
+        if (!is_new) continue;
+        pb::SeccompFilter& saved = *capsule.add_filters();
+        saved.set_id(number->second);
+        saved.set_program(filter->program.data(), filter->program.size() * sizeof(sock_filter));
+        saved.set_flags(filter->flags);
+      }
+    }
+  }
+}
+
+namespace {
+
+std::shared_ptr<const SeccompFilter> filter_of(const pb::Capsule& capsule, uint32_t id, uint32_t tid) {
+  for (const pb::SeccompFilter& saved : capsule.filters()) {
+    if (saved.id() != id) continue;
+    if (saved.program().empty() || saved.program().size() % sizeof(sock_filter) != 0 ||
+        saved.program().size() / sizeof(sock_filter) > BPF_MAXINSNS || (saved.flags() & ~kLeastFlags) != 0)
+      throw_error(ErrorKind::kImage, "seccomp filter {} of thread {} is none", id, tid);
+    auto filter = std::make_shared<SeccompFilter>();
+    filter->flags = saved.flags();
+    filter->program.resize(saved.program().size() / sizeof(sock_filter));
+    std::memcpy(filter->program.data(), saved.program().data(), saved.program().size());
+    return filter;
+  }
+  throw_error(ErrorKind::kImage, "thread {} has seccomp filter {}, which is not in the image", tid, id);
+}
+
+void install(RemoteProcess& remote, const SeccompFilter& filter, long by, uint32_t tid) {
+  remote.reset_scratch();
+  struct Program {  // struct sock_fprog
+    uint64_t length, address;
+  };
+  const RemoteAddr code = remote.stage(std::as_bytes(std::span(filter.program)));
+  const RemoteAddr program = remote.stage_value(Program{filter.program.size(), code.value});
+  const int64_t result = by == SYS_seccomp
+                             ? remote.syscall(SYS_seccomp, {SECCOMP_SET_MODE_FILTER, filter.flags, program.value})
+                             : remote.syscall(SYS_prctl, {PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program.value});
+  if (result < 0)
+    throw_error(ErrorKind::kImage, "a seccomp filter of thread {} cannot be installed: {}", tid,
+                errno_text(static_cast<int>(-result)));
+}
+
+}  // namespace
+
+bool has_filters(const pb::Thread& thread) { return thread.seccomp_strict() || thread.filters_size() > 0; }
+
+void restore_filters(RemoteProcess& remote, const pb::Capsule& capsule, const pb::Thread& thread, bool leader) {
+  const bool suspended = remote.thread().seccomp_suspended();
+  SeccompChain chain;
+  for (const uint32_t id : thread.filters()) {
+    const auto filter = filter_of(capsule, id, thread.tid());
+    const auto by = suspended ? std::optional<long>(SYS_seccomp) : installing_call(chain);
+    chain.push_back(filter);
+    const bool ends = !suspended && is_deadly(seccomp_action(chain, seccomp_call(SYS_munmap, {})));
+    if (!by || (ends && leader))
+      throw_error(ErrorKind::kImage, "seccomp filter {} of thread {} cannot be installed", id, thread.tid());
+    install(remote, *filter, *by, thread.tid());
+  }
+  if (!thread.seccomp_strict()) return;
+  if (leader && !suspended)
+    throw_error(ErrorKind::kRefused, "process {} was in seccomp's strict mode, which only root may restore",
+                thread.tid());
+  remote.call("prctl(PR_SET_SECCOMP)", SYS_prctl, {PR_SET_SECCOMP, SECCOMP_MODE_STRICT, 0, 0, 0});
+}
+
+}  // namespace icp

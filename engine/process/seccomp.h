@@ -1,0 +1,30 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Seccomp filters, and strict mode, of threads. They hold for system calls that we make in the threads, too. Where root
+// makes them, they are put aside for that time; else nothing is begun that a filter would not let through.
+#pragma once
+
+#include "engine/base/finding.h"
+#include "engine/image/image.pb.h"
+#include "engine/process/stopped_tree.h"
+
+namespace icp {
+
+// One thread of a process whose status has Seccomp 1 or 2. Where its filters are not known yet the process is stopped
+// for a moment, by root, who alone may read them.
+void check_seccomp(const ProcessRef& process, pid_t tid, int mode, Findings& findings);
+// The same in the stop: what has been installed since is a passing finding.
+void check_stopped_seccomp(const ProcessRef& process, pid_t tid, int mode, Findings& findings);
+// Before the first call in a stopped thread.
+void suspend_filters(Tracee& thread);
+// The stop in which filters are read may be the one that sees which call of a thread it interrupts.
+void tell_interrupted_call(pid_t tid, InterruptedCalls& calls);
+
+// Fills thread.filters and capsule.filters; the threads of the processes are there already.
+void capture_filters(const std::vector<StoppedProcess>& processes, pb::Capsule& capsule);
+
+bool has_filters(const pb::Thread& thread);
+// All filters of one thread, by calls in it. Unless they are suspended those are its last, but for one that unmaps what
+// they are made from (`leader`). Throws kImage for filters that the image does not have or the kernel does not take.
+void restore_filters(RemoteProcess& remote, const pb::Capsule& capsule, const pb::Thread& thread, bool leader);
+
+}  // namespace icp
