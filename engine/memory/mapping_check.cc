@@ -15,6 +15,7 @@ constexpr uint32_t kKnownAdvice[] = {MADV_RANDOM,   MADV_SEQUENTIAL, MADV_DONTFO
                                      MADV_HUGEPAGE, MADV_NOHUGEPAGE, MADV_DONTDUMP, MADV_WIPEONFORK};
 constexpr size_t kMaxName = 79;            // prctl(2), PR_SET_VMA_ANON_NAME
 constexpr uint64_t kLowestAddress = 4096;  // vm.mmap_min_addr decides above that
+constexpr uint32_t kProtectionKeys = 16;
 constexpr uint64_t kMaxOffset = 1ull << 62;
 
 void check_mapping(const pb::Mapping& mapping, uint64_t lowest) {
@@ -50,6 +51,7 @@ void check_mapping(const pb::Mapping& mapping, uint64_t lowest) {
   check(mapping.name().size() <= kMaxName &&
             std::none_of(mapping.name().begin(), mapping.name().end(), [](char c) { return c < 0x20 || c > 0x7e; }),
         "name");
+  check(mapping.protection_key() < kProtectionKeys, "protection key");
   for (const uint32_t advice : mapping.advice()) {
     check(std::find(std::begin(kKnownAdvice), std::end(kKnownAdvice), advice) != std::end(kKnownAdvice),
           "unknown advice");

@@ -91,7 +91,7 @@ uint32_t vm_flags(const SmapsEntry& entry) {
       if (name == known.name) bits |= known.flag;
     }
   }
-  if (entry.protection_key != 0) bits |= kVmKey;
+  bits |= static_cast<uint32_t>(entry.protection_key) << kVmKeyShift;
   return bits;
 }
 
@@ -167,6 +167,9 @@ void MemoryMapping::to_proto(pb::Mapping& out) const {
   out.set_noreserve((flags & kVmNoReserve) != 0);
   out.set_may_write((flags & kVmMayWrite) != 0);
   out.set_droppable((flags & kVmDroppable) != 0);
+  const bool of_kernel = kind == pb::Mapping::VDSO || kind == pb::Mapping::VVAR;  // which seals its own
+  out.set_sealed((flags & kVmSealed) != 0 && !of_kernel);
+  out.set_protection_key(flags >> kVmKeyShift);
   for (const auto& [flag, advice] : kAdvice) {
     if ((flags & flag) != 0) out.add_advice(advice);
   }
@@ -210,13 +213,6 @@ std::optional<MemoryMapping> MappingClassifier::classify(const RawMapping& raw) 
     if (mapping.problem.empty() && (raw.flags & (kVmIo | kVmPfnMap)) != 0) {
       refuse("memory of the device " + path, "close the device before the checkpoint");
     }
-  }
-  const bool of_kernel = mapping.kind == pb::Mapping::VDSO || mapping.kind == pb::Mapping::VVAR;
-  if (mapping.problem.empty() && (raw.flags & kVmSealed) != 0 && !of_kernel) {
-    refuse("sealed memory (mseal)", "start the program without sealing");
-  } else if (mapping.problem.empty() && (raw.flags & kVmKey) != 0) {
-    refuse("memory with a protection key (pkey_mprotect, or mprotect to PROT_EXEC alone)",
-           "run the program without protection keys");
   }
   return mapping;
 }

@@ -53,8 +53,9 @@ enum VmFlag : uint32_t {
   kVmGuard = 1 << 18,
   kVmShadowStack = 1 << 19,
   kVmSealed = 1 << 20,
-  kVmKey = 1 << 21,  // ProtectionKey: is not 0
 };
+// And its protection key (ProtectionKey:) above them.
+inline constexpr int kVmKeyShift = 28;
 uint32_t vm_flags(const SmapsEntry& entry);
 
 // A mapping as /proc shows it.

@@ -19,6 +19,7 @@
 #include "engine/memory/object_table.h"
 #include "engine/memory/private_memory.h"
 #include "engine/memory/staging.h"
+#include "engine/process/numa_mappings.h"
 
 namespace icp {
 namespace {
@@ -69,6 +70,7 @@ void add_mapping(pid_t pid, const MemoryMapping& mapping, uint32_t object, pb::A
   pb::Mapping& out = *memory.add_mappings();
   mapping.to_proto(out);
   out.set_object(object);
+  if (const pb::NumaPolicy* policy = numa_policy_of(pid, mapping.maps.start)) *out.mutable_numa() = *policy;
   const uint64_t bytes = mapping.maps.end - mapping.maps.start;
   if (mapping.kind == pb::Mapping::VDSO) {
     memory.set_vdso_start(mapping.maps.start);
@@ -441,7 +443,11 @@ bool MemoryCapture::Impl::collect_process(StoppedProcess& process, pb::Process& 
   in_version.insert(process.ref.pid);
   const pid_t pid = process.ref.pid;
   const bool direct = capsule.files().empty() ? has_direct_io(pid) : has_direct_io(state, capsule);
-  const std::vector<MemoryMapping> mappings = classify_all(pid, space->mapping_cache().update(pid, process.maps));
+  MappingCache& cache = space->mapping_cache();
+  // pkey_mprotect() changes nothing that maps would show.
+  const bool has_keys = state.memory().protection_keys() != 0;
+  const std::vector<MemoryMapping> mappings =
+      classify_all(pid, has_keys ? cache.refresh(pid) : cache.update(pid, process.maps));
   const size_t before = arena.used();
   pb::AddressSpace& memory = *state.mutable_memory();
   // Before the pages: a call in the process lets the kernel write to it (rseq).

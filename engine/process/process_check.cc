@@ -21,6 +21,7 @@
 #include "engine/broker/broker.h"
 #include "engine/process/attributes.h"
 #include "engine/process/credentials.h"
+#include "engine/process/numa_mappings.h"
 #include "engine/process/thread_check.h"
 #include "engine/restore/tree_plan.h"
 
@@ -172,6 +173,7 @@ void check_processes(const std::vector<ProcessRef>& processes, Findings& finding
       check_attributes(process, findings);
       check_namespaces(process, *first, findings);
       check_program(process, findings);
+      note_numa_mappings(process);
       check_thread_states(process, ProcStatus::read(process.pid), findings);
     } catch (const Error& error) {
       if (error.kind() != ErrorKind::kGone) throw;

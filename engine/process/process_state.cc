@@ -11,6 +11,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/memory/memory_protection.h"
 #include "engine/process/amx_tiles.h"
 #include "engine/process/attributes.h"
 #include "engine/process/controls.h"
@@ -18,6 +19,7 @@
 #include "engine/process/keyrings.h"
 #include "engine/process/limits.h"
 #include "engine/process/memory_settings.h"
+#include "engine/process/numa_mappings.h"
 #include "engine/process/signals.h"
 #include "engine/process/thread.h"
 #include "engine/process/thread_own.h"
@@ -65,6 +67,8 @@ class ThreadCapture {
     capture_attributes(process, calls_, state);
     capture_process_controls(process.ref.pid, calls_, state);
     capture_memory_settings(process, calls_, state);
+    capture_protection_keys(process, calls_, state);
+    capture_numa_mappings(process, calls_);
     capture_limits(calls_, state);
     capture_signals(process, calls_, state);
     capture_timers(process, calls_, state);

@@ -6,6 +6,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/memory/memory_protection.h"
 #include "engine/process/amx_tiles.h"
 #include "engine/process/attributes.h"
 #include "engine/process/controls.h"
@@ -124,6 +125,7 @@ void ProcessRestore::close() {
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
     restore_thread_controls(in_thread, thread);
   }
+  protect_mappings(remote(), state_.memory());
   restore_process_controls(remote(), state_);
   restore_future_locks(remote(), state_);
   restore_filters(true);  // who has not set no_new_privs needs root's rights for it

@@ -2,8 +2,11 @@
 // Memory of every kind, there and back.
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <setjmp.h>
+#include <signal.h>
 #include <sys/mman.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -11,6 +14,7 @@
 #include <cstdio>
 #include <cstring>
 #include <filesystem>
+#include <functional>
 #include <new>
 #include <string>
 #include <thread>
@@ -400,6 +404,113 @@ TEST_F(MemoryRoundtrip, PagesSharedByForkBetweenVersions) {
 TEST_F(MemoryRoundtrip, PagesSharedByForkRestoredLazily) {
   if (::geteuid() != 0) GTEST_SKIP() << "a lazy restart takes vm.unprivileged_userfaultfd";
   expect_family_kept({.options = {.generations = 2}, .lazy = true, .most = 1.6});
+}
+
+const RoundtripOptions kSeveral{.generations = 3, .versions = 2};
+
+int fault_signal;
+sigjmp_buf after_fault;
+
+// The signal that an access ends with, 0: none.
+int fault_of(const std::function<void()>& access) {
+  struct sigaction action {};
+  action.sa_handler = [](int signal) { ::siglongjmp(after_fault, signal); };
+  CHECK_OR_DIE(::sigaction(SIGSEGV, &action, nullptr) == 0);
+  fault_signal = sigsetjmp(after_fault, 1);
+  if (fault_signal == 0) access();
+  return fault_signal;
+}
+
+// Keys that are given out, what they allow each thread, and the memory that has them, execute-only memory among it.
+TEST_F(MemoryRoundtrip, ProtectionKeys) {
+  if (const int key = ::pkey_alloc(0, 0); key < 0)
+    GTEST_SKIP() << "this processor has no protection keys";
+  else
+    ::pkey_free(key);
+  EXPECT_EQ(
+      roundtrip(
+          [](Gate& gate) {
+            volatile char* const code = map(kPage, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS);
+            code[0] = static_cast<char>(0xc3);  // ret
+            CHECK_OR_DIE(::mprotect(const_cast<char*>(code), kPage, PROT_EXEC) == 0);
+            const int first = ::pkey_alloc(0, 0), key = ::pkey_alloc(0, PKEY_DISABLE_WRITE),
+                      unused = ::pkey_alloc(0, PKEY_DISABLE_ACCESS);
+            CHECK_OR_DIE(::pkey_free(first) == 0);
+            volatile char* const data = map(4 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+            fill(const_cast<char*>(data), 4 * kPage, 5);
+            CHECK_OR_DIE(::pkey_mprotect(const_cast<char*>(data), 2 * kPage, PROT_READ | PROT_WRITE, key) == 0);
+            std::atomic<bool> ready = false, go = false, right = false;
+            std::thread other([&] {
+              CHECK_OR_DIE(::pkey_set(key, 0) == 0);
+              ready = true;
+              while (!go) data[kPage] = 'y';
+              right = ::pkey_get(key) == 0;
+            });
+            while (!ready) ::usleep(1000);
+            gate.ready_and_go();
+            go = true;
+            other.join();
+            CHECK_OR_DIE(right && data[kPage] == 'y' && ::pkey_get(key) == PKEY_DISABLE_WRITE);
+            CHECK_OR_DIE(fault_of([&] { data[0] = 'x'; }) == SIGSEGV && fault_of([&] { data[2 * kPage] = 'x'; }) == 0);
+            CHECK_OR_DIE(fault_of([&] { static_cast<void>(code[0]); }) == SIGSEGV);
+            reinterpret_cast<void (*)()>(reinterpret_cast<uintptr_t>(code))();
+            const int next = ::pkey_alloc(0, 0);
+            CHECK_OR_DIE(next > 0 && next != key && next != unused && ::pkey_free(unused) == 0);
+            return 0;
+          },
+          kSeveral),
+      0);
+}
+
+TEST_F(MemoryRoundtrip, SealedMemory) {
+  constexpr long kMseal = 462;
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  char* const data = map(64 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+                  char* const shared = map(64 * kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS);
+                  fill(data, 64 * kPage, 6);
+                  fill(shared, 64 * kPage, 7);
+                  if (::syscall(kMseal, data + 16 * kPage, 32 * kPage, 0) != 0) return errno == ENOSYS ? 0 : 1;
+                  CHECK_OR_DIE(::syscall(kMseal, shared, 64 * kPage, 0) == 0);
+                  gate.ready_and_go();
+                  expect_filled(data, 64 * kPage, 6);
+                  expect_filled(shared, 64 * kPage, 7);
+                  data[20 * kPage] = 1;
+                  CHECK_OR_DIE(::munmap(data + 20 * kPage, kPage) == -1 && errno == EPERM);
+                  CHECK_OR_DIE(::munmap(shared, kPage) == -1 && errno == EPERM);
+                  CHECK_OR_DIE(::munmap(data, 16 * kPage) == 0 && ::munmap(data + 48 * kPage, 16 * kPage) == 0);
+                  return 0;
+                },
+                kSeveral),
+            0);
+}
+
+// Of single mappings, with and without one of the process.
+TEST_F(MemoryRoundtrip, NumaPolicies) {
+  constexpr int kBind = 2, kLocal = 4, kOfAddress = 2;
+  const auto policy_of = [](const void* at) {
+    int mode = -1;
+    CHECK_OR_DIE(::syscall(SYS_get_mempolicy, &mode, nullptr, 0, at, kOfAddress) == 0);
+    return mode;
+  };
+  for (const bool process : {false, true}) {
+    EXPECT_EQ(roundtrip(
+                  [&](Gate& gate) {
+                    const uint64_t node = 1;
+                    char* const data = map(8 * kPage, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+                    fill(data, 8 * kPage, 8);
+                    if (process) CHECK_OR_DIE(::syscall(SYS_set_mempolicy, kBind, &node, 64) == 0);
+                    CHECK_OR_DIE(::syscall(SYS_mbind, data + 2 * kPage, 2 * kPage, kBind, &node, 64, 0) == 0);
+                    CHECK_OR_DIE(::syscall(SYS_mbind, data + 6 * kPage, kPage, kLocal, nullptr, 0, 0) == 0);
+                    gate.ready_and_go();
+                    expect_filled(data, 8 * kPage, 8);
+                    CHECK_OR_DIE(policy_of(data) == 0 && policy_of(data + 2 * kPage) == kBind &&
+                                 policy_of(data + 4 * kPage) == 0 && policy_of(data + 6 * kPage) == kLocal);
+                    return 0;
+                  },
+                  kSeveral),
+              0);
+  }
 }
 
 }  // namespace
