@@ -2,6 +2,7 @@
 // The common shape of all kinds of files. A new kind is a new pair of files and a line in file_kind.cc.
 #pragma once
 
+#include <chrono>
 #include <functional>
 #include <map>
 #include <set>
@@ -77,7 +78,8 @@ class RestoreContext {
   std::set<Inode> settled;      // what is done about changes is done once a file
   std::map<Inode, UniqueFd> removed_directories;
   std::vector<BoundPort> bound_ports;
-  std::vector<std::function<void()>> undo;  // of what was made outside, unless all went well
+  std::chrono::milliseconds patience{3000};  // left for ports that are taken
+  std::vector<std::function<void()>> undo;   // of what was made outside, unless all went well
 };
 
 // What a kind works with while a process gets what only calls inside of it can give.

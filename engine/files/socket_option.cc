@@ -13,12 +13,14 @@
 
 #include <algorithm>
 #include <array>
+#include <chrono>
 #include <climits>
 #include <cstring>
 #include <fstream>
 #include <map>
 #include <optional>
 #include <sstream>
+#include <thread>
 #include <utility>
 #include <vector>
 
@@ -34,7 +36,7 @@ namespace {
 constexpr size_t kMostIpOptions = 40;  // bytes, RFC 791
 constexpr size_t kMostBytes = 16;      // of a value: struct timeval, names of interfaces and algorithms
 
-enum Applies { kAll, kTcp, kTcpUnused, kUdp, kPackets };  // kPackets: kUdp, and what packets leave in a connection
+enum Applies { kAll, kTcp, kTcpUnused, kUdp };
 
 struct Row {
   int level, name;
@@ -89,7 +91,7 @@ constexpr Row kRows[] = {
     {IPPROTO_IPV6, IPV6_RECVTCLASS},
     {IPPROTO_IPV6, IPV6_RECVERR},
     {IPPROTO_IPV6, IPV6_MTU_DISCOVER},
-    {IPPROTO_IPV6, IPV6_MULTICAST_HOPS, kPackets},
+    {IPPROTO_IPV6, IPV6_MULTICAST_HOPS, kUdp},
     {IPPROTO_IPV6, IPV6_MULTICAST_LOOP, kUdp},
     {IPPROTO_IP, IP_RECVOPTS, kUdp},
     {IPPROTO_IP, IP_RETOPTS, kUdp},
@@ -106,7 +108,7 @@ constexpr Row kRows[] = {
     {IPPROTO_UDP, 102, kUdp},  // UDP_NO_CHECK6_RX
     {IPPROTO_UDP, 103, kUdp},  // UDP_SEGMENT
     {IPPROTO_UDP, 104, kUdp},  // UDP_GRO
-    {IPPROTO_IPV6, IPV6_MULTICAST_IF, kPackets},
+    {IPPROTO_IPV6, IPV6_MULTICAST_IF, kUdp},
     {IPPROTO_IPV6, IPV6_RECVRTHDR},
     {IPPROTO_IPV6, IPV6_RECVPATHMTU},
     {IPPROTO_IPV6, IPV6_DONTFRAG},
@@ -176,8 +178,6 @@ bool applies(const Row& row, int type, bool connected) {
       return type == SOCK_STREAM && !connected;
     case kUdp:
       return type == SOCK_DGRAM;
-    case kPackets:
-      return type == SOCK_DGRAM || connected;
     case kAll:
       break;
   }
@@ -324,7 +324,6 @@ void restore_window_clamp(const SocketOptions& options, int fd) {
 }
 
 void restore_socket_options(const pb::OpenFile& file, const SocketOptions& options, int fd) {
-  const bool stream = socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM;
   for (const pb::SocketOption& option : options) {
     if (is_filter(option)) {
       restore_filter(file, option, fd);
@@ -336,7 +335,6 @@ void restore_socket_options(const pb::OpenFile& file, const SocketOptions& optio
                                        option.level()));
     }
     const std::string& value = option.value();
-    if (row->applies == kPackets && stream) continue;                                         // prepare_for_packets()
     if (is_window_clamp(option) && file.tcp().state() == pb::TcpSocket::CONNECTED) continue;  // later
     if (row->name == TCP_CONGESTION && row->level == IPPROTO_TCP && !allowed_congestion_control(value)) continue;
     if (::setsockopt(fd, row->level, row->name, value.data(), static_cast<socklen_t>(value.size())) != 0) {
@@ -409,6 +407,21 @@ bool bind_shared(RestoreContext& context, int fd, const sockaddr_storage& name, 
   }
   if (done) context.bound_ports.push_back({type, port, fd});
   return done;
+}
+
+bool bind_with_patience(RestoreContext& context, int fd, const InetAddress& address, int domain,
+                        const std::function<void()>& retry) {
+  constexpr auto kPause = std::chrono::milliseconds(50);
+  sockaddr_storage name;
+  const socklen_t length = address.to_sockaddr(domain, name);
+  while (!bind_shared(context, fd, name, length, address.port)) {
+    if (errno != EADDRINUSE || context.patience.count() <= 0) return false;
+    if (retry) retry();
+    std::this_thread::sleep_for(kPause);
+    context.patience -= kPause;
+    errno = EADDRINUSE;
+  }
+  return true;
 }
 
 uint64_t network_namespace_of(int fd) {

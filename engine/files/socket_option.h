@@ -4,6 +4,8 @@
 
 #include <sys/socket.h>
 
+#include <functional>
+
 #include "engine/files/file_kind.h"
 
 namespace icp {
@@ -40,6 +42,11 @@ void check_port(const RestoreContext& context, const pb::OpenFile& file, uint16_
 // bind(2), also to a port that other sockets of the image have: the program may have let them share it (SO_REUSEPORT)
 // and have turned that off since, as apply_side_effects() does again. False, with errno, when it fails.
 bool bind_shared(RestoreContext& context, int fd, const sockaddr_storage& name, socklen_t length, uint16_t port);
+
+// The same, and while the port is taken it calls `retry` and tries again, for some seconds of a restore in all: the
+// job's former processes may be about to go.
+bool bind_with_patience(RestoreContext& context, int fd, const InetAddress& address, int domain,
+                        const std::function<void()>& retry = {});
 
 // The network namespace a socket belongs to (inode), 0 if the kernel does not tell.
 uint64_t network_namespace_of(int fd);

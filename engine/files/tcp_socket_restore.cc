@@ -14,7 +14,6 @@
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
 #include "engine/files/inet_diag.h"
-#include "engine/files/packet_options.h"
 #include "engine/files/socket_option.h"
 #include "engine/files/tcp_reconnect.h"
 #include "engine/files/tcp_socket.h"
@@ -73,14 +72,9 @@ void check_values(const pb::OpenFile& file) {
 }
 
 void bind_to(RestoreContext& context, const pb::OpenFile& file, int fd, const InetAddress& address) {
-  sockaddr_storage name;
-  const socklen_t length = address.to_sockaddr(domain_of(file.tcp()), name);
-  if (bind_shared(context, fd, name, length, address.port)) return;
-  if (errno == EADDRINUSE) {
-    // Connections of the job's former life keep the port for a minute (TIME_WAIT).
-    broker().end_leftovers(address, {}, context.options.identity.uid);
-    if (bind_shared(context, fd, name, length, address.port)) return;
-  }
+  // Connections of the job's former life keep the port for a minute (TIME_WAIT).
+  const auto end_former = [&] { broker().end_leftovers(address, {}, context.options.identity.uid); };
+  if (bind_with_patience(context, fd, address, domain_of(file.tcp()), end_former)) return;
   const int error = errno;
   throw Error(ErrorKind::kSystem, fmt::format("cannot bind a TCP socket to {}: {}", address.text(), errno_text(error)),
               error, error == EADDRINUSE ? "end the program that uses the port, or restart on another node" : "");
@@ -186,7 +180,6 @@ class Connection {
     restore_socket_buffers(socket_.buffers(), fd_);
     restore_window_clamp(socket_.options(), fd_);
   }
-  void finish() { restore_after_packets(socket_.options(), domain_of(socket_), fd_); }
 
  private:
   uint32_t first_unacknowledged() const { return socket_.sent() - static_cast<uint32_t>(socket_.send_queue().size()); }
@@ -221,7 +214,6 @@ void Connection::build() {
   UniqueFd made = make_inet_socket(context_, domain_of(socket_), SOCK_STREAM);
   fd_ = made.get();
   restore_socket_options(file_, socket_.options(), fd_);
-  prepare_for_packets(socket_.options(), domain_of(socket_), fd_);
   broker().set_tcp_repair(fd_, TCP_REPAIR_ON);
   widen_buffers();
   const auto start = [&](int queue, uint32_t number) {
@@ -246,7 +238,7 @@ void Connection::join_addresses() {
   }
   check_port(context_, file_, local.port);
   broker().end_leftovers(local, remote, context_.options.identity.uid);
-  bind_to(context_, file_, fd_, address_to_bind(local, remote, domain_of(socket_), fd_));
+  bind_to(context_, file_, fd_, local);
   sockaddr_storage name;
   const socklen_t length = remote.to_sockaddr(domain_of(socket_), name);
   if (::connect(fd_, reinterpret_cast<sockaddr*>(&name), length) == 0) return;
@@ -279,11 +271,8 @@ void Connection::refill_received() {
   send_all(queue.data(), queue.size());
   tcp_repair_window window{};
   window.snd_wl1 = socket_.received();
-  // A little less than it is: the other end's first answer widens it, and only then the kernel asks how large a segment
-  // may be, which it has for the smallest one from before it knew (tcp_ack_update_window()).
-  const uint32_t unit = 1u << socket_.send_scale();
-  window.snd_wnd = socket_.send_window() > unit ? socket_.send_window() - unit : socket_.send_window();
-  window.max_window = window.snd_wnd;
+  window.snd_wnd = socket_.send_window();
+  window.max_window = std::max(window.snd_wnd, kMostMss);
   window.rcv_wnd = socket_.receive_window();
   window.rcv_wup = socket_.received();
   if (::setsockopt(fd_, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof window) != 0) {
@@ -365,7 +354,6 @@ void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
     for (const auto& connection : *connections) connection->refill_delivered();
     for (const auto& connection : *connections) connection->leave_repair();
     for (const auto& connection : *connections) connection->send_rest();
-    for (const auto& connection : *connections) connection->finish();
   });
 }
 

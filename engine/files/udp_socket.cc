@@ -5,7 +5,6 @@
 #include <sys/socket.h>
 
 #include "engine/base/error.h"
-#include "engine/files/packet_options.h"
 #include "engine/files/socket_option.h"
 
 namespace icp {
@@ -57,17 +56,14 @@ class UdpSocketKind final : public SingleFileKind {
     restore_socket_options(file, socket.options(), fd.get());
     restore_socket_buffers(socket.buffers(), fd.get());
     sockaddr_storage name;
-    InetAddress local = context.addresses.local(InetAddress::of(socket.local()));
-    const InetAddress remote =
-        socket.has_remote() ? context.addresses.remote(InetAddress::of(socket.remote())) : InetAddress();
-    if (socket.has_remote()) local = address_to_bind(local, remote, domain, fd.get());
+    const InetAddress local = context.addresses.local(InetAddress::of(socket.local()));
     check_port(context, file, local.port);
-    socklen_t length = local.to_sockaddr(domain, name);
-    if (local.port != 0 && !bind_shared(context, fd.get(), name, length, local.port)) {
+    if (local.port != 0 && !bind_with_patience(context, fd.get(), local, domain)) {
       throw_errno("cannot bind a UDP socket to {}", local.text());
     }
     if (!socket.has_remote()) return fd;
-    length = remote.to_sockaddr(domain, name);
+    const InetAddress remote = context.addresses.remote(InetAddress::of(socket.remote()));
+    const socklen_t length = remote.to_sockaddr(domain, name);
     if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&name), length) != 0) {
       throw_errno("cannot connect a UDP socket to {}", remote.text());
     }

@@ -13,8 +13,10 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <chrono>
 #include <cstring>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "engine/base/error.h"
@@ -41,6 +43,36 @@ int get_option(int fd, int level, int name) {
 
 void set_option(int fd, int level, int name, int value) {
   CHECK_OR_DIE(::setsockopt(fd, level, name, &value, sizeof value) == 0);
+}
+
+// Of a job that is restarted at once where it ran: its former processes may still be going.
+TEST_F(TcpRoundtrip, APortThatIsGivenBackAMomentLater) {
+  const int probe = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+  bind_to(probe, loopback(AF_INET, 0));
+  const uint16_t port = port_of(name_of(probe));
+  ::close(probe);
+  std::thread former;
+  EXPECT_EQ(roundtrip(
+                [port](Gate& gate) {
+                  const int listener = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+                  bind_to(listener, loopback(AF_INET, port));
+                  CHECK_OR_DIE(::listen(listener, 5) == 0);
+                  gate.ready_and_go();
+                  CHECK_OR_DIE(port_of(name_of(listener)) == port);
+                  return 0;
+                },
+                {.restore =
+                     [&](RestoreOptions&) {
+                       const int holder = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+                       bind_to(holder, loopback(AF_INET, port));
+                       CHECK_OR_DIE(::listen(holder, 5) == 0);
+                       former = std::thread([holder] {
+                         std::this_thread::sleep_for(std::chrono::milliseconds(700));
+                         ::close(holder);
+                       });
+                     }}),
+            0);
+  former.join();
 }
 
 TEST_F(TcpRoundtrip, ListenersComeBackWithTheirOptions) {
@@ -125,36 +157,6 @@ TEST_F(TcpRoundtrip, ConnectionsKeepTheDataBothWays) {
       return 0;
     };
     EXPECT_EQ(roundtrip(body, {.generations = 3, .versions = 2}), 0) << family;
-  }
-}
-
-// How large segments are (the smallest there are would be slow), and what packets of the restart could change.
-TEST_F(TcpRoundtrip, ConnectionsKeepSegmentSizesAndWhatPacketsLeft) {
-  if (!broker().privileged()) GTEST_SKIP() << "repair mode is root's";
-  for (const int family : {AF_INET, AF_INET6}) {
-    const auto body = [family](Gate& gate) {
-      const auto [client, server] = tcp_pair(family);
-      const auto all = [family](int fd) {
-        std::vector<int> values{get_option(fd, IPPROTO_TCP, TCP_MAXSEG)};
-        if (family == AF_INET) return values;
-        for (const int name :
-             {IPV6_V6ONLY, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, IPV6_UNICAST_HOPS, IPV6_RECVHOPLIMIT})
-          values.push_back(get_option(fd, IPPROTO_IPV6, name));
-        return values;
-      };
-      for (const int fd : {client, server}) {
-        if (family == AF_INET) break;
-        set_option(fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS, 20);
-        set_option(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1);
-        set_option(fd, IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1);
-      }
-      const auto at_client = all(client), at_server = all(server);
-      gate.ready_and_go();
-      CHECK_OR_DIE(all(client) == at_client && all(server) == at_server);
-      CHECK_OR_DIE(::write(client, "x", 1) == 1 && read_some(server, 10) == "x");
-      return 0;
-    };
-    EXPECT_EQ(roundtrip(body, {.generations = 3}), 0) << family;
   }
 }
 
