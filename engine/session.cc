@@ -119,6 +119,10 @@ std::vector<pid_t> Session::Impl::root_pids() const {
   return pids;
 }
 
+bool Session::Impl::is_root(pid_t pid) const {
+  return std::any_of(roots.begin(), roots.end(), [pid](const TaskRoot& root) { return root.pid == pid; });
+}
+
 std::vector<ProcessRef> Session::Impl::processes() const { return find_processes(root_pids()); }
 
 SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) const {
@@ -215,12 +219,15 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
 
 void Session::Impl::describe_tasks(const std::vector<ProcessRef>& stopped, pb::Capsule& capsule) const {
   const std::map<int, int> ended = config.ended_tasks ? config.ended_tasks() : std::map<int, int>();
+  bool any_lives = false;
   for (const TaskRoot& root : roots) {
     const auto ref = std::find_if(stopped.begin(), stopped.end(), [&](const auto& one) { return one.pid == root.pid; });
-    if (ref == stopped.end()) {
+    if (ref == stopped.end() || ref->zombie) {
       // It is about to be said, and a version without the task could not be restarted.
       if (config.ended_tasks && !ended.contains(root.rank)) throw_error(ErrorKind::kBusy, "task {} ends", root.rank);
-      continue;
+      if (ref == stopped.end()) continue;
+    } else {
+      any_lives = true;
     }
     pb::Task& task = *capsule.add_tasks();
     task.set_pid(static_cast<uint32_t>(ref->vpid));
@@ -228,6 +235,8 @@ void Session::Impl::describe_tasks(const std::vector<ProcessRef>& stopped, pb::C
     if (const auto cpus = config.task_cpus.find(root.rank); cpus != config.task_cpus.end())
       task.set_cpu_mask(cpus->second);
   }
+  // Other processes of the step may live for a moment; nothing could be restarted of it.
+  if (config.ended_tasks && !any_lives) throw_error(ErrorKind::kGone, "all tasks of the step have ended");
   capsule.set_suspended(config.may_be_suspended && all_tasks_stopped(capsule));
   for (const auto& [rank, status] : ended) {
     const auto has_rank = [rank = rank](const pb::Task& task) { return task.rank() == rank; };
@@ -301,7 +310,10 @@ ImageDir Session::Impl::claim(const std::string& path) {
 bool Session::Impl::alive() const {
   Tracee::let_go_late();
   const std::vector<ProcessRef> all = processes();
-  return std::any_of(all.begin(), all.end(), [](const ProcessRef& ref) { return !ref.zombie; });
+  // What the tasks of a step have left behind is no step.
+  return std::any_of(all.begin(), all.end(), [this](const ProcessRef& ref) {
+    return !ref.zombie && (!config.ended_tasks || is_root(ref.pid));
+  });
 }
 
 CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options) {

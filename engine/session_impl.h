@@ -23,6 +23,7 @@ struct Session::Impl {
 
   std::vector<ProcessRef> processes() const;
   std::vector<pid_t> root_pids() const;
+  bool is_root(pid_t pid) const;
   void open_ipc(pid_t process);
   bool alive() const;
   CheckpointResult checkpoint(const CheckpointOptions& options);

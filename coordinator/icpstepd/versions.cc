@@ -290,6 +290,7 @@ void Versions::report(const CheckpointResult& result) {
 }
 
 bool Versions::failed(const Error& error) {
+  if (error.kind() == ErrorKind::kGone && !session_->alive()) return false;
   const std::string remedy = error.remedy().empty() ? "" : "; " + error.remedy();
   spdlog::warn("no version: {}{}", error.what(), remedy);
   // What does not last may be a matter of the moment, which only several failures in a row disprove.
