@@ -29,7 +29,7 @@ target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp
 add_library(icp_step_agent STATIC
             icpstepd/agent_broker.cc icpstepd/batch_script.cc icpstepd/capsule_agents.cc icpstepd/capsule_layout.cc icpstepd/cgroups.cc icpstepd/coordinator_link.cc
             icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
-            icpstepd/network_exchange.cc icpstepd/notices.cc icpstepd/restart.cc icpstepd/restart_dir.cc icpstepd/site_script.cc
+            icpstepd/network_exchange.cc icpstepd/notices.cc icpstepd/pmix_link.cc icpstepd/restart.cc icpstepd/restart_dir.cc icpstepd/site_script.cc
             icpstepd/step_agent.cc icpstepd/step_agent_restart.cc icpstepd/versions.cc)
 target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_duration icp_asio
                                             spdlog::spdlog fmt::fmt Threads::Threads)
@@ -47,6 +47,13 @@ add_executable(icp-proxy icpstepd/icp_proxy.cc)
 target_link_libraries(icp-proxy PRIVATE icp_flags icp_protocol)
 target_link_options(icp-proxy PRIVATE -static-libstdc++ -static-libgcc)
 
-install(TARGETS icpstepd icp-proxy RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/slurm-icp)
+# Between the tasks of a step and Slurm's PMIx server. A process of the job, saved with it: small.
+add_library(icp_pmix_relay STATIC pmix/message.cc pmix/relay.cc)
+target_link_libraries(icp_pmix_relay PUBLIC icp_flags icp_protocol)
+add_executable(icp-pmix pmix/icp_pmix.cc)
+target_link_libraries(icp-pmix PRIVATE icp_pmix_relay)
+target_link_options(icp-pmix PRIVATE -static-libstdc++ -static-libgcc)
+
+install(TARGETS icpstepd icp-proxy icp-pmix RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/slurm-icp)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/icp.yaml.5 DESTINATION ${CMAKE_INSTALL_MANDIR}/man5)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/spank_icp.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)

@@ -84,7 +84,7 @@ struct RestoredCapsule::Impl {
   static void close_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, bool stops);
   void finish_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, TreeBuilder& builder);
   void note_tasks(const pb::Capsule& capsule, std::vector<std::unique_ptr<ProcessRestore>>& processes);
-  void note_streams(const std::map<int, std::array<int, 3>>& streams, const std::map<int, int>& pmi);
+  void note_streams(const std::map<int, std::array<int, 3>>& streams, const RestoreOptions& options);
   void build(const RestoreOptions& options, const VersionReader& version, const pb::Capsule& capsule);
   ~Impl();
 };
@@ -109,11 +109,12 @@ void RestoredCapsule::Impl::note_tasks(const pb::Capsule& capsule,
 }
 
 void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>& streams,
-                                         const std::map<int, int>& pmi) {
-  for (const auto& [rank, fd] : pmi) {
-    struct stat status {};
-    if (::fstat(fd, &status) == 0) outer.push_back({rank, kPmiStream, status.st_dev, status.st_ino, false});
-  }
+                                         const RestoreOptions& options) {
+  struct stat manager {};
+  for (const auto& [rank, fd] : options.pmi)
+    if (::fstat(fd, &manager) == 0) outer.push_back({rank, kPmiStream, manager.st_dev, manager.st_ino, false});
+  if (options.pmix_relay >= 0 && ::fstat(options.pmix_relay, &manager) == 0)
+    outer.push_back({0, kPmixRelayStream, manager.st_dev, manager.st_ino, false});
   for (const auto& [rank, fds] : streams) {
     for (int fd = 0; fd <= 2; ++fd) {
       struct stat status {};
@@ -154,12 +155,12 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                               .taken_unix_ns = version.manifest().taken_unix_ns(),
                               .outer = streams,
                               .pmi = options.pmi,
+                              .pmix_relay = options.pmix_relay,
                               .open_object = [&](uint32_t object,
                                                  uint32_t flags) { return memory_restore.open_object(object, flags); },
                               .network = options.network,
                               .remade = memory_restore.remade(),
-                              .open_controlling = [&](const pb::OpenFile& file) { return terminals->open(file); },
-                              .process_of = [&](uint32_t pid) { return builder.process_of(pid); }});
+                              .open_controlling = [&](const pb::OpenFile& file) { return terminals->open(file); }});
   files.create_terminals();
   terminals.emplace(capsule, builder, files, streams);
   memory_restore.plan_sharing(steps);
@@ -212,7 +213,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   for (auto& process : processes) process->finish();
   close_all(processes, !shared.go_on);
   note_tasks(capsule, processes);
-  note_streams(streams, options.pmi);
+  note_streams(streams, options);
   files.meet();
   // From here on the outside changes; what could fail has been tried.
   files.apply_side_effects();

@@ -134,6 +134,7 @@ struct RestoreOptions {
   std::map<int, std::array<int, 3>> streams;  // standard streams by task rank; missing ranks get /dev/null
   std::map<int, std::string> task_cpus;       // by rank, a cpu_set_t: what the step gives them; missing: what was saved
   std::map<int, int> pmi;  // connections to the process manager (PMI) by task rank, already initialized
+  int pmix_relay = -1;     // what kPmixRelayStream is from now on; -1: there is none
   ChangedFiles changed = ChangedFiles::kRestore;
   // A process of the step whose cgroups and limits the restored ones get; 0: those of the caller.
   pid_t like = 0;

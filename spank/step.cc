@@ -18,6 +18,7 @@
 #include "spank/agent_link.h"
 #include "spank/job_run.h"
 #include "spank/options.h"
+#include "spank/pmix_relay.h"
 
 namespace icp::spank {
 namespace {
@@ -220,9 +221,11 @@ int start_task(spank_t handle) {
     if (!pmi.empty()) ready.set("pmi", pmi);
     for (int fd = 0; fd < 3; fd++) describe_stream(ready, std::to_string(fd), fd);
     if (const int fd = std::atoi(pmi.c_str()); fd > 2) describe_stream(ready, "pmi", fd);
+    describe_pmix(handle, ready);
     answer = agent.announce(ready, kAnswerTimeout);
     if (answer.type == protocol::kRun) {
       if (const std::string text = answer.get("text"); !text.empty()) put_line(text);
+      use_pmix_relay(handle, answer);
       if (const std::string guard = answer.get("guard"); !guard.empty()) become_guard(guard);
       return 0;
     }

@@ -3,7 +3,14 @@
 
 #include <fmt/format.h>
 
+#include <algorithm>
+
 namespace icp {
+namespace {
+
+constexpr size_t kMostFences = 4096;  // kinds of a step; a program has a few
+
+}  // namespace
 
 net::ToPeer Restart::failure(uint32_t attempt) const {
   net::ToPeer message;
@@ -57,6 +64,8 @@ void Restart::ready(const std::string& node, const net::RestartReady& message) {
     addresses_.MergeFrom(message.addresses());
   }
   if (message.phase() <= 2) ends_.set(node, message.ends());
+  for (const net::Fence& fence : message.fences())
+    if (fences_.size() < kMostFences) fences_[fence.what()] = std::max(fences_[fence.what()], fence.ended());
   if (there_.size() < nodes_) return;
   phase_ = message.phase();
   there_.clear();
@@ -66,6 +75,11 @@ void Restart::ready(const std::string& node, const net::RestartReady& message) {
     go.mutable_restart_go()->set_attempt(attempt_);
     if (phase_ == 1) *go.mutable_restart_go()->mutable_addresses() = addresses_;
     if (phase_ <= 2) *go.mutable_restart_go()->mutable_ends() = ends_.others_of(other);
+    for (const auto& [what, ended] : fences_) {
+      net::Fence& fence = *go.mutable_restart_go()->add_fences();
+      fence.set_what(what);
+      fence.set_ended(ended);
+    }
     send_(other, go);
   }
 }

@@ -39,6 +39,7 @@ class Restart {
   std::set<std::string> known_;
   google::protobuf::RepeatedPtrField<net::NewAddress> addresses_;
   ConnectionEnds ends_;
+  std::map<std::string, uint64_t> fences_;  // by what is asked: the most that somebody has been told the end of
 };
 
 }  // namespace icp

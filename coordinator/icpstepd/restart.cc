@@ -63,10 +63,11 @@ bool older_may_do(const Error& error) {
 }  // namespace
 
 RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& facts, const Config& config,
-                           const std::map<int, ProxyStreams>& proxies, RestartTogether together) {
+                           const std::map<int, ProxyStreams>& proxies, int pmix_relay, RestartTogether together) {
   RestoreOptions options;
   if (together.meet) options.network.meet = [&](const auto& ends) { return together.meet(ends, together.attempt); };
   options.image_path = plan.image;
+  options.pmix_relay = pmix_relay;
   options.identity = identity_of(facts);
   options.changed = config.changed_files;
   for (const auto& [rank, proxy] : proxies) {

@@ -245,6 +245,7 @@ void StepAgent::on_ready() {
     task->socket = std::make_unique<Socket>(io_, packet.fds[0]);
     for (size_t fd = 0; fd < task->streams.size(); fd++) task->streams[fd] = stream_in(packet, std::to_string(fd));
     task->pmi = stream_in(packet, "pmi");
+    pmix_.task_said(packet);
     task->cpus = processors_of(task->pid);
     answer(*task);
   }
@@ -298,9 +299,11 @@ void StepAgent::answer(Task& task) {
       if (!guarded && task.rank == tasks_.begin()->first)
         packet.set("text", "step " + step() + ": no version before SIGTERM: that needs proctrack/cgroup");
     }
+    if (problem_.empty()) pmix_.let_run(packet);
     task.state = Task::kStarting;
   }
   protocol::send_packet(task.socket->native_handle(), packet);
+  packet.close_fds();
   watch(*task.socket, [this, &task] { on_task_socket(task); });
 }
 
@@ -427,6 +430,7 @@ void StepAgent::begin_versions_when_all_run() {
     unmark_completed(image_, identity_of(facts_));
     unmark_vacated(image_, identity_of(facts_));
     SessionConfig config = versions_.session_config(image_, task_streams());
+    pmix_.add_stream(config.outer);
     config.more_processes = [this] { return orphans(); };
     config.ended_tasks = [this] { return ended_tasks(); };
     join_network(config);
@@ -459,8 +463,13 @@ std::vector<pid_t> StepAgent::orphans() const {
 std::map<int, int> StepAgent::ended_tasks() {
   hear_slurmstepd();
   std::map<int, int> ended;
-  for (const auto& [rank, task] : tasks_)
-    if (task.status) ended[rank] = *task.status;
+  for (const auto& [rank, task] : tasks_) {
+    if (!task.status) continue;
+    ended[rank] = *task.status;
+    // The others wait for it, or are about to be ended.
+    if (*task.status != 0 && (pmix_.active() || task.pmi.mode != 0))
+      throw_error(ErrorKind::kRefused, "task {} of an MPI program has failed", rank);
+  }
   return ended;
 }
 

@@ -23,6 +23,7 @@
 #include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/ipc_report.h"
 #include "coordinator/icpstepd/notices.h"
+#include "coordinator/icpstepd/pmix_link.h"
 #include "coordinator/icpstepd/restart.h"
 #include "coordinator/icpstepd/versions.h"
 #include "coordinator/protocol/asio.h"
@@ -91,6 +92,7 @@ class StepAgent {
   void begin_versions_when_all_run();
   void restore_when_all_lent();
   void after_restore(RestartResult result);
+  void serve_pmix(const net::RestartReady& ready);
   void start_versions(Session session);
   void start_link();
   net::AgentHello hello() const;
@@ -129,6 +131,7 @@ class StepAgent {
   std::map<int, Task> tasks_;  // by rank
   Notices notices_;
   Versions versions_;
+  PmixLink pmix_;
   std::optional<StartPlan> plan_;
   std::string image_;                              // the step's own
   std::unique_ptr<CapsuleAgents> capsule_agents_;  // they do everything else then

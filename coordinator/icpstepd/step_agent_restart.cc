@@ -161,7 +161,7 @@ void StepAgent::restore_when_all_lent() {
   for (auto& [rank, task] : tasks_) proxies[rank] = std::move(task.lent);
   try {
     if (refused_) throw *refused_;
-    after_restore(restore_step(*plan_, facts_, config_, proxies, with_the_others()));
+    after_restore(restore_step(*plan_, facts_, config_, proxies, pmix_.restored_end(), with_the_others()));
   } catch (const Error& error) {
     give_up_restart(error);
   }
@@ -192,6 +192,7 @@ void StepAgent::give_up_restart(const Error& error) {
 
 void StepAgent::after_restore(RestartResult result) {
   capsule_.emplace(std::move(result.capsule));
+  if (!several_capsules()) pmix_.serve();
   if (facts_.restarts > 0) unmark_vacated(image_, identity_of(facts_));
   signalled_ = signalled_by_slurm(tasks_.begin()->second.pid, facts_.slurm_conf);
   const bool forward = signalled_ != Signalled::kCgroup;  // else the restored processes have it already
@@ -214,6 +215,7 @@ void StepAgent::after_restore(RestartResult result) {
     const bool same_image = plan_->image == image_;
     prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0);
     SessionConfig config = versions_.session_config(image_, task_streams());
+    pmix_.add_stream(config.outer);
     config.whole_ipc_namespace = true;  // the capsule's own
     config.more_processes = [this] { return read_children(capsule_->init_pid()); };
     config.ended_tasks = [this] { return ended_tasks(); };
@@ -230,7 +232,25 @@ void StepAgent::after_restore(RestartResult result) {
   message.mutable_ready()->set_attempt(restart_attempt_);
   *message.mutable_ready()->mutable_hello() = hello();
   link_->set_hello(message.ready().hello());
-  link_->say(message);
+  if (!pmix_.active()) return link_->say(message);
+  for (const auto& [kind, ended] : pmix_.fences()) {
+    net::Fence& fence = *message.mutable_ready()->add_fences();
+    fence.set_what(kind);
+    fence.set_ended(ended);
+  }
+  serve_pmix(message.ready());
+}
+
+// When all nodes' tasks are there, and it is known how far each is.
+void StepAgent::serve_pmix(const net::RestartReady& ready) {
+  Fences there;
+  try {
+    const net::RestartGo go = link_->restart(ready, kRestartWait, {});
+    for (const net::Fence& fence : go.fences()) there[fence.what()] = fence.ended();
+  } catch (const Error& error) {
+    spdlog::warn("fences of PMIx are not known of the other nodes: {}", error.what());
+  }
+  pmix_.serve(there);
 }
 
 void StepAgent::on_capsule() {

@@ -32,13 +32,16 @@ inline constexpr std::string_view kTaskExit = "task-exit";  // rank, status
 inline constexpr std::string_view kGoodbye = "goodbye";     // the step ends; icpstepd answers by closing
 // a task before exec -> icpstepd, on the socket all tasks inherit; beside it the task's own socket
 inline constexpr std::string_view kReady =
-    "ready";  // rank, pid, cwd, restarts (SLURM_RESTART_COUNT), pmi (the number in PMI_FD); dev0, ino0, mode0, rdev0
+    "ready";  // rank, pid, cwd, restarts (SLURM_RESTART_COUNT), pmi (the number in PMI_FD), pmix_uri and
+              // pmix_name_space (of Slurm's PMIx server, as the task's environment has them); dev0, ino0, mode0, rdev0
               // ... dev2 ..., devpmi ... as fstat(2) says of its streams and of PMI_FD, missing where closed; fd 0: the
               // task's socket
 // icpstepd -> the task, on the task's socket
 inline constexpr std::string_view kRun =
     "run";  // text: a line for the user, may be missing; exec the user's program. guard: the path of icp-proxy, which
-            // the task becomes while a child of it executes the program; may be missing
+            // the task becomes while a child of it executes the program; may be missing. pmix: HOST:PORT where it finds
+            // the PMIx server from now on; may be missing. relay: the path of icp-pmix, which the task starts; fds: its
+            // listener and control socket
 inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path)
 inline constexpr std::string_view kFail = "fail";        // text: end the task with this sentence
 // icp-proxy -> icpstepd, on the task's socket
@@ -46,6 +49,10 @@ inline constexpr std::string_view kStreams = "streams";  // fds: 0, 1, 2 of the 
 inline constexpr std::string_view kSignal = "signal";    // signal: hand it on to the restored processes
 // a task that has become a guard, on its socket; from then on kSignal with SIGTERM, which has reached it alone
 inline constexpr std::string_view kGuards = "guards";  // child: the process that executes the user's program
+// icpstepd -> icp-pmix
+inline constexpr std::string_view kPmixServer = "pmix-server";  // uri, name_space; fences of the other nodes as below
+inline constexpr std::string_view kPmixAsk = "pmix-ask";        // how far its clients are; it answers:
+inline constexpr std::string_view kPmixFences = "pmix-fences";  // f<key>: how many of a kind of fence have ended
 // icpstepd -> icp-proxy
 inline constexpr std::string_view kSay = "say";            // text: a line for the user
 inline constexpr std::string_view kRestored = "restored";  // forward: 1 when signals must be handed on

@@ -268,6 +268,14 @@ void FileScan::check_thread_tables(size_t process) {
   }
 }
 
+bool FileScan::is_pmix_relay(size_t process) const {
+  return std::any_of(descriptions_.begin(), descriptions_.end(), [process](const auto& description) {
+    const auto is_its = [process](const FdUse& use) { return use.process == process; };
+    return description->outer && description->outer->fd == kPmixRelayStream &&
+           std::any_of(description->uses.begin(), description->uses.end(), is_its);
+  });
+}
+
 std::optional<OuterStreamId> FileScan::match_outer(const Found& found) const {
   std::optional<OuterStreamId> best;
   int best_score = -1;

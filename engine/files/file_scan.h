@@ -83,6 +83,8 @@ class FileScan {
   int stat_path(size_t process, const std::string& path, struct stat& result);
   // f_type of the file system of the description (cached by device).
   long filesystem(Description& description);
+  // Whether a process (index) holds kPmixRelayStream.
+  bool is_pmix_relay(size_t process) const;
   // Pid inside the capsule, nothing for a process outside of it.
   std::optional<pid_t> vpid(pid_t pid) const;
   // kcmp(2); -1 on failure. 0 equal, 1 less, 2 greater.

@@ -33,12 +33,15 @@ class KeptFiles;
 // No number: a task's connection to its process manager (MPI's PMI_FD), whatever its number. Replaced at a restart as
 // standard streams are.
 inline constexpr int kPmiStream = 3;
+// What the relay of PMIx messages (coordinator/pmix) has to its agent. TCP connections of the process that holds it
+// lead to Slurm's PMIx server: after a restart they are reset, and the relay makes new ones.
+inline constexpr int kPmixRelayStream = 4;
 
 // A standard stream as a task was started with: identified by device and inode. Descriptors anywhere in the
 // capsule that refer to it are "outer": not saved, replaced at a restart by the new task's stream.
 struct OuterStreamId {
   int rank = 0;
-  int fd = 0;  // 0, 1 or 2, or kPmiStream
+  int fd = 0;  // 0, 1 or 2, kPmiStream or kPmixRelayStream
   uint64_t dev = 0, ino = 0;
   bool include_regular = false;  // also when it is a regular file (Slurm opens a new one at a restart)
 };
@@ -80,6 +83,7 @@ struct FileRestoreOptions {
   // New standard streams by task rank.
   std::map<int, std::array<int, 3>> outer;
   std::map<int, int> pmi;  // new connections to the process manager, by task rank
+  int pmix_relay = -1;     // new descriptor for kPmixRelayStream
   // Descriptor of a restored memory object, opened with `flags` (a new open file description).
   std::function<UniqueFd(uint32_t object, uint32_t flags)> open_object;
   NetworkRestore network;
@@ -87,8 +91,6 @@ struct FileRestoreOptions {
   std::set<std::pair<uint64_t, uint64_t>> remade;
   // A description of /dev/tty, opened by a process that has the terminal of `file`; none: there is no such process.
   std::function<UniqueFd(const pb::OpenFile& file)> open_controlling;
-  // A process of the capsule, by its number there, in which calls can be made; null: it has none of that number.
-  std::function<RemoteProcess*(uint32_t pid)> process_of;
 };
 
 // Makes the open file descriptions of an image in the agent; the caller sends them into the processes.

@@ -51,6 +51,7 @@ class OuterStreamKind final : public SingleFileKind {
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
     const pb::OuterStream& outer = file.outer();
     if (outer.fd() == kPmiStream) return new_pmi_connection(context, file);
+    if (outer.fd() == kPmixRelayStream) return new_relay_stream(context, file);
     const auto task = context.options.outer.find(outer.rank());
     if (task == context.options.outer.end() || outer.fd() < 0 || outer.fd() > 2) {
       throw_bad_file(file, fmt::format("there is no stream {} of task {} in this step", outer.fd(), outer.rank()));
@@ -86,6 +87,15 @@ class OuterStreamKind final : public SingleFileKind {
     }
     UniqueFd fd(::fcntl(task->second, F_DUPFD_CLOEXEC, 0));
     if (!fd) throw_errno("cannot use the connection of task {} to the process manager", file.outer().rank());
+    return fd;
+  }
+
+  static UniqueFd new_relay_stream(const RestoreContext& context, const pb::OpenFile& file) {
+    if (context.options.pmix_relay < 0)
+      throw_bad_file(file,
+                     "its tasks have connections to Slurm's PMIx server, and there is none now (srun --mpi=pmix)");
+    UniqueFd fd(::fcntl(context.options.pmix_relay, F_DUPFD_CLOEXEC, 0));
+    if (!fd) throw_errno("cannot use the socket of the PMIx relay");
     return fd;
   }
 };

@@ -170,7 +170,7 @@ void check_without_repair(FileScan& scan, Description& description, const TcpFac
 }
 
 void refuse_outside(FileScan& scan, Description& description, const TcpFacts& facts) {
-  if (scan.inet.external == ExternalTcp::kReset) return;
+  if (scan.inet.external == ExternalTcp::kReset || scan.is_pmix_relay(description.uses.front().process)) return;
   // With several capsules: another one may be about to accept it.
   scan.refuse(description,
               fmt::format("TCP connection {} to {}, which is not in the job", facts.local.text(), facts.remote.text()),

@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <map>
 #include <utility>
 #include <vector>
 
@@ -48,6 +49,29 @@ TEST(Restart, PhasesInOrder) {
     EXPECT_TRUE(f.sent[0].second.error().empty());
   }
   EXPECT_TRUE(f.restart.over());
+}
+
+TEST(Restart, OfEachKindOfFenceTheHighestNumberGoesToAll) {
+  Fixture f;
+  f.both_say(1);
+  f.both_say(2);
+  f.sent.clear();
+  net::RestartReady of_a = f.message(3), of_b = f.message(3);
+  const auto add = [](net::RestartReady& ready, const std::string& what, uint64_t ended) {
+    net::Fence& fence = *ready.add_fences();
+    fence.set_what(what);
+    fence.set_ended(ended);
+  };
+  add(of_a, "x", 3), add(of_a, "y", 1);
+  add(of_b, "x", 2), add(of_b, "z", 7);
+  f.restart.ready("a", of_a);
+  f.restart.ready("b", of_b);
+  ASSERT_EQ(f.sent.size(), 2u);
+  for (const auto& [node, go] : f.sent) {
+    std::map<std::string, uint64_t> fences;
+    for (const net::Fence& fence : go.fences()) fences[fence.what()] = fence.ended();
+    EXPECT_THAT(fences, testing::ElementsAre(std::pair("x", 3), std::pair("y", 1), std::pair("z", 7)));
+  }
 }
 
 TEST(Restart, AddressesOfAllGoToAllAndEndsToTheirPeers) {

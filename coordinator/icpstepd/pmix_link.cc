@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpstepd/pmix_link.h"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spdlog/spdlog.h>
+#include <sys/random.h>
+#include <sys/socket.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <array>
+
+#include "engine/base/error.h"
+
+namespace icp {
+
+using protocol::Packet;
+namespace {
+
+// On an address of this host's loopback network that hardly anybody else uses: the relay takes address and port along
+// to other nodes.
+UniqueFd listen_somewhere(std::string& address) {
+  std::array<unsigned char, 3> random{};
+  if (::getrandom(random.data(), random.size(), 0) != static_cast<ssize_t>(random.size()))
+    throw_errno("cannot read random numbers");
+  constexpr unsigned kSpan = 253;  // 127.2.2.2 to 127.254.254.254
+  const std::string host =
+      fmt::format("127.{}.{}.{}", 2 + random[0] % kSpan, 2 + random[1] % kSpan, 2 + random[2] % kSpan);
+  sockaddr_in name{};
+  name.sin_family = AF_INET;
+  ::inet_pton(AF_INET, host.c_str(), &name.sin_addr);
+  socklen_t length = sizeof name;
+  UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+  if (!fd || ::bind(fd.get(), reinterpret_cast<const sockaddr*>(&name), length) != 0 ||
+      ::listen(fd.get(), SOMAXCONN) != 0 || ::getsockname(fd.get(), reinterpret_cast<sockaddr*>(&name), &length) != 0)
+    throw_errno("cannot listen at {}", host);
+  address = fmt::format("{}:{}", host, ntohs(name.sin_port));
+  return fd;
+}
+
+std::string relay_path() {
+  std::string self(4096, '\0');
+  const ssize_t length = ::readlink("/proc/self/exe", self.data(), self.size());
+  self.resize(length > 0 ? static_cast<size_t>(length) : 0);
+  return self.substr(0, self.rfind('/') + 1) + "icp-pmix";
+}
+
+}  // namespace
+
+void PmixLink::task_said(const Packet& ready) {
+  if (!uri_.empty()) return;
+  uri_ = ready.get("pmix_uri");
+  name_space_ = ready.get("pmix_name_space");
+}
+
+void PmixLink::make_sockets() {
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends) != 0)
+    throw_errno("cannot make a socket for the PMIx relay");
+  control_.reset(ends[0]);
+  relays_end_.reset(ends[1]);
+  struct stat status {};
+  if (::fstat(ends[1], &status) != 0) throw_errno("cannot look at a socket");
+  dev_ = status.st_dev;
+  ino_ = status.st_ino;
+}
+
+void PmixLink::let_run(Packet& run) {
+  if (uri_.empty()) return;
+  try {
+    if (address_.empty()) {
+      UniqueFd listener = listen_somewhere(address_);
+      make_sockets();
+      serve();
+      run.set("relay", relay_path());
+      run.fds = {listener.release(), relays_end_.release()};
+    }
+    run.set("pmix", address_);
+  } catch (const Error& error) {
+    spdlog::warn("no relay of PMIx: {}", error.what());
+    address_.clear();
+    uri_.clear();
+  }
+}
+
+int PmixLink::restored_end() {
+  if (uri_.empty()) return -1;
+  make_sockets();
+  return relays_end_.get();
+}
+
+void PmixLink::serve(const Fences& there) {
+  if (!control_) return;
+  Packet packet(protocol::kPmixServer);
+  packet.set("uri", uri_).set("name_space", name_space_);
+  for (const auto& [kind, ended] : there) packet.set_number(kind, static_cast<int64_t>(ended));
+  protocol::send_packet(control_.get(), packet);
+}
+
+Fences PmixLink::fences() const {
+  constexpr int kPatience = 10'000;  // ms
+  Fences here;
+  Packet packet;
+  if (!control_ || !protocol::send_packet(control_.get(), Packet(protocol::kPmixAsk)) ||
+      protocol::receive_packet(control_.get(), packet, kPatience) != protocol::Received::kPacket)
+    return here;
+  packet.close_fds();
+  if (packet.type != protocol::kPmixFences) return here;
+  for (const auto& [kind, text] : packet.fields)
+    here[kind] = static_cast<uint64_t>(std::max<int64_t>(0, packet.number(kind).value_or(0)));
+  return here;
+}
+
+void PmixLink::add_stream(std::vector<OuterStreamId>& outer) const {
+  if (control_) outer.push_back({0, kPmixRelayStream, dev_, ino_, false});
+}
+
+}  // namespace icp
