@@ -41,7 +41,7 @@ def main():
     given.add_argument("--rounds", type=int, default=20)
     given.add_argument("--build", type=pathlib.Path, default=TOP / "build" / "release")
     options = given.parse_args()
-    programs = [options.build / "coordinator" / name for name in ("icp", "icpstepd", "icp-proxy", "icp-pmix", "icp-init")]
+    programs = [options.build / "coordinator" / name for name in ("icp", "icpstepd", "icp-proxy", "icp-init")]
     with cluster() as plain, cluster(plugin=options.build / "spank" / "spank_icp.so", install=programs) as ours:
         for warm_up in (plain, ours):
             seconds(warm_up)

@@ -42,18 +42,15 @@ add_executable(icpstepd icpstepd/main.cc)
 target_link_libraries(icpstepd PRIVATE icp_step_agent CLI11::CLI11)
 target_precompile_headers(icpstepd REUSE_FROM icp_coordinator)
 
-# Started before the task's program in place of it: small, and quick to start.
-add_executable(icp-proxy icpstepd/icp_proxy.cc)
-target_link_libraries(icp-proxy PRIVATE icp_flags icp_protocol)
-target_link_options(icp-proxy PRIVATE -static-libstdc++ -static-libgcc)
-
 # Between the tasks of a step and Slurm's PMIx server. A process of the job, saved with it: small.
 add_library(icp_pmix_relay STATIC pmix/message.cc pmix/relay.cc)
 target_link_libraries(icp_pmix_relay PUBLIC icp_flags icp_protocol)
-add_executable(icp-pmix pmix/icp_pmix.cc)
-target_link_libraries(icp-pmix PRIVATE icp_pmix_relay)
-target_link_options(icp-pmix PRIVATE -static-libstdc++ -static-libgcc)
 
-install(TARGETS icpstepd icp-proxy icp-pmix RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/slurm-icp)
+# Started before the task's program in place of it: small, and quick to start.
+add_executable(icp-proxy icpstepd/icp_proxy.cc)
+target_link_libraries(icp-proxy PRIVATE icp_flags icp_protocol icp_pmix_relay)
+target_link_options(icp-proxy PRIVATE -static-libstdc++ -static-libgcc)
+
+install(TARGETS icpstepd icp-proxy RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/slurm-icp)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/icp.yaml.5 DESTINATION ${CMAKE_INSTALL_MANDIR}/man5)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/spank_icp.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)

@@ -4,7 +4,7 @@
 # Programs, manual pages and completions: by GNUInstallDirs, below the prefix. The plugin: where Slurm looks for it.
 # Configuration: /etc, which every program of ours has built in; below the prefix where that is neither /usr nor
 # /usr/local, so that a user without root can install a tree to look at.
-set(ICP_LIBEXEC_DIR ${CMAKE_INSTALL_FULL_LIBEXECDIR}/slurm-icp)  # icpstepd, icp-proxy, icp-pmix, icp-init
+set(ICP_LIBEXEC_DIR ${CMAKE_INSTALL_FULL_LIBEXECDIR}/slurm-icp)  # icpstepd, icp-proxy, icp-init
 set(ICP_ZSH_DIR "${CMAKE_INSTALL_DATADIR}/zsh/site-functions" CACHE STRING "Where zsh looks for completions")
 set(ICP_SYSTEMD_UNIT_DIR "lib/systemd/system" CACHE STRING "Where systemd looks for units")
 if(CMAKE_INSTALL_PREFIX MATCHES "^/usr(/local)?/?$")

@@ -32,7 +32,7 @@ void start_relay(const std::string& path, int listener, int control) {
     ::dup2(control, 4);
     ::close_range(5, ~0U, 0);
     if (::chdir("/") != 0) ::_exit(1);
-    const char* const argv[] = {"icp-pmix", "3", "4", nullptr};
+    const char* const argv[] = {"icp-proxy", "pmix", "3", "4", nullptr};
     const char* const envp[] = {"PATH=/usr/bin:/bin", nullptr};
     ::execve(path.c_str(), const_cast<char* const*>(argv), const_cast<char* const*>(envp));
     ::_exit(1);

@@ -3,6 +3,8 @@
 // before it hands SIGTERM on.
 // icp-proxy SOCKET [PMI_FD]: stands in for a restored task. Slurm knows this process: it lends its standard streams,
 // and ends as the restored task ended. It runs as the job's user and has no rights that the task would not have.
+// icp-proxy pmix LISTENER CONTROL: the relay of a step's PMIx messages on one node (coordinator/pmix/relay.h), which
+// the first task of the step starts.
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -18,6 +20,7 @@
 #include <cstring>
 #include <string>
 
+#include "coordinator/pmix/relay.h"
 #include "coordinator/protocol/packet.h"
 
 namespace {
@@ -159,9 +162,19 @@ int serve(int socket, int signals) {
   }
 }
 
+int relay_pmix(int listener, int control) {
+  for (const int fd : {listener, control}) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+  // What is meant for the tasks does not end it: it ends with them.
+  for (const int signal : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGPIPE, SIGALRM, SIGXCPU})
+    ::signal(signal, SIG_IGN);
+  icp::pmix::Relay(icp::UniqueFd(listener), icp::UniqueFd(control)).run();
+  return 0;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc == 4 && std::strcmp(argv[1], "pmix") == 0) return relay_pmix(std::atoi(argv[2]), std::atoi(argv[3]));
   const bool guards = argc == 4 && std::strcmp(argv[2], "guard") == 0;
   if (argc != 2 && argc != 3 && !guards) {
     put_line("icp-proxy is started by slurmstepd, see spank_icp(8)");

@@ -40,13 +40,6 @@ UniqueFd listen_somewhere(std::string& address) {
   return fd;
 }
 
-std::string relay_path() {
-  std::string self(4096, '\0');
-  const ssize_t length = ::readlink("/proc/self/exe", self.data(), self.size());
-  self.resize(length > 0 ? static_cast<size_t>(length) : 0);
-  return self.substr(0, self.rfind('/') + 1) + "icp-pmix";
-}
-
 }  // namespace
 
 void PmixLink::task_said(const Packet& ready) {
@@ -67,14 +60,14 @@ void PmixLink::make_sockets() {
   ino_ = status.st_ino;
 }
 
-void PmixLink::let_run(Packet& run) {
+void PmixLink::let_run(Packet& run, const std::string& relay_program) {
   if (uri_.empty()) return;
   try {
     if (address_.empty()) {
       UniqueFd listener = listen_somewhere(address_);
       make_sockets();
       serve();
-      run.set("relay", relay_path());
+      run.set("relay", relay_program);
       run.fds = {listener.release(), relays_end_.release()};
     }
     run.set("pmix", address_);

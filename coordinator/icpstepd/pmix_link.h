@@ -22,7 +22,7 @@ class PmixLink {
   void task_said(const protocol::Packet& ready);
   // Adds to the answer to a task that is to run (kRun) where its server is; to the first one's also the relay, which it
   // starts. The packet's descriptors are the caller's to close.
-  void let_run(protocol::Packet& run);
+  void let_run(protocol::Packet& run, const std::string& relay_program);
   bool active() const { return static_cast<bool>(control_); }
   // The socket for a relay that is about to be restored; -1 without a server.
   int restored_end();

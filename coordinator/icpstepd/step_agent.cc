@@ -299,7 +299,7 @@ void StepAgent::answer(Task& task) {
       if (!guarded && task.rank == tasks_.begin()->first)
         packet.set("text", "step " + step() + ": no version before SIGTERM: that needs proctrack/cgroup");
     }
-    if (problem_.empty()) pmix_.let_run(packet);
+    if (problem_.empty()) pmix_.let_run(packet, proxy_path());
     task.state = Task::kStarting;
   }
   protocol::send_packet(task.socket->native_handle(), packet);

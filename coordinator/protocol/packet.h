@@ -40,7 +40,7 @@ inline constexpr std::string_view kReady =
 inline constexpr std::string_view kRun =
     "run";  // text: a line for the user, may be missing; exec the user's program. guard: the path of icp-proxy, which
             // the task becomes while a child of it executes the program; may be missing. pmix: HOST:PORT where it finds
-            // the PMIx server from now on; may be missing. relay: the path of icp-pmix, which the task starts; fds: its
+            // the PMIx server from now on; may be missing. relay: the path of icp-proxy, which the task starts as the relay; fds: its
             // listener and control socket
 inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path)
 inline constexpr std::string_view kFail = "fail";        // text: end the task with this sentence
@@ -49,7 +49,7 @@ inline constexpr std::string_view kStreams = "streams";  // fds: 0, 1, 2 of the 
 inline constexpr std::string_view kSignal = "signal";    // signal: hand it on to the restored processes
 // a task that has become a guard, on its socket; from then on kSignal with SIGTERM, which has reached it alone
 inline constexpr std::string_view kGuards = "guards";  // child: the process that executes the user's program
-// icpstepd -> icp-pmix
+// icpstepd -> the PMIx relay
 inline constexpr std::string_view kPmixServer = "pmix-server";  // uri, name_space; fences of the other nodes as below
 inline constexpr std::string_view kPmixAsk = "pmix-ask";        // how far its clients are; it answers:
 inline constexpr std::string_view kPmixFences = "pmix-fences";  // f<key>: how many of a kind of fence have ended

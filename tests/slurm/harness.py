@@ -23,12 +23,12 @@ from cluster import Cluster  # noqa: E402
 
 BUILD = pathlib.Path(os.environ.get("ICP_BUILD_DIR", ROOT / "build" / "release"))
 PLUGIN = BUILD / "spank" / "spank_icp.so"
-TOOLS = tuple(BUILD / "coordinator" / name for name in ("icp", "icpctld", "icpstepd", "icp-proxy", "icp-pmix", "icp-init"))
+TOOLS = tuple(BUILD / "coordinator" / name for name in ("icp", "icpctld", "icpstepd", "icp-proxy", "icp-init"))
 PROGRAMS = [BUILD / "tests" / "programs" / name for name in (
     "malloc_and_write", "mgs", "fork_sysv", "tcp_ring", "threads_sum", "allreduce", "numpy_threads.py", "pipeline.sh",
     "primes.pl")]
 # Slurm's own and ours: in a step's process list, but no tasks.
-HELPERS = {"slurmstepd", "icpstepd", "icp", "icp-proxy", "icp-pmix", "icp-init"}
+HELPERS = {"slurmstepd", "icpstepd", "icp", "icp-proxy", "icp-init"}
 SKIPPED = 77
 
 

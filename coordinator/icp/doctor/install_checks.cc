@@ -50,8 +50,7 @@ Config check_config(const Host& host, const std::string& path, Diagnosis& diagno
 
 void check_installation(const Host& host, const std::string& icpstepd, Diagnosis& diagnosis) {
   const std::string directory = icpstepd.substr(0, icpstepd.rfind('/'));
-  for (const std::string& path :
-       {icpstepd, directory + "/icp-proxy", directory + "/icp-pmix", directory + "/icp-init"}) {
+  for (const std::string& path : {icpstepd, directory + "/icp-proxy", directory + "/icp-init"}) {
     struct stat info {};
     if (::stat(host.at(path).c_str(), &info) != 0)
       return diagnosis.error("install.programs", fmt::format("{} is not there", path),
@@ -61,7 +60,7 @@ void check_installation(const Host& host, const std::string& icpstepd, Diagnosis
     if (const std::string who = changeable(host, path); !who.empty())
       return diagnosis.error("install.programs", who, "root runs what is in there: chown root, chmod go-w");
   }
-  diagnosis.ok("install.programs", fmt::format("icpstepd, icp-proxy, icp-pmix and icp-init are in {}", directory));
+  diagnosis.ok("install.programs", fmt::format("icpstepd, icp-proxy and icp-init are in {}", directory));
 
   const auto said = host.run({host.at(icpstepd), "--version"});
   const std::string version = said ? said->substr(0, said->find_last_not_of(" \n") + 1) : "";
