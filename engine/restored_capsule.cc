@@ -160,7 +160,8 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                                  uint32_t flags) { return memory_restore.open_object(object, flags); },
                               .network = options.network,
                               .remade = memory_restore.remade(),
-                              .open_controlling = [&](const pb::OpenFile& file) { return terminals->open(file); }});
+                              .open_controlling = [&](const pb::OpenFile& file) { return terminals->open(file); },
+                              .process_of = [&](uint32_t pid) { return builder.process_of(pid); }});
   files.create_terminals();
   terminals.emplace(capsule, builder, files, streams);
   memory_restore.plan_sharing(steps);

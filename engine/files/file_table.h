@@ -91,6 +91,8 @@ struct FileRestoreOptions {
   std::set<std::pair<uint64_t, uint64_t>> remade;
   // A description of /dev/tty, opened by a process that has the terminal of `file`; none: there is no such process.
   std::function<UniqueFd(const pb::OpenFile& file)> open_controlling;
+  // A process of the capsule, by its number there, in which calls can be made; null: it has none of that number.
+  std::function<RemoteProcess*(uint32_t pid)> process_of;
 };
 
 // Makes the open file descriptions of an image in the agent; the caller sends them into the processes.

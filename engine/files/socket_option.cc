@@ -36,7 +36,7 @@ namespace {
 constexpr size_t kMostIpOptions = 40;  // bytes, RFC 791
 constexpr size_t kMostBytes = 16;      // of a value: struct timeval, names of interfaces and algorithms
 
-enum Applies { kAll, kTcp, kTcpUnused, kUdp };
+enum Applies { kAll, kTcp, kTcpUnused, kUdp, kPackets };  // kPackets: kUdp, and what packets leave in a connection
 
 struct Row {
   int level, name;
@@ -91,7 +91,7 @@ constexpr Row kRows[] = {
     {IPPROTO_IPV6, IPV6_RECVTCLASS},
     {IPPROTO_IPV6, IPV6_RECVERR},
     {IPPROTO_IPV6, IPV6_MTU_DISCOVER},
-    {IPPROTO_IPV6, IPV6_MULTICAST_HOPS, kUdp},
+    {IPPROTO_IPV6, IPV6_MULTICAST_HOPS, kPackets},
     {IPPROTO_IPV6, IPV6_MULTICAST_LOOP, kUdp},
     {IPPROTO_IP, IP_RECVOPTS, kUdp},
     {IPPROTO_IP, IP_RETOPTS, kUdp},
@@ -108,7 +108,7 @@ constexpr Row kRows[] = {
     {IPPROTO_UDP, 102, kUdp},  // UDP_NO_CHECK6_RX
     {IPPROTO_UDP, 103, kUdp},  // UDP_SEGMENT
     {IPPROTO_UDP, 104, kUdp},  // UDP_GRO
-    {IPPROTO_IPV6, IPV6_MULTICAST_IF, kUdp},
+    {IPPROTO_IPV6, IPV6_MULTICAST_IF, kPackets},
     {IPPROTO_IPV6, IPV6_RECVRTHDR},
     {IPPROTO_IPV6, IPV6_RECVPATHMTU},
     {IPPROTO_IPV6, IPV6_DONTFRAG},
@@ -178,6 +178,8 @@ bool applies(const Row& row, int type, bool connected) {
       return type == SOCK_STREAM && !connected;
     case kUdp:
       return type == SOCK_DGRAM;
+    case kPackets:
+      return type == SOCK_DGRAM || connected;
     case kAll:
       break;
   }
@@ -324,6 +326,7 @@ void restore_window_clamp(const SocketOptions& options, int fd) {
 }
 
 void restore_socket_options(const pb::OpenFile& file, const SocketOptions& options, int fd) {
+  const bool stream = socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_STREAM;
   for (const pb::SocketOption& option : options) {
     if (is_filter(option)) {
       restore_filter(file, option, fd);
@@ -335,6 +338,7 @@ void restore_socket_options(const pb::OpenFile& file, const SocketOptions& optio
                                        option.level()));
     }
     const std::string& value = option.value();
+    if (row->applies == kPackets && stream) continue;                                         // prepare_for_packets()
     if (is_window_clamp(option) && file.tcp().state() == pb::TcpSocket::CONNECTED) continue;  // later
     if (row->name == TCP_CONGESTION && row->level == IPPROTO_TCP && !allowed_congestion_control(value)) continue;
     if (::setsockopt(fd, row->level, row->name, value.data(), static_cast<socklen_t>(value.size())) != 0) {

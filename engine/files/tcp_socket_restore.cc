@@ -14,6 +14,7 @@
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
 #include "engine/files/inet_diag.h"
+#include "engine/files/packet_options.h"
 #include "engine/files/socket_option.h"
 #include "engine/files/tcp_reconnect.h"
 #include "engine/files/tcp_socket.h"
@@ -180,6 +181,7 @@ class Connection {
     restore_socket_buffers(socket_.buffers(), fd_);
     restore_window_clamp(socket_.options(), fd_);
   }
+  void finish() { restore_after_packets(socket_.options(), domain_of(socket_), fd_); }
 
  private:
   uint32_t first_unacknowledged() const { return socket_.sent() - static_cast<uint32_t>(socket_.send_queue().size()); }
@@ -214,6 +216,7 @@ void Connection::build() {
   UniqueFd made = make_inet_socket(context_, domain_of(socket_), SOCK_STREAM);
   fd_ = made.get();
   restore_socket_options(file_, socket_.options(), fd_);
+  prepare_for_packets(socket_.options(), domain_of(socket_), fd_);
   broker().set_tcp_repair(fd_, TCP_REPAIR_ON);
   widen_buffers();
   const auto start = [&](int queue, uint32_t number) {
@@ -238,7 +241,7 @@ void Connection::join_addresses() {
   }
   check_port(context_, file_, local.port);
   broker().end_leftovers(local, remote, context_.options.identity.uid);
-  bind_to(context_, file_, fd_, local);
+  bind_to(context_, file_, fd_, address_to_bind(local, remote, domain_of(socket_), fd_));
   sockaddr_storage name;
   const socklen_t length = remote.to_sockaddr(domain_of(socket_), name);
   if (::connect(fd_, reinterpret_cast<sockaddr*>(&name), length) == 0) return;
@@ -271,8 +274,11 @@ void Connection::refill_received() {
   send_all(queue.data(), queue.size());
   tcp_repair_window window{};
   window.snd_wl1 = socket_.received();
-  window.snd_wnd = socket_.send_window();
-  window.max_window = std::max(window.snd_wnd, kMostMss);
+  // A little less than it is: the other end's first answer widens it, and only then the kernel asks how large a segment
+  // may be, which it has for the smallest one from before it knew (tcp_ack_update_window()).
+  const uint32_t unit = 1u << socket_.send_scale();
+  window.snd_wnd = socket_.send_window() > unit ? socket_.send_window() - unit : socket_.send_window();
+  window.max_window = window.snd_wnd;
   window.rcv_wnd = socket_.receive_window();
   window.rcv_wup = socket_.received();
   if (::setsockopt(fd_, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof window) != 0) {
@@ -354,6 +360,7 @@ void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
     for (const auto& connection : *connections) connection->refill_delivered();
     for (const auto& connection : *connections) connection->leave_repair();
     for (const auto& connection : *connections) connection->send_rest();
+    for (const auto& connection : *connections) connection->finish();
   });
 }
 

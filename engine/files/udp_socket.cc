@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include "engine/base/error.h"
+#include "engine/files/packet_options.h"
 #include "engine/files/socket_option.h"
 
 namespace icp {
@@ -56,13 +57,15 @@ class UdpSocketKind final : public SingleFileKind {
     restore_socket_options(file, socket.options(), fd.get());
     restore_socket_buffers(socket.buffers(), fd.get());
     sockaddr_storage name;
-    const InetAddress local = context.addresses.local(InetAddress::of(socket.local()));
+    InetAddress local = context.addresses.local(InetAddress::of(socket.local()));
+    const InetAddress remote =
+        socket.has_remote() ? context.addresses.remote(InetAddress::of(socket.remote())) : InetAddress();
+    if (socket.has_remote()) local = address_to_bind(local, remote, domain, fd.get());
     check_port(context, file, local.port);
     if (local.port != 0 && !bind_with_patience(context, fd.get(), local, domain)) {
       throw_errno("cannot bind a UDP socket to {}", local.text());
     }
     if (!socket.has_remote()) return fd;
-    const InetAddress remote = context.addresses.remote(InetAddress::of(socket.remote()));
     const socklen_t length = remote.to_sockaddr(domain, name);
     if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&name), length) != 0) {
       throw_errno("cannot connect a UDP socket to {}", remote.text());

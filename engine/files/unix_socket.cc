@@ -231,6 +231,10 @@ void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socke
   const bool paired = all.paired(diag);
   capture_name(scan, all, socket, paired, message);
   if (paired) {
+    ucred maker{};
+    socklen_t length = sizeof maker;
+    if (::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &maker, &length) == 0 && maker.pid > 0)
+      message.set_peer_pid(static_cast<uint32_t>(scan.vpid(maker.pid).value_or(0)));
     message.set_paired(true);
     message.set_peer_ino(diag.peer_ino);
     capture_queue(scan, fd, false, message);

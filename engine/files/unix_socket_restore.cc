@@ -24,6 +24,7 @@
 
 #include "engine/base/error.h"
 #include "engine/files/socket_option.h"
+#include "engine/files/unix_maker.h"
 #include "engine/files/unix_refill.h"
 #include "engine/files/unix_socket.h"
 
@@ -202,7 +203,7 @@ void bind_socket(const pb::OpenFile& file, const UnixAddress& address, int fd) {
   } else {
     if (!socket.unlinked()) check_free(file, address, name);
     if (is_path) ::unlink(name.c_str());
-    ::umask(~socket.mode() & 0777);  // of this thread only, see in_capsule_root()
+    if (is_path) ::umask(~socket.mode() & 0777);  // of this thread only, see in_capsule_root()
     if (::bind(fd, address.get(), address.length) != 0) throw_errno("cannot bind a Unix socket to {}", printable(name));
     if (socket.unlinked() && is_path) ::unlink(name.c_str());
   }
@@ -266,34 +267,43 @@ void connect_now(const UnixAddress& address, int fd, const std::string& name) {
   if (failed != 0) throw_errno("cannot connect a Unix socket to {} again", printable(name));
 }
 
+// A listener of an abstract name: the image's, else one for the time of the restart.
+int listener_of(const RestoreContext& context, const pb::OpenFile& file, const UnixAddress& address, Names& names) {
+  const pb::UnixSocket& socket = file.unix_socket();
+  const auto known = names.listening.find(socket.name());
+  if (known != names.listening.end()) return context.get(known->second);
+  UniqueFd& made = names.listeners[socket.name()];
+  if (made) return made.get();
+  const MakerIdentity as_user(context.options.identity);
+  check_free(file, address, socket.name());
+  made.reset(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
+  if (!made || ::bind(made.get(), address.get(), address.length) != 0 || ::listen(made.get(), 1) != 0) {
+    throw_errno("cannot listen on Unix socket {}", printable(socket.name()));
+  }
+  return made.get();
+}
+
 // An accepted connection has its listener's abstract name, which only accept(2) gives twice.
 std::pair<UniqueFd, UniqueFd> accepted_pair(const RestoreContext& context, const pb::OpenFile& file, Names& names) {
   const pb::UnixSocket& socket = file.unix_socket();
   const UnixAddress address(file, socket.name());
-  const MakerIdentity as_user(context.options.identity);
-  const auto known = names.listening.find(socket.name());
-  int listener = known != names.listening.end() ? context.get(known->second) : -1;
-  if (listener < 0) {
-    UniqueFd& made = names.listeners[socket.name()];
-    if (!made) {
-      check_free(file, address, socket.name());
-      made.reset(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
-      if (!made || ::bind(made.get(), address.get(), address.length) != 0 || ::listen(made.get(), 1) != 0) {
-        throw_errno("cannot listen on Unix socket {}", printable(socket.name()));
-      }
-    }
-    listener = made.get();
+  const int listener = listener_of(context, file, address, names);
+  RemoteProcess* const maker = process_of(context, socket.peer_pid());
+  UniqueFd client = maker != nullptr ? client_made_by(*maker, address, socket.type()) : UniqueFd();
+  if (maker == nullptr) {
+    const MakerIdentity as_user(context.options.identity);
+    client.reset(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
+    if (!client) throw_errno("cannot make a Unix socket");
+    connect_now(address, client.get(), socket.name());
   }
-  UniqueFd client(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
-  if (!client) throw_errno("cannot make a Unix socket");
-  connect_now(address, client.get(), socket.name());
+  const pid_t by = maker != nullptr ? maker->pid() : ::getpid();
   for (;;) {
     UniqueFd accepted(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC));
     if (!accepted) throw_errno("cannot accept a connection to {}", printable(socket.name()));
     ucred who{};
     socklen_t length = sizeof who;
     // Somebody else's that came in between is closed: that program finds the job not there yet.
-    if (::getsockopt(accepted.get(), SOL_SOCKET, SO_PEERCRED, &who, &length) == 0 && who.pid == ::getpid()) {
+    if (::getsockopt(accepted.get(), SOL_SOCKET, SO_PEERCRED, &who, &length) == 0 && who.pid == by) {
       return {std::move(accepted), std::move(client)};
     }
   }
@@ -310,6 +320,7 @@ std::pair<UniqueFd, UniqueFd> make_ends(const RestoreContext& context, const pb:
     auto [there, here] = accepted_pair(context, *peer, names);
     return {std::move(here), std::move(there)};
   }
+  if (auto ends = pair_made_by(context, maker_of(file, peer), file.unix_socket().type())) return std::move(*ends);
   int fds[2];
   const MakerIdentity as_user(context.options.identity);
   if (::socketpair(AF_UNIX, file.unix_socket().type() | SOCK_CLOEXEC, 0, fds) != 0) {

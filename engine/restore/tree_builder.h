@@ -52,6 +52,11 @@ class TreeBuilder {
              const std::function<void(uint32_t pid)>& new_session);
   RemoteProcess& init() { return *init_.remote; }
   Seed& seed(uint32_t pid) { return seeds_.at(pid); }
+  // Null: there is none of this number, or it is a process by now.
+  RemoteProcess* process_of(uint32_t pid) const {
+    const auto found = seeds_.find(pid);
+    return found == seeds_.end() ? nullptr : found->second.remote.get();
+  }
   // Ends the helpers: sessions and groups keep their numbers. Process groups must have been joined (build does).
   void end_helpers(const std::vector<TreeStep>& steps);
   // Ends a seed as a zombie with this wait(2) status and name (icp-init's own when empty).

@@ -13,6 +13,7 @@
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <sys/timerfd.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -214,6 +215,52 @@ TEST_F(FilesRoundtrip, UnixSocketPairWithDataInFlight) {
           },
           {.generations = 2}),
       0);
+}
+
+// A pair as it is made, one that a child has made, and connections of a child to a path and to an abstract name.
+TEST_F(FilesRoundtrip, UnixSocketsNameTheirPeers) {
+  const std::string path = directory_.path() + "/peers";
+  const auto peer_of = [](int fd) {
+    ucred peer{};
+    socklen_t length = sizeof peer;
+    CHECK_OR_DIE(::getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &peer, &length) == 0 && peer.uid == ::getuid());
+    return peer.pid;
+  };
+  const auto listen_on = [](const std::string& name, sockaddr_un& address, socklen_t& length) {
+    address.sun_family = AF_UNIX;
+    std::memcpy(address.sun_path, name.data(), name.size());
+    length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + name.size());
+    const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+    CHECK_OR_DIE(::bind(fd, reinterpret_cast<sockaddr*>(&address), length) == 0 && ::listen(fd, 4) == 0);
+    return fd;
+  };
+  EXPECT_EQ(roundtrip(
+                [&](Gate& gate) {
+                  int own[2], carried[2];
+                  sockaddr_un named{}, abstract{};
+                  socklen_t named_length = 0, abstract_length = 0;
+                  CHECK_OR_DIE(::socketpair(AF_UNIX, SOCK_STREAM, 0, own) == 0 && ::pipe(carried) == 0);
+                  const int first = listen_on(path, named, named_length),
+                            second = listen_on(std::string("\0icp-test-peers", 15) + std::to_string(::getpid()),
+                                               abstract, abstract_length);
+                  const pid_t child = ::fork();
+                  if (child == 0) {
+                    const int a = ::socket(AF_UNIX, SOCK_STREAM, 0), b = ::socket(AF_UNIX, SOCK_STREAM, 0);
+                    CHECK_OR_DIE(::connect(a, reinterpret_cast<sockaddr*>(&named), named_length) == 0);
+                    CHECK_OR_DIE(::connect(b, reinterpret_cast<sockaddr*>(&abstract), abstract_length) == 0);
+                    for (;;) ::pause();
+                  }
+                  const int one = ::accept(first, nullptr, nullptr), two = ::accept(second, nullptr, nullptr);
+                  CHECK_OR_DIE(peer_of(one) == child && peer_of(two) == child);
+                  gate.ready_and_go();
+                  CHECK_OR_DIE(peer_of(own[0]) == ::getpid() && peer_of(own[1]) == ::getpid());
+                  CHECK_OR_DIE(peer_of(one) == child && peer_of(two) == child);
+                  ::unlink(path.c_str());
+                  CHECK_OR_DIE(::kill(child, SIGKILL) == 0 && ::waitpid(child, nullptr, 0) == child);
+                  return 0;
+                },
+                {.generations = 3, .versions = 2}),
+            0);
 }
 
 TEST_F(FilesRoundtrip, RemovedWorkingDirectory) {

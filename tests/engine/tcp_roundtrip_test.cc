@@ -160,6 +160,36 @@ TEST_F(TcpRoundtrip, ConnectionsKeepTheDataBothWays) {
   }
 }
 
+// How large segments are (the smallest there are would be slow), and what packets of the restart could change.
+TEST_F(TcpRoundtrip, ConnectionsKeepSegmentSizesAndWhatPacketsLeft) {
+  if (!broker().privileged()) GTEST_SKIP() << "repair mode is root's";
+  for (const int family : {AF_INET, AF_INET6}) {
+    const auto body = [family](Gate& gate) {
+      const auto [client, server] = tcp_pair(family);
+      const auto all = [family](int fd) {
+        std::vector<int> values{get_option(fd, IPPROTO_TCP, TCP_MAXSEG)};
+        if (family == AF_INET) return values;
+        for (const int name :
+             {IPV6_V6ONLY, IPV6_MULTICAST_HOPS, IPV6_MULTICAST_IF, IPV6_UNICAST_HOPS, IPV6_RECVHOPLIMIT})
+          values.push_back(get_option(fd, IPPROTO_IPV6, name));
+        return values;
+      };
+      for (const int fd : {client, server}) {
+        if (family == AF_INET) break;
+        set_option(fd, IPPROTO_IPV6, IPV6_UNICAST_HOPS, 20);
+        set_option(fd, IPPROTO_IPV6, IPV6_RECVPKTINFO, 1);
+        set_option(fd, IPPROTO_IPV6, IPV6_RECVHOPLIMIT, 1);
+      }
+      const auto at_client = all(client), at_server = all(server);
+      gate.ready_and_go();
+      CHECK_OR_DIE(all(client) == at_client && all(server) == at_server);
+      CHECK_OR_DIE(::write(client, "x", 1) == 1 && read_some(server, 10) == "x");
+      return 0;
+    };
+    EXPECT_EQ(roundtrip(body, {.generations = 3}), 0) << family;
+  }
+}
+
 TEST_F(TcpRoundtrip, AListenerAndItsConnectionsShareAPort) {
   for (const int reuse : {0, 1}) {
     const auto body = [reuse](Gate& gate) {
