@@ -66,9 +66,9 @@ void share_out(size_t items, size_t most, const std::function<ItemWork()>& make)
     }
   };
   std::vector<std::thread> threads;
-  {
+  const size_t wanted = std::min({items, most, kMostThreads, std::min(items, most) > 1 ? processors() : 1});
+  if (wanted > 1) {
     const NoSignals guard;
-    const size_t wanted = std::min({items, most, kMostThreads, std::min(items, most) > 1 ? processors() : 1});
     try {
       for (size_t i = 1; i < wanted; ++i) threads.emplace_back(work);
     } catch (const std::system_error&) {

@@ -1,5 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // The process is its own broker: root's, who works for root, and the tests'.
+#include <unistd.h>
+
+#include <memory>
+
 #include "engine/broker/broker.h"
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/operations.h"
@@ -46,7 +50,12 @@ class DirectBroker final : public Broker {
   bool has_module() override { return privileged::has_module(); }
   void set_tcp_repair(int socket, int mode) override { privileged::set_tcp_repair(socket, mode); }
   std::string peek_tcp_queue(int socket, int queue, size_t most) override {
-    return TcpQueuePeek().peek(socket, queue, most);
+    if (tcp_process_ != ::getpid()) {
+      (void)tcp_.release();  // of the process that this one was forked from, where its memory stayed
+      tcp_ = std::make_unique<TcpQueuePeek>();
+      tcp_process_ = ::getpid();
+    }
+    return tcp_->peek(socket, queue, most);
   }
   void widen_tcp_buffer(int socket, int option, size_t bytes) override {
     privileged::widen_tcp_buffer(socket, option, bytes);
@@ -72,6 +81,8 @@ class DirectBroker final : public Broker {
 
  private:
   std::function<void(pid_t, pid_t)> join_;
+  std::unique_ptr<TcpQueuePeek> tcp_;  // kept: making one takes longer than a look
+  pid_t tcp_process_ = 0;              // whose it is
 };
 
 std::unique_ptr<Broker>& current() {

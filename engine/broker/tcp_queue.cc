@@ -49,7 +49,8 @@ struct TcpQueuePeek::Ring {
   io_uring ring{};
   bool usable = false;
 
-  Ring() { usable = ::io_uring_queue_init(8, &ring, kSubmitAll) == 0; }
+  // Processes that are forked from here, which may be checkpointed, do not have it.
+  Ring() { usable = ::io_uring_queue_init(8, &ring, kSubmitAll) == 0 && ::io_uring_ring_dontfork(&ring) == 0; }
   ~Ring() {
     if (usable) ::io_uring_queue_exit(&ring);
   }

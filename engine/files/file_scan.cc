@@ -193,15 +193,17 @@ void FileScan::take_in_flight(std::vector<Found>& found) {
 Description* FileScan::find_open(int local_fd) {
   struct stat status {};
   if (::fstat(local_fd, &status) != 0) return nullptr;
-  for (const auto& description : descriptions_) {
-    if (description->stat.st_dev != status.st_dev || description->stat.st_ino != status.st_ino) continue;
-    const FdUse& use = description->uses.front();
-    if (kcmp(tables_[use.process]->tid, ::getpid(), KCMP_FILE, static_cast<unsigned long>(use.fd),
-             static_cast<unsigned long>(local_fd)) == 0) {
-      return description.get();
-    }
+  if (by_inode_.empty()) {
+    for (const auto& description : descriptions_)
+      by_inode_.emplace(std::pair(description->stat.st_dev, description->stat.st_ino), description.get());
   }
-  return nullptr;
+  const auto [begin, end] = by_inode_.equal_range({status.st_dev, status.st_ino});
+  const auto at = std::find_if(begin, end, [&](const auto& entry) {
+    const FdUse& use = entry.second->uses.front();
+    return kcmp(tables_[use.process]->tid, ::getpid(), KCMP_FILE, static_cast<unsigned long>(use.fd),
+                static_cast<unsigned long>(local_fd)) == 0;
+  });
+  return at == end ? nullptr : at->second;
 }
 
 bool FileScan::read_descriptor(size_t process, int fd, Found& found) const {

@@ -6,9 +6,11 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "engine/base/finding.h"
@@ -120,7 +122,8 @@ class FileScan {
   std::vector<UniqueFd> in_flight_;  // copies
   std::vector<std::unique_ptr<Description>> descriptions_;
   std::vector<std::pair<dev_t, long>> filesystems_;
-  std::vector<std::vector<std::pair<int, Description*>>> by_fd_;  // by process, ascending fd
+  std::vector<std::vector<std::pair<int, Description*>>> by_fd_;   // by process, ascending fd
+  std::multimap<std::pair<dev_t, ino_t>, Description*> by_inode_;  // made when first needed
 };
 
 }  // namespace icp

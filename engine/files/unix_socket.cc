@@ -8,6 +8,7 @@
 #include <algorithm>
 #include <map>
 #include <optional>
+#include <set>
 #include <string>
 #include <utility>
 #include <vector>
@@ -51,6 +52,11 @@ class SocketSet {
         if (auto peer = kernel.query(diag->peer_ino)) peers_.emplace(diag->peer_ino, *peer);
       }
     }
+    for (const auto& [ino, diag] : known_) {
+      if (diag.listening) listening_.insert(diag.name);
+      for (size_t place = 0; place < diag.pending.size(); ++place)
+        waiting_.try_emplace(diag.pending[place], &diag, place);
+    }
   }
 
   const std::vector<Socket>& sockets() const { return sockets_; }
@@ -64,21 +70,13 @@ class SocketSet {
     return at == peers_.end() ? "" : at->second.name;
   }
   // A listening socket of that name.
-  bool listens(const std::string& name) const {
-    return std::any_of(sockets_.begin(), sockets_.end(), [&](const Socket& socket) {
-      return socket.diag && socket.diag->listening && socket.diag->name == name;
-    });
-  }
+  bool listens(const std::string& name) const { return listening_.count(name) != 0; }
   // The listener that a connection waits for, and its place in the queue there; null when that is not known here.
   const UnixDiag* waits_for(uint32_t ino, size_t& place) const {
-    for (const Socket& socket : sockets_) {
-      if (!socket.diag) continue;
-      const auto& pending = socket.diag->pending;
-      const auto at = std::find(pending.begin(), pending.end(), ino);
-      place = static_cast<size_t>(at - pending.begin());
-      if (at != pending.end()) return &*socket.diag;
-    }
-    return nullptr;
+    const auto at = waiting_.find(ino);
+    if (at == waiting_.end()) return nullptr;
+    place = at->second.second;
+    return at->second.first;
   }
   // Both ends are in the capsule and connected to each other, or the other one has closed.
   bool paired(const UnixDiag& diag) const {
@@ -92,6 +90,8 @@ class SocketSet {
  private:
   std::vector<Socket> sockets_;
   std::map<uint32_t, UnixDiag> known_, peers_;
+  std::set<std::string> listening_;                                 // names
+  std::map<uint32_t, std::pair<const UnixDiag*, size_t>> waiting_;  // for which listener, and where in its queue
 };
 
 // Where the file is that a socket is bound to; nothing when no name leads there any more. A relative name is relative

@@ -151,7 +151,8 @@ void check_thread_states(const ProcessRef& process, const ProcStatus& leader, Fi
 void note_thread_states(StoppedProcess& process) {
   Findings findings;
   // Only a privileged thread has namespaces of its own, or with a user namespace of its own, which a thread cannot get.
-  const bool privileged = process.status.cap_prm != 0 || keeps_rights();
+  const bool several = process.threads.size() > 1;
+  const bool privileged = several && (process.status.cap_prm != 0 || keeps_rights());
   ThreadLook look(process.ref, process.status, true, privileged, findings);
   for (size_t place = 0; place < process.threads.size() && findings.empty(); ++place) {
     Tracee& thread = process.threads[place];

@@ -81,7 +81,7 @@ std::vector<CallEntry> CallBatch::make_table(RemoteAddr table, RemoteAddr answer
 bool CallBatch::start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal) {
   if (stub.value == 0) return false;
   look_at_filters(thread);
-  const size_t frame_bytes = make_return_frame({}, back.regs, back.signal_mask, back.xstate).size();
+  const size_t frame_bytes = return_frame_bytes(back.xstate.size());
   const size_t table_at = aligned(frame_bytes), table_bytes = (calls_.size() + kOwnCalls) * sizeof(CallEntry);
   std::vector<std::byte> content(table_at + table_bytes + answers_.size());
   const RemoteAddr frame = return_frame_place(back.regs.rsp, content.size());

@@ -166,7 +166,7 @@ void RemoteProcess::protect_calls(const user_regs_struct& regs, uint64_t signal_
 void RemoteProcess::borrow_stack() {
   const auto& [regs, mask] = *way_back_;
   const std::vector<std::byte> xstate = thread_->xstate();
-  const RemoteAddr at = return_frame_place(regs.rsp, make_return_frame({}, regs, mask, xstate).size());
+  const RemoteAddr at = return_frame_place(regs.rsp, return_frame_bytes(xstate.size()));
   borrowed_ = BorrowedStack::borrow(pid_, at, make_return_frame(at, regs, mask, xstate));
   call_stack_ = borrowed_ ? return_stack_pointer(at) : 0;
   if (!borrowed_) way_back_.reset();

@@ -6,6 +6,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
+#include <mutex>
 
 #include "engine/trace/xstate_layout.h"
 
@@ -47,8 +49,7 @@ user_regs_struct restarted(user_regs_struct regs) {
   return regs;
 }
 
-// Bytes of the extended state of a thread that has used no dynamic feature, the header and all.
-size_t default_xstate_size(uint64_t features) {
+size_t ask_xstate_size(uint64_t features) {
   size_t size = kXstateMinimum;
   for (unsigned feature = kFirstExtended; feature < 63; ++feature) {
     unsigned bytes = 0, offset = 0, flags = 0, unused = 0;
@@ -59,6 +60,17 @@ size_t default_xstate_size(uint64_t features) {
     size = std::max<size_t>(size, offset + bytes);
   }
   return size;
+}
+
+// Bytes of the extended state of a thread that has used no dynamic feature, the header and all. Asked of the processor
+// once: CPUID leaves a virtual machine, which takes as long as all else that is done for a thread.
+size_t default_xstate_size(uint64_t features) {
+  static std::map<uint64_t, size_t> known;
+  static std::mutex mutex;
+  const std::lock_guard lock(mutex);
+  const auto [size, is_new] = known.try_emplace(features, 0);
+  if (is_new) size->second = ask_xstate_size(features);
+  return size->second;
 }
 
 uint64_t word_at(std::span<const std::byte> bytes, size_t offset) {
@@ -118,9 +130,11 @@ RemoteAddr return_frame_place(uint64_t stack_pointer, size_t bytes) {
   return {(stack_pointer - kRedZone - bytes) / kFrameAlignment * kFrameAlignment};
 }
 
+size_t return_frame_bytes(size_t xstate_bytes) { return kXstateOffset + xstate_bytes + sizeof kXstateMagic2; }
+
 std::vector<std::byte> make_return_frame(RemoteAddr at, const user_regs_struct& regs, uint64_t signal_mask,
                                          std::span<const std::byte> xstate) {
-  std::vector<std::byte> bytes(kXstateOffset + xstate.size() + sizeof kXstateMagic2);
+  std::vector<std::byte> bytes(return_frame_bytes(xstate.size()));
   SignalFrame frame{};
   frame.context.uc_flags = kUcFpXstate | kUcSigcontextSs | kUcStrictRestoreSs;
   frame.context.uc_stack.ss_flags = 0x7777;  // invalid: the alternate stack stays as it is

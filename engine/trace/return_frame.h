@@ -61,6 +61,9 @@ static_assert(sizeof(CallEntry) == 64);
 // would.
 RemoteAddr return_frame_place(uint64_t stack_pointer, size_t bytes);
 
+// How many bytes a frame with an extended state of so many takes.
+size_t return_frame_bytes(size_t xstate_bytes);
+
 // Bytes of a frame for a thread stopped with these registers; it is to lie at `at`, 64-byte aligned, and the stack
 // pointer during calls is return_stack_pointer(at). A system call that was interrupted is set to be made again; it must
 // not be one that restart_syscall(2) would go on with, since rt_sigreturn makes the kernel forget those (use the
