@@ -163,16 +163,28 @@ def fixed(bench):
     return found
 
 
+def many_of(number):
+    """By name: options of sleepers, each for as many as the goal is said for when `number` is 1000."""
+    return {f"{number} threads": ["--mib", 1, "--threads", number],
+            f"{number} threads in timed waits": ["--mib", 1, "--threads", number, "--timed"],
+            f"{number} processes": ["--mib", 0.0625, "--processes", number],
+            f"{number} Unix sockets": ["--mib", 1, "--unix", number],
+            f"{number * 8} Unix sockets": ["--mib", 1, "--unix", number * 8],
+            f"{number} UDP sockets": ["--mib", 1, "--udp", number],
+            f"{number} TCP sockets": ["--mib", 1, "--tcp", number],
+            f"{number * 10} mappings": ["--mib", 1, "--inherited", number * 10 / 256, "--mappings", number * 10]}
+
+
 def many(bench):
-    """What could grow with the square: threads, mappings, processes, twice as many in the second row of each."""
+    """What could grow with the square: threads, processes (children of one), sockets, mappings; twice as many in the second row of
+    each."""
     found = {}
     for number in (500, 1000) if bench.quick else (1000, 2000):
-        for name, options in {f"{number} threads": ["--mib", 1, "--threads", number],
-                              f"{number // 2} processes": ["--mib", 0.0625, "--processes", number // 2],
-                              f"{number * 10} mappings": ["--mib", 1, "--inherited", number * 10 / 256, "--mappings", number * 10]}.items():
+        for name, options in many_of(number).items():
             with bench.job([bench.tools / "sleepers", *options], ready="ready") as job:
                 job.take()
                 taken = [job.take() for _ in range(3)]
+                kill(job.pid)  # as after a death: its ports are free
                 found[name] = {key: median([one[key] for one in taken]) for key in taken[0]} | {
                     "restart_s": median([job.restart() for _ in range(3)])}
     return found
@@ -197,11 +209,15 @@ def family(bench):
 
 
 def versions(bench):
-    """Restart time over the number of versions, each of which rewrote 1%."""
+    """Restart time over the number of versions, each of which rewrote 1% (some more where a version takes longer than a round). As
+    many as half of the free disk has room for."""
     mib, numbers = (64, (1, 10, 100)) if bench.quick else (512, (1, 10, 100, 700))
-    with bench.malloc_and_write(mib, round_ms=10) as job:
-        for _ in range(numbers[-1]):
-            job.take()
+    with bench.malloc_and_write(mib, round_ms=20 if bench.quick else 100) as job:
+        left, taken = shutil.disk_usage(bench.work).free // 2, 0
+        while taken < numbers[-1] and left > 0:
+            left -= job.take()["bytes"]
+            taken += 1
+        numbers = sorted({number for number in numbers if number < taken} | {taken})
         times = {number: [] for number in numbers}
         for _ in range(5):  # in turn: whatever else the machine does falls on all of them
             for number in numbers:

@@ -226,6 +226,11 @@ def goals_part(results, _):
         for name, limit in (("4 MiB, 1 thread", 0.005), ("4 MiB, 64 threads", 0.015), ("100 processes", 0.1)):
             taken = results["fixed"][name]["stop_s"]
             goal(f"stop, {name}", f"under {limit * 1000:.0f} ms", seconds(taken), taken < limit)
+    for name, one in results.get("many", {}).items():
+        if name.split()[0] not in ("1000", "8000", "10000"):
+            continue
+        goal(f"stop, {name}", "under 100 ms", seconds(one["stop_s"]), one["stop_s"] < 0.1)
+        goal(f"restart, {name}", "under 2 s", seconds(one["restart_s"]), one["restart_s"] < 2)
     if "slowdown" in results:
         for name, limit in (("tracking_alone", 0.02), ("60 s", 0.01)):
             if name in results["slowdown"]:
