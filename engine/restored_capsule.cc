@@ -65,6 +65,28 @@ std::map<int, std::array<int, 3>> complete_streams(const RestoreOptions& options
   return streams;
 }
 
+// Until they are let go for good: a tracer that lets go of a process would let it run. To be destroyed before them.
+class KilledUnlessKept {
+ public:
+  explicit KilledUnlessKept(std::vector<std::unique_ptr<ProcessRestore>>& processes) : processes_(processes) {}
+  ~KilledUnlessKept() {
+    if (kept_) return;
+    for (const auto& process : processes_) ::kill(process->stopped().ref.pid, SIGKILL);
+    for (const auto& process : processes_) {
+      // The leader's end is reported only when all other threads have been waited for.
+      auto& threads = process->stopped().threads;
+      for (auto thread = threads.rbegin(); thread != threads.rend(); ++thread) thread->forget_ended();
+    }
+  }
+  KilledUnlessKept(const KilledUnlessKept&) = delete;
+  KilledUnlessKept& operator=(const KilledUnlessKept&) = delete;
+  void keep() { kept_ = true; }
+
+ private:
+  std::vector<std::unique_ptr<ProcessRestore>>& processes_;
+  bool kept_ = false;
+};
+
 }  // namespace
 
 struct RestoredCapsule::Impl {
@@ -145,6 +167,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .sysv = &sysv,
                                 .ipc = ipc.get(),
                                 .keep_changed = options.changed == ChangedFiles::kAccept,
+                                .dry = options.dry,
                                 .lazy = lazy.get()});
   memory_restore.check();
   memory_restore.create_objects();
@@ -152,6 +175,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   FileRestore files(capsule, {.identity = options.identity,
                               .root_fd = root.get(),
                               .changed = options.changed,
+                              .dry = options.dry,
                               .taken_unix_ns = version.manifest().taken_unix_ns(),
                               .outer = streams,
                               .pmi = options.pmi,
@@ -186,8 +210,10 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                              options.identity,
                              carrier,
                              bindings,
-                             capsule.suspended()};
+                             capsule.suspended(),
+                             options.dry};
   std::vector<std::unique_ptr<ProcessRestore>> processes;
+  KilledUnlessKept until_the_end(processes);
   for (const pb::Process& process : capsule.processes()) {
     if (process.state() == pb::Process::ZOMBIE) continue;
     processes.push_back(std::make_unique<ProcessRestore>(shared, process));
@@ -212,13 +238,15 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   }
   for (auto& process : processes) process->drop_rights();
   for (auto& process : processes) process->finish();
-  close_all(processes, !shared.go_on);
+  close_all(processes, !shared.go_on && !options.dry);  // in which one may run into its stop
   note_tasks(capsule, processes);
   note_streams(streams, options);
   files.meet();
+  if (options.dry) return;  // the builder takes all of it with it
   // From here on the outside changes; what could fail has been tried.
   files.apply_side_effects();
   memory_restore.apply_side_effects();
+  until_the_end.keep();
   finish_all(processes, builder);
 }
 
@@ -258,6 +286,15 @@ RestoredCapsule RestoredCapsule::restore(const RestoreOptions& options) {
   impl->manifest = version.manifest();
   impl->build(options, version, capsule);
   return RestoredCapsule(std::move(impl));
+}
+
+void RestoredCapsule::rehearse(const RestoreOptions& options) {
+  RestoreOptions dry = options;
+  dry.dry = true;
+  dry.track = dry.lazy = false;
+  dry.streams.clear();  // a session that ends takes its terminal with it
+  dry.pmi.clear();
+  restore(dry);
 }
 
 RestoredCapsule::RestoredCapsule(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}

@@ -145,6 +145,13 @@ struct RestoreOptions {
   // until all is there, and looks at all of it. kRefused where the kernel does not allow it.
   bool lazy = false;
   TrackerKind tracker = TrackerKind::kAuto;
+  // A rehearsal beside the running job: all goes as in a restart, up to the moment before anything runs, but that
+  // nothing outside of the new namespaces is changed or taken. Files are opened for reading and compared; unnamed ones
+  // stand in for those that would be written to, unnamed pipes for FIFOs; locks, leases and names of Unix sockets are
+  // left to who has them. Ports and abstract names are free in a network namespace of the caller's
+  // (enter_own_network()); what needs one is left out otherwise, with a warning that names it. Set by
+  // RestoredCapsule::rehearse().
+  bool dry = false;
 };
 
 struct TaskExit {
@@ -157,6 +164,9 @@ class RestoredCapsule {
  public:
   // Rebuilds everything, then lets it run. On any error nothing has run and nothing outside was changed.
   static RestoredCapsule restore(const RestoreOptions& options);
+  // Whether restore() would succeed: rebuilds everything beside the running job and throws it away
+  // (RestoreOptions::dry). Throws what restore() would. Takes as much memory as the job.
+  static void rehearse(const RestoreOptions& options);
   RestoredCapsule(RestoredCapsule&&) noexcept;
   ~RestoredCapsule();
 

@@ -12,7 +12,9 @@
 #include "coordinator/icp/open_image.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/users.h"
+#include "engine/base/own_network.h"
 #include "engine/image/image_dir.h"
+#include "engine/session.h"
 
 namespace icp {
 
@@ -79,8 +81,38 @@ std::vector<std::string> problems_of(const ImageDir& image, uint32_t version) {
   return problems;
 }
 
-int verify(const ImageOptions& options) {
-  const ImageDir image = open_image(options.dir, reader_of(options.dir), options.node);
+struct RehearsalOptions {
+  bool wanted = false;
+  std::string user;
+};
+
+// From now on this process has the rights of the user whose processes are to be put together, and ports of its own.
+Identity prepare_rehearsal(const ImageOptions& image, const RehearsalOptions& options) {
+  Identity identity = options.user.empty() ? reader_of(image.dir) : identity_to_work_as(options.user);
+  if (options.user.empty()) check_roots_image(image.dir, identity);
+  enter_own_network();
+  work_as(identity);
+  return identity;
+}
+
+std::vector<std::string> rehearse(const ImageDir& image, const ImageOptions& options, const Identity& identity,
+                                  uint32_t version) {
+  RestoreOptions restore;
+  restore.image_path = options.dir;
+  restore.node = image.node();
+  restore.version = version;
+  restore.identity = identity;
+  try {
+    RestoredCapsule::rehearse(restore);
+  } catch (const Error& error) {
+    return {"cannot be restored: " + sentence(error)};
+  }
+  return {};
+}
+
+int verify(const ImageOptions& options, const RehearsalOptions& rehearsal) {
+  const Identity identity = rehearsal.wanted ? prepare_rehearsal(options, rehearsal) : reader_of(options.dir);
+  const ImageDir image = open_image(options.dir, identity, options.node);
   std::vector<uint32_t> numbers;
   if (options.version != 0) {
     numbers.push_back(options.version);
@@ -92,9 +124,17 @@ int verify(const ImageOptions& options) {
   for (const uint32_t version : numbers) {
     const std::vector<std::string> problems = problems_of(image, version);
     if (!problems.empty() && options.version == 0 && !image.has_version(version)) continue;  // pruned meanwhile
-    for (const std::string& problem : problems) print_error(fmt::format("version {}: {}", version, printable(problem)));
-    fmt::print("version {}: {}\n", version, problems.empty() ? "whole" : "damaged");
-    if (!problems.empty()) code = kExitFailed;
+    const bool whole = problems.empty();
+    const std::vector<std::string> obstacles =
+        whole && rehearsal.wanted ? rehearse(image, options, identity, version) : std::vector<std::string>();
+    if (!obstacles.empty() && options.version == 0 && !image.has_version(version)) continue;
+    for (const auto* list : {&problems, &obstacles})
+      for (const std::string& text : *list) print_error(fmt::format("version {}: {}", version, printable(text)));
+    const char* const restores = !rehearsal.wanted || !whole ? ""
+                                 : obstacles.empty()         ? ", restores"
+                                                             : ", does not restore";
+    fmt::print("version {}: {}{}\n", version, whole ? "whole" : "damaged", restores);
+    if (!whole || !obstacles.empty()) code = kExitFailed;
   }
   return code;
 }
@@ -120,8 +160,16 @@ void add_image_commands(Cli& cli) {
   app = cli.app.add_subcommand("verify", "Read and check every byte of the versions in a directory");
   options->add_to(*app);
   options->add_version(*app, "Only this version, and what it needs of others");
-  app->footer("Exits with 0 if all is whole, 1 if something is damaged.");
-  app->callback([&cli, options] { cli.chosen = [options] { return verify(*options); }; });
+  auto rehearsal = std::make_shared<RehearsalOptions>();
+  CLI::Option* wanted =
+      app->add_flag("--restore", rehearsal->wanted,
+                    "Put each together, too, beside the running job, up to the moment before anything runs");
+  app->add_option("--user", rehearsal->user, "With --restore: as this user (default: the owner of DIR)")
+      ->type_name("NAME")
+      ->needs(wanted);
+  app->footer("Exits with 0 if all is whole (and restores), 1 if something is not.");
+  app->callback(
+      [&cli, options, rehearsal] { cli.chosen = [options, rehearsal] { return verify(*options, *rehearsal); }; });
 }
 
 }  // namespace icp

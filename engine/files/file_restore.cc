@@ -131,7 +131,7 @@ void FileRestore::create() {
     const int fd = impl_->context.get(id);
     if (fd < 0 || file->has_outer()) continue;
     set_flags(*file, fd);
-    restore_locks(*file, fd);
+    if (!impl_->options.dry) restore_locks(*file, fd);
   }
 }
 
@@ -157,7 +157,7 @@ void FileRestore::finish_process(RemoteProcess& remote, const pb::Process& proce
     if (file.has_outer() || !impl_->owned.insert(file.id()).second) continue;
     restore_owner(remote, file, descriptor.fd(), impl_->context.get(file.id()));
   }
-  restore_posix_locks(remote, process, impl_->files);
+  if (!impl_->options.dry) restore_posix_locks(remote, process, impl_->files);
 }
 
 void FileRestore::deliver() {
@@ -167,6 +167,7 @@ void FileRestore::deliver() {
 
 void FileRestore::meet() {
   const NetworkRestore& network = impl_->options.network;
+  if (impl_->options.dry) return;  // the other capsules are not there
   if (network.meet) impl_->context.other_ends = network.meet(impl_->context.open_ends);
   check_connections(impl_->context);
 }

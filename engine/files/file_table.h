@@ -79,6 +79,7 @@ struct FileRestoreOptions {
   Identity identity;  // files are opened with these rights
   int root_fd = -1;   // O_PATH of the capsule's root directory, paths are resolved below it
   ChangedFiles changed = ChangedFiles::kRestore;
+  bool dry = false;            // see RestoreOptions; apply_side_effects() is not called then
   uint64_t taken_unix_ns = 0;  // when the version was taken; 0: unknown. A file made later is another file
   // New standard streams by task rank.
   std::map<int, std::array<int, 3>> outer;

@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <signal.h>
 #include <sys/ioctl.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 
 #include "engine/base/error.h"
@@ -50,6 +51,8 @@ class OuterStreamKind final : public SingleFileKind {
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
     const pb::OuterStream& outer = file.outer();
+    const bool to_manager = outer.fd() == kPmiStream || outer.fd() == kPmixRelayStream;
+    if (to_manager && context.options.dry) return stand_in();
     if (outer.fd() == kPmiStream) return new_pmi_connection(context, file);
     if (outer.fd() == kPmixRelayStream) return new_relay_stream(context, file);
     const auto task = context.options.outer.find(outer.rank());
@@ -75,6 +78,12 @@ class OuterStreamKind final : public SingleFileKind {
     const bool read_only = (::fcntl(fd, F_GETFL) & O_ACCMODE) == O_RDONLY;
     if (::fstat(fd, &now) != 0 || !S_ISREG(now.st_mode) || !read_only || now.st_ino != file.identity().ino()) return;
     seek_to_position(file, fd);
+  }
+
+  static UniqueFd stand_in() {
+    UniqueFd fd(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
+    if (!fd) throw_errno("cannot make a Unix socket");
+    return fd;
   }
 
   static UniqueFd new_pmi_connection(const RestoreContext& context, const pb::OpenFile& file) {

@@ -126,7 +126,9 @@ void create_named(RestoreContext& context, const std::vector<const pb::OpenFile*
 
 void create_pipe(RestoreContext& context, const std::vector<const pb::OpenFile*>& files) {
   const pb::OpenFile* with_data = check_ends(files);
-  if (files.front()->pipe().fifo_path().empty()) {
+  const bool named = !files.front()->pipe().fifo_path().empty();
+  if (named && context.options.dry) find_image_path(context, *files.front(), S_IFIFO);  // what is in it is the job's
+  if (!named || context.options.dry) {
     create_anonymous(context, files, with_data);
   } else {
     create_named(context, files, with_data);

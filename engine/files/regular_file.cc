@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include <string>
@@ -42,6 +43,20 @@ const char* kernel_file(long filesystem, const std::string& path) {
 }
 
 bool is_made_up(long filesystem) { return filesystem == PROC_SUPER_MAGIC || filesystem == SYSFS_MAGIC; }
+
+// In a rehearsal. The running job's watches and leases see nothing of a file that is opened for reading without them.
+UniqueFd open_to_look(const RestoreContext& context, const pb::OpenFile& file, const FoundPath& found) {
+  if (!open_for_writing(file) && !file.has_lease()) return open_found(context, file, found);
+  const std::string path = fmt::format("/proc/self/fd/{}", found.fd.get());
+  const FsIdentity as_user(context.options.identity);
+  if (open_for_writing(file) && ::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) != 0)
+    throw_errno("cannot open {} again", image_file_name(file));
+  UniqueFd fd(file.has_lease() ? -1 : ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
+  if (fd) return fd;
+  fd.reset(::memfd_create("stand-in", MFD_CLOEXEC));
+  if (!fd || ::ftruncate(fd.get(), found.stat.st_size) != 0) throw_errno("cannot stand in for a file");
+  return fd;
+}
 
 class RegularFileKind final : public SingleFileKind {
  public:
@@ -90,13 +105,19 @@ class RegularFileKind final : public SingleFileKind {
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
     const uint64_t saved = file.regular().size();
     if (saved > static_cast<uint64_t>(INT64_MAX)) throw_bad_file(file, "its size is out of range");
+    const std::pair inode(file.identity().dev(), file.identity().ino());
+    if (context.options.dry && file.regular().object() != 0 && context.remade.count(inode) != 0) {
+      UniqueFd stand_in = context.options.open_object(file.regular().object(), file.flags());
+      seek_to_position(file, stand_in.get());
+      return stand_in;
+    }
     const FoundPath found = find_saved_file(context, file);
     const auto now = static_cast<uint64_t>(found.stat.st_size);
     // A file that is only read may well be somebody else's log: its growth is none of our business.
     if (!open_for_writing(file) && now < saved) {
       throw_bad_file(file, fmt::format("it had {} bytes at the checkpoint and has only {} now", saved, now));
     }
-    UniqueFd fd = open_found(context, file, found);
+    UniqueFd fd = context.options.dry ? open_to_look(context, file, found) : open_found(context, file, found);
     seek_to_position(file, fd.get());
     if (open_for_writing(file)) settle_changes(context, file, found, fd.get());
     return fd;

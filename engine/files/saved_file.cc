@@ -120,9 +120,10 @@ UniqueFd make_at_path(RestoreContext& context, const std::string& path) {
 // A file that is gone, from the content in the image. One that is only read need not have its name.
 FoundPath make_again(RestoreContext& context, const pb::OpenFile& file, const std::string& content) {
   const std::string& path = file.identity().path();
-  UniqueFd fd = make_at_path(context, path);
+  UniqueFd fd = context.options.dry ? UniqueFd() : make_at_path(context, path);
   const bool named = static_cast<bool>(fd);
-  if (!named && open_for_writing(file)) throw_errno("cannot make {} again, which was open at the checkpoint", path);
+  if (!named && open_for_writing(file) && !context.options.dry)
+    throw_errno("cannot make {} again, which was open at the checkpoint", path);
   if (!named) fd.reset(::memfd_create(last_name_of(path).substr(0, 240).c_str(), MFD_CLOEXEC));
   if (!fd || ::pwrite(fd.get(), content.data(), content.size(), 0) != static_cast<ssize_t>(content.size())) {
     throw_errno("cannot write {}", path);
@@ -132,7 +133,7 @@ FoundPath make_again(RestoreContext& context, const pb::OpenFile& file, const st
   if (::fstat(fd.get(), &found.stat) != 0) throw_errno("cannot look at {}", path);
   spdlog::info("{}, which was open at the checkpoint, is gone: made again from the image{}", path,
                named ? "" : ", without its name");
-  if (!named) return found;
+  if (!named && !context.options.dry) return found;
   context.remade.insert(inode_of(file));
   const mode_t mode = file.identity().mode() & 0777;
   const int64_t mtime = file.identity().mtime_ns();
@@ -293,6 +294,7 @@ void settle_changes(RestoreContext& context, const pb::OpenFile& file, const Fou
   if (content == nullptr) refuse_change(file, fmt::format("{}, and its content is not in the image", text_of(change)));
   const FsIdentity as_user(context.options.identity);
   const std::string self = fmt::format("/proc/self/fd/{}", found.fd.get());
+  if (context.options.dry) return;  // whether it may be written to has been looked at
   auto writing = std::make_shared<UniqueFd>(::open(self.c_str(), O_WRONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY));
   if (!*writing) throw_errno("cannot open {} for writing", path);
   spdlog::info("{} {}: it gets back what it held", path, text_of(change));

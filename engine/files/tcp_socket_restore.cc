@@ -2,6 +2,7 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -12,6 +13,7 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/own_network.h"
 #include "engine/broker/broker.h"
 #include "engine/files/inet_diag.h"
 #include "engine/files/packet_options.h"
@@ -325,12 +327,20 @@ void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
     const auto other = by_ends.find({ends.second, ends.first});
     if (other != by_ends.end()) {
       check_order(*file, other->second->tcp().received());
-    } else if (context.options.network.meet) {
+    } else if (context.options.network.meet || context.options.dry) {
       context.open_ends.push_back({ends.first, ends.second, file->tcp().received()});
       context.open_files.push_back(file);
     } else {
       throw_bad_file(*file, name_of(*file) + " leads to a capsule that is not part of this restart");
     }
+  }
+  if (context.options.dry && !in_own_network()) {
+    for (const pb::OpenFile* file : files) {
+      spdlog::warn("{} was left out, whose port is in use: a network namespace would take root",
+                   image_file_name(*file));
+      context.put(*file, make_inet_socket(context, domain_of(file->tcp()), SOCK_STREAM));
+    }
+    return;
   }
   // A port can be listened on, and bound without SO_REUSEADDR, only before a connection has it.
   for (const pb::OpenFile* file : files) {

@@ -2,9 +2,11 @@
 #include "engine/files/udp_socket.h"
 
 #include <netinet/in.h>
+#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
 #include "engine/base/error.h"
+#include "engine/base/own_network.h"
 #include "engine/files/packet_options.h"
 #include "engine/files/socket_option.h"
 
@@ -56,6 +58,10 @@ class UdpSocketKind final : public SingleFileKind {
     UniqueFd fd = make_inet_socket(context, domain, SOCK_DGRAM);
     restore_socket_options(file, socket.options(), fd.get());
     restore_socket_buffers(socket.buffers(), fd.get());
+    if (context.options.dry && !in_own_network()) {
+      spdlog::warn("{} was left out, whose port is in use: a network namespace would take root", image_file_name(file));
+      return fd;
+    }
     sockaddr_storage name;
     InetAddress local = context.addresses.local(InetAddress::of(socket.local()));
     const InetAddress remote =

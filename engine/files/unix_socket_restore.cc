@@ -23,6 +23,7 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/own_network.h"
 #include "engine/files/socket_option.h"
 #include "engine/files/unix_maker.h"
 #include "engine/files/unix_refill.h"
@@ -150,7 +151,8 @@ void shut(const pb::UnixSocket& socket, int fd) {
 }
 
 // A path in the way may only be the socket of a program that has ended: nobody answers there.
-void check_free(const pb::OpenFile& file, const UnixAddress& address, const std::string& name) {
+// `dry`: it is the running job's.
+void check_free(const pb::OpenFile& file, const UnixAddress& address, const std::string& name, bool dry) {
   struct stat status {};
   if (name[0] != '\0') {
     if (::lstat(name.c_str(), &status) != 0) {
@@ -159,6 +161,7 @@ void check_free(const pb::OpenFile& file, const UnixAddress& address, const std:
     }
     if (!S_ISSOCK(status.st_mode)) throw_bad_file(file, fmt::format("{} is in the way of a Unix socket", name));
   }
+  if (dry && (name[0] != '\0' || !in_own_network())) return;
   const UniqueFd probe(::socket(AF_UNIX, file.unix_socket().type() | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
   if (!probe) throw_errno("cannot make a Unix socket");
   if (::connect(probe.get(), address.get(), address.length) == 0 || errno != ECONNREFUSED) {
@@ -179,7 +182,7 @@ std::vector<std::string> make_directories(const std::string& path) {
 // A socket whose path is gone has the name all the same. Where something lives by that name now it cannot have it.
 bool is_name_free(const pb::OpenFile& file, const UnixAddress& address, const std::string& name) {
   try {
-    check_free(file, address, name);
+    check_free(file, address, name, false);
     return true;
   } catch (const Error& error) {
     spdlog::warn("{}: a socket that had this name does without it", error.what());
@@ -201,7 +204,7 @@ void bind_socket(const pb::OpenFile& file, const UnixAddress& address, int fd) {
     const sa_family_t family = AF_UNIX;  // alone: any abstract name, so that it can listen
     if (socket.listening()) ::bind(fd, reinterpret_cast<const sockaddr*>(&family), sizeof family);
   } else {
-    if (!socket.unlinked()) check_free(file, address, name);
+    if (!socket.unlinked()) check_free(file, address, name, false);
     if (is_path) ::unlink(name.c_str());
     if (is_path) ::umask(~socket.mode() & 0777);  // of this thread only, see in_capsule_root()
     if (::bind(fd, address.get(), address.length) != 0) throw_errno("cannot bind a Unix socket to {}", printable(name));
@@ -251,7 +254,7 @@ void bind_later(const RestoreContext& context, const pb::OpenFile& file, int fd,
   const std::string& name = file.unix_socket().name();
   const UnixAddress address(file, name);
   if (!file.unix_socket().unlinked() && (name[0] == '\0' || name[0] == '/'))
-    in_capsule_root(options, [&] { check_free(file, address, name); });
+    in_capsule_root(options, [&] { check_free(file, address, name, options.dry); });
   auto& list = file.unix_socket().unlinked() ? names.unlinked_binds : names.binds;
   list.emplace_back(
       [&file, &options, address, fd] { in_capsule_root(options, [&] { bind_socket(file, address, fd); }); });
@@ -275,7 +278,7 @@ int listener_of(const RestoreContext& context, const pb::OpenFile& file, const U
   UniqueFd& made = names.listeners[socket.name()];
   if (made) return made.get();
   const MakerIdentity as_user(context.options.identity);
-  check_free(file, address, socket.name());
+  check_free(file, address, socket.name(), context.options.dry);
   made.reset(::socket(AF_UNIX, socket.type() | SOCK_CLOEXEC, 0));
   if (!made || ::bind(made.get(), address.get(), address.length) != 0 || ::listen(made.get(), 1) != 0) {
     throw_errno("cannot listen on Unix socket {}", printable(socket.name()));
@@ -377,7 +380,7 @@ bool listens_now(RestoreContext& context, const pb::OpenFile& file, int fd, Name
   if (!socket.listening() || !socket.name().starts_with('\0') || names.abstract[socket.name()] < 2) return false;
   const UnixAddress address(file, socket.name());
   const MakerIdentity as_user(context.options.identity);
-  check_free(file, address, socket.name());
+  check_free(file, address, socket.name(), context.options.dry);
   bind_socket(file, address, fd);
   names.listening.emplace(socket.name(), file.id());
   return true;
@@ -434,7 +437,9 @@ void create_unix_sockets(RestoreContext& context, ImageFiles files) {
     if (!names.by_inode.emplace(file->unix_socket().ino(), file).second) {
       throw_bad_file(*file, fmt::format("Unix socket {} is in the image twice", file->unix_socket().ino()));
     }
-    if (file->unix_socket().name().starts_with('\0')) names.abstract[file->unix_socket().name()]++;
+    // They are taken by the running job in a rehearsal without a network of its own.
+    const bool can_have = !context.options.dry || in_own_network();
+    if (can_have && file->unix_socket().name().starts_with('\0')) names.abstract[file->unix_socket().name()]++;
   }
   for (const pb::OpenFile* file : files)
     if (!file->unix_socket().paired()) create_lone(context, *file, names);

@@ -24,6 +24,7 @@ struct MemoryRestore::Impl {
         files(options.identity, options.root_fd),
         objects(version, capsule, files, options.sysv, options.ipc) {
     if (options.keep_changed) objects.keep_changed();
+    if (options.dry) objects.set_dry();
   }
 
   const VersionReader& version;

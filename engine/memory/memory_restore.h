@@ -30,6 +30,7 @@ struct MemoryRestoreOptions {
   const RestoredSysv* sysv = nullptr;
   IpcAccess* ipc = nullptr;   // where these objects are
   bool keep_changed = false;  // files that were only saved because they were open stay as they are, if they are there
+  bool dry = false;           // see RestoreOptions; apply_side_effects() is not called then
   LazyFill* lazy = nullptr;   // private anonymous memory comes after the processes run
 };
 

@@ -209,6 +209,8 @@ void ObjectRestore::create_one(const pb::MemoryObject& object) {
     if (made.fd && holds_saved_content(object, made.fd.get())) return;
     made.fd.reset();
   }
+  const bool named = object.kind() == pb::MemoryObject::SHM_FILE || object.kind() == pb::MemoryObject::MAPPED_FILE;
+  if (dry_ && named) return create_stand_in(object, made);
   switch (object.kind()) {
     case pb::MemoryObject::SYSV:
       fill_segment(object);
@@ -291,7 +293,9 @@ bool ObjectRestore::is_whole(const pb::MemoryObject& object) const {
 // A file that was mapped for writing, or saved whole, by whatever name of its directory. None, with errno, when it is
 // gone. What has its name now and is another file must not be written to.
 UniqueFd ObjectRestore::find_mapped(const pb::MemoryObject& object) const {
-  UniqueFd fd = files_.open(object.path(), O_RDWR);
+  // Closing a file that was open for writing is seen by who watches it.
+  const int flags = dry_ ? O_RDONLY : O_RDWR;
+  UniqueFd fd = files_.open(object.path(), flags);
   const int error = errno;
   struct stat now {};
   if (fd && ::fstat(fd.get(), &now) == 0) {
@@ -308,7 +312,7 @@ UniqueFd ObjectRestore::find_mapped(const pb::MemoryObject& object) const {
   const std::string directory = directory_of(object.path());
   for (const std::string& name : files_.names(directory, wanted)) {
     spdlog::info("{} is {} now: that one is gone on with", object.path(), directory + name);
-    return files_.open(directory + name, O_RDWR);
+    return files_.open(directory + name, flags);
   }
   if (fd) {
     throw Error(ErrorKind::kImage,
@@ -339,11 +343,32 @@ void ObjectRestore::create_mapped(const pb::MemoryObject& object, Made& made) {
   }
 }
 
+// What the object's own file would come to hold, in one without a name: the file is the running job's.
+void ObjectRestore::create_stand_in(const pb::MemoryObject& object, Made& made) {
+  if (object.kind() == pb::MemoryObject::MAPPED_FILE) {
+    made.remade = !find_mapped(object);
+    if (made.remade && (errno != ENOENT || !is_whole(object))) throw_errno("cannot open {} for writing", object.path());
+  } else {
+    for (const std::string& name : names_of(object)) {
+      const UniqueFd there = files_.open(name, O_PATH | O_NOFOLLOW);
+      if (there && !runs(object) && !is_object(there.get(), object))
+        check_replaceable(there.get(), name, files_.identity());
+    }
+  }
+  made.fd.reset(::memfd_create(last_name_of(object.path()).substr(0, 240).c_str(), MFD_CLOEXEC));
+  if (!made.fd || ::fchown(made.fd.get(), files_.identity().uid, files_.identity().gid) != 0 ||
+      ::fchmod(made.fd.get(), runs(object) ? 0700 : 0600) != 0) {
+    throw_errno("cannot stand in for {}", object.path());
+  }
+  fill_file(object, made.fd.get());
+  if (runs(object)) keep_readable_only(object, made);
+}
+
 std::set<std::pair<uint64_t, uint64_t>> ObjectRestore::remade() const {
   std::set<std::pair<uint64_t, uint64_t>> inodes;
   for (const auto& [id, made] : made_) {
     const pb::MemoryObject& object = *by_id_.at(id);
-    if (object.kind() == pb::MemoryObject::MAPPED_FILE && !made.names.empty())
+    if (object.kind() == pb::MemoryObject::MAPPED_FILE && (made.remade || !made.names.empty()))
       inodes.emplace(object.dev(), object.ino());
   }
   return inodes;

@@ -40,6 +40,8 @@ class ObjectRestore {
   const pb::MemoryObject& find(uint32_t id) const;
   int new_shmid(const pb::MemoryObject& object) const;
   void keep_changed() { keep_changed_ = true; }
+  // Nothing is made or written outside: objects with names are stood in for by ones without.
+  void set_dry() { dry_ = true; }
   // Mapped files that were gone and are made again, by device and inode at the checkpoint.
   std::set<std::pair<uint64_t, uint64_t>> remade() const;
   void apply_side_effects();
@@ -47,6 +49,7 @@ class ObjectRestore {
  private:
   struct Made {
     UniqueFd fd;
+    bool remade = false;                         // it was gone
     bool late = false;                           // content comes with apply_side_effects()
     std::vector<std::string> directories;        // the same
     std::vector<std::string> names;              // made here, to be removed unless all goes well
@@ -58,6 +61,7 @@ class ObjectRestore {
   bool holds_saved_content(const pb::MemoryObject& object, int fd) const;
   void create_deleted(const pb::MemoryObject& object, Made& made);
   void create_mapped(const pb::MemoryObject& object, Made& made);
+  void create_stand_in(const pb::MemoryObject& object, Made& made);
   bool is_whole(const pb::MemoryObject& object) const;
   UniqueFd find_mapped(const pb::MemoryObject& object) const;
   void create_shm(const pb::MemoryObject& object, Made& made);
@@ -76,7 +80,7 @@ class ObjectRestore {
   IpcAccess* ipc_;
   std::map<uint32_t, const pb::MemoryObject*> by_id_;
   std::map<uint32_t, Made> made_;
-  bool done_ = false, keep_changed_ = false;
+  bool done_ = false, keep_changed_ = false, dry_ = false;
 };
 
 }  // namespace icp

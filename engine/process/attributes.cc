@@ -53,8 +53,8 @@ void restore_attributes(RemoteProcess& remote, const pb::Process& state) {
   std::ofstream(fmt::format("/proc/{}/oom_score_adj", remote.pid())) << state.oom_score_adj();
 }
 
-void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
-  restore_directories(remote, state, identity);
+void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry) {
+  restore_directories(remote, state, identity, dry);
   restore_what_ids_clear(remote, state);
 }
 

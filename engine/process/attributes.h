@@ -16,8 +16,8 @@ void capture_attributes(const StoppedProcess& process, CallBatch& calls, pb::Pro
 // With root's rights still.
 void restore_attributes(RemoteProcess& remote, const pb::Process& state);
 // With the user's rights: the working directory must be one the user may enter, and the parent-death signal and
-// dumpable are reset by a change of credentials.
-void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity);
+// dumpable are reset by a change of credentials. `dry`: no directory is made.
+void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry);
 // Those again, of which a change of ids has no more to say.
 void restore_what_ids_clear(RemoteProcess& remote, const pb::Process& state);
 

@@ -86,10 +86,11 @@ void enter_directory(RemoteProcess& remote, uint32_t tid, const State& state) {
 }
 
 template <typename State>
-void restore(RemoteProcess& remote, uint32_t tid, const State& state, const Identity& identity) {
+void restore(RemoteProcess& remote, uint32_t tid, const State& state, const Identity& identity, bool dry) {
   if (state.cwd().empty() || state.cwd()[0] != '/' || state.cwd().size() >= PATH_MAX)
     throw_error(ErrorKind::kImage, "process {} has no absolute working directory", tid);
-  enter_directory(remote, tid, state);
+  const bool gone = dry && (state.cwd_removed() || path_call(remote, SYS_chdir, state.cwd()) == -ENOENT);
+  if (!gone) enter_directory(remote, tid, state);
   enter_root(remote, tid, state, identity);
 }
 
@@ -114,12 +115,13 @@ void capture_directories(pid_t pid, pid_t tid, const ProcStatus& status, pb::Dir
   state.set_umask(status.umask);
 }
 
-void restore_directories(RemoteProcess& remote, const pb::Process& state, const Identity& identity) {
-  restore(remote, state.pid(), state, identity);
+void restore_directories(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry) {
+  restore(remote, state.pid(), state, identity, dry);
 }
 
-void restore_directories(RemoteProcess& remote, uint32_t tid, const pb::Directories& state, const Identity& identity) {
-  restore(remote, tid, state, identity);
+void restore_directories(RemoteProcess& remote, uint32_t tid, const pb::Directories& state, const Identity& identity,
+                         bool dry) {
+  restore(remote, tid, state, identity, dry);
   remote.call("umask", SYS_umask, {state.umask() & 0777});
 }
 

@@ -18,8 +18,10 @@ void capture_directories(pid_t pid, pb::Process& state);
 // Of a thread that has its own.
 void capture_directories(pid_t pid, pid_t tid, const ProcStatus& status, pb::Directories& state);
 
-// With the user's rights: each must be a directory that the user may enter. `tid`: for messages.
-void restore_directories(RemoteProcess& remote, const pb::Process& state, const Identity& identity);
-void restore_directories(RemoteProcess& remote, uint32_t tid, const pb::Directories& state, const Identity& identity);
+// With the user's rights: each must be a directory that the user may enter. `tid`: for messages. `dry`: one that is
+// gone is not made again, and done without.
+void restore_directories(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry);
+void restore_directories(RemoteProcess& remote, uint32_t tid, const pb::Directories& state, const Identity& identity,
+                         bool dry);
 
 }  // namespace icp

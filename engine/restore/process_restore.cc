@@ -100,9 +100,9 @@ void ProcessRestore::drop_rights() {
     restore_credentials(in_thread, state_, shared_.identity);
     const pb::Thread& thread = state_.threads(static_cast<int>(i));
     if (i > 0 && thread.has_directories() && thread.directories().of() == 0)
-      restore_directories(in_thread, thread.tid(), thread.directories(), shared_.identity);
+      restore_directories(in_thread, thread.tid(), thread.directories(), shared_.identity, shared_.dry);
   }
-  restore_user_attributes(remote(), state_, shared_.identity);
+  restore_user_attributes(remote(), state_, shared_.identity, shared_.dry);
 }
 
 void ProcessRestore::finish() {

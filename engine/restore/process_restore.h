@@ -29,6 +29,7 @@ struct RestoreShared {
   int socket_number;  // where the descriptor-carrying socket lies in every process: above all saved descriptors
   const std::map<uint32_t, CpuBinding>& bindings;  // by pid in the capsule
   bool go_on;                                      // also those that were stopped: the step was suspended
+  bool dry;                                        // see RestoreOptions
 };
 
 // The steps are separate because some need all processes to have reached them. Until run() nothing of the process has

@@ -14,6 +14,7 @@
 #include <set>
 
 #include "engine/base/error.h"
+#include "engine/base/own_network.h"
 #include "engine/base/unique_fd.h"
 
 namespace icp::test {
@@ -71,6 +72,25 @@ int wait_for_exit(RestoredCapsule& capsule) {
   }
 }
 
+// That the version which has just been taken restores, while the processes it was taken of are there. In a process of
+// its own, which gets a network of its own.
+void rehearse(const RestoreOptions& options) {
+  const pid_t pid = ::fork();
+  if (pid == 0) {
+    try {
+      enter_own_network();
+      RestoredCapsule::rehearse(options);
+      ::_exit(0);
+    } catch (const Error& error) {
+      dprintf(2, "the version does not restore: %s\n", error.what());
+    }
+    ::_exit(1);
+  }
+  int status = -1;
+  EXPECT_EQ(::waitpid(pid, &status, 0), pid);
+  EXPECT_EQ(status, 0) << "the version that was taken does not restore beside its processes";
+}
+
 class Roundtrip {
  public:
   Roundtrip(const Body& body, const RoundtripOptions& options) : options_(options) {
@@ -123,7 +143,10 @@ class Roundtrip {
     for (int i = 0; i < versions; ++i) {
       ::usleep(options_.pause_ms * 1000);
       if (options_.same_view && i + 1 == versions) look(session.roots().at(0).pid);
-      const CheckpointResult result = session.checkpoint(i + 1 == versions);
+      CheckpointOptions how;
+      how.kill = i + 1 == versions;
+      how.committed = [this](const CheckpointResult&) { rehearse(plain_options()); };
+      const CheckpointResult result = session.checkpoint(how);
       EXPECT_EQ(result.version, ++version_);
     }
   }
@@ -155,12 +178,17 @@ class Roundtrip {
   Identity identity() const { return options_.as_root ? Identity{} : Identity{user(), group(), {}}; }
 
   RestoreOptions restore_options() {
+    RestoreOptions options = plain_options();
+    if (options_.restore) options_.restore(options);
+    return options;
+  }
+
+  RestoreOptions plain_options() {
     RestoreOptions options;
     options.image_path = config_.image_path;
     options.identity = identity();
     options.init_path = ICP_INIT_PATH;
     options.streams[0] = {go_.read.get(), ready_.write.get(), 2};
-    if (options_.restore) options_.restore(options);
     return options;
   }
 
