@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # The commands that talk to icpctld, and the front end of scontrol. Included by CMakeLists.txt.
 include(CheckLinkerFlag)
 

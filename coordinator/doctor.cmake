@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # icp doctor and icp setup. Included by CMakeLists.txt.
 add_library(icp_doctor STATIC icp/doctor/diagnosis.cc icp/doctor/directory_checks.cc icp/doctor/host.cc icp/doctor/install_checks.cc
                               icp/doctor/kernel_checks.cc icp/doctor/plugin_facts.cc icp/doctor/service_checks.cc icp/doctor/setup.cc

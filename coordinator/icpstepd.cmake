@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # icpstepd, the step agent, with its messages and configuration; icp-proxy. Included by CMakeLists.txt.
 find_package(yaml-cpp REQUIRED)
 

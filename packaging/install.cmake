@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # Where things go, and all files that are not compiled. "cmake --install" does what the packages do; it enables nothing
 # (icp setup enable does).
 #

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 # ICP_SLURM_PLUGIN_DIR: where the Slurm that is installed looks for plugins. Asked of its pkg-config file where there is
 # one, else of its packages: the directory that has Slurm's own plugins or libslurmfull.so.
 if(NOT ICP_SLURM_PLUGIN_DIR)

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests of scontrol's front end and of icp's commands for jobs share: jobs to ask about, and a slow agent."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Jobs on two nodes under icpctld, for tests."""
 
 import contextlib

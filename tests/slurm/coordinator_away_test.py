@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """icpctld that is stopped, unreachable, misconfigured or cut off, and clocks that are set back: what jobs notice of it."""
 
 import os

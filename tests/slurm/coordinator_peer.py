@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The protocol of icpctld (coordinator/protocol/connection.h, frame.h), written once more, for hostile peers.
 
 Credentials are made and read by MUNGE's own commands, so that a test chooses as whom it speaks."""

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Between agents and icpctld: a relay that reads along, so that a test can act at a moment of a round.
 
 Frames are authenticated, not encrypted (coordinator/protocol/frame.h): what is held here and passed on later, or never, is

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Hostile and broken peers of a real icpctld: they are dropped, and nobody else notices."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """icpctld with real daemons: versions of steps on several nodes, and their restart."""
 
 import re

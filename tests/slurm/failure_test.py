@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What dies, hangs, is away or full while versions are taken on two nodes: the job goes on, the last whole version stays."""
 
 import os

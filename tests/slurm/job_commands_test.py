@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """icp's commands for Slurm jobs: create, vacate, requeue, restart, enable, disable, jobs, status, ipc."""
 
 import json

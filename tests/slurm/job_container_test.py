@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Jobs with a /tmp of their own (job_container/tmpfs): a restored step is in the new job's mount namespace."""
 
 import unittest

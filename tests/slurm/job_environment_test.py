@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What a step's environment says is the user's word: root makes no path of it, and no job leaves its namespace by it."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """System V objects: a job's own, gone at its end however it ends, and never another's."""
 
 import os

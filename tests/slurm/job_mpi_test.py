@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """MPI under srun's own process manager: the same numbers, however often the job dies."""
 
 import re

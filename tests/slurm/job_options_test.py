@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The options: where they are taken, what is refused, and that nobody else notices the plugin."""
 
 import unittest

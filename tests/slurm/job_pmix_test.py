@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Open MPI under srun --mpi=pmix: the same numbers, however often the job dies."""
 
 import pathlib

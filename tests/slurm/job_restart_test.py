@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Checkpoint, death, restart: of steps and of whole jobs, under real Slurm."""
 
 import os

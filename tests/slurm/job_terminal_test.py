@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Terminals: srun --pty over a death, and Open MPI's mpirun in a batch script, which makes one for each rank."""
 
 import contextlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Which version a step goes on from, and what of the step belongs to it: damaged ones and older ones, suspended steps,
 standard input, tasks that had ended, batch scripts in another job, processors."""
 

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests of the job's behaviour share: the plugin is loaded, and verbs for versions and IPC objects."""
 
 import re

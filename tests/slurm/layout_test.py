@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Steps of several nodes restored on fewer: several capsules on one node."""
 
 import os

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """A ring of tasks that dies and is restored on other nodes, again and again; for tests."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Nodes with addresses of their own: connections between them move when a step is restored elsewhere."""
 
 import harness

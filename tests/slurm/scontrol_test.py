@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """The front end of scontrol: everything but `checkpoint` passes unchanged; `checkpoint` is as Slurm 18.08 had it."""
 
 import pathlib

@@ -1,3 +1,4 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
 """Real programs, killed by SIGKILL at random moments under Slurm and restarted, give the answer they always give.
 
 ICP_STRESS_ROUNDS (default 50) rounds over all programs, three at a time; ICP_STRESS_SEED repeats a run.
