@@ -91,7 +91,7 @@ net::Endpoint endpoint(const Entry& entry) {
 
 std::chrono::milliseconds positive_duration(const Entry& entry) {
   const std::chrono::milliseconds value = duration(entry);
-  if (value.count() == 0) entry.fail("it must be longer than nothing");
+  if (value.count() == 0) entry.fail("it must be greater than zero");
   return value;
 }
 

@@ -165,7 +165,7 @@ void add_checkpoint_commands(Cli& cli) {
   app->callback([&cli, options] { cli.chosen = [&cli, options] { return watch(*options, cli); }; });
 
   options = std::make_shared<TreeOptions>();
-  app = cli.app.add_subcommand("check", "Say what stops a checkpoint of a running tree");
+  app = cli.app.add_subcommand("check", "Report what would prevent a checkpoint of a running process tree");
   options->add_pid(*app);
   app->add_flag("--json", options->json, "Print the list as JSON");
   app->footer("Stops nothing. Exits with 0 if nothing is in the way, 1 if something is.");

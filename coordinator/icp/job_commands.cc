@@ -121,7 +121,7 @@ std::shared_ptr<ViewOptions> add_view(Cli& cli, CLI::App& app, View view) {
     app.add_option("--versions", options->versions, "Show at most so many versions (default: 20)")
         ->check(check_positive)
         ->type_name("N");
-  app.add_flag("--watch", options->watch, "Show it anew every second, until interrupted");
+  app.add_flag("--watch", options->watch, "Refresh every second until interrupted");
   options->job.add_json(app);
   options->job.add_config(app);
   app.callback([&cli, options, view] { cli.chosen = [options, view] { return look(view, *options); }; });

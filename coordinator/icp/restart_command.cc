@@ -209,7 +209,7 @@ int restart(const RestartOptions& options, const Cli& cli) {
 void add_restart_command(Cli& cli) {
   auto options = std::make_shared<RestartOptions>();
   CLI::App* app =
-      cli.app.add_subcommand("restart", "Put a tree back as a version has it, and wait for it; or a Slurm job");
+      cli.app.add_subcommand("restart", "Restore a process tree and wait for it; or restart a Slurm job");
   CLI::Option* job = options->job.add_job(*app);
   const std::vector<CLI::Option*> with_job{
       options->job.add_image_dir(*app),
@@ -224,7 +224,7 @@ void add_restart_command(Cli& cli) {
       ->excludes(job);
   CLI::Option* detach =
       app->add_flag("--detach", options->detach, "Do not wait; print the pid of the root")->excludes(job);
-  app->add_flag("--lazy", options->lazy, "Let the processes run before their memory is there")->excludes(job);
+  app->add_flag("--lazy", options->lazy, "Start before all memory is loaded (lazy restart)")->excludes(job);
   app->add_option("--pid-file", options->pid_file, "Write the pid of the root into this file")
       ->type_name("FILE")
       ->excludes(job);

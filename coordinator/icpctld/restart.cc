@@ -51,9 +51,9 @@ void Restart::ready(const std::string& node, const net::RestartReady& message) {
   }
   // With all rebuilt some may run already.
   if (failed) return fail(fmt::format("{}: {}", node, message.error()), message.again() && phase_ < 2);
-  if (message.attempt() != attempt_) return fail(fmt::format("{} did something out of turn", node));
+  if (message.attempt() != attempt_) return fail(fmt::format("{} sent an unexpected phase message", node));
   if (message.phase() != phase_ + 1 || !there_.insert(node).second) {
-    return fail(fmt::format("{} did something out of turn", node));
+    return fail(fmt::format("{} sent an unexpected phase message", node));
   }
   if (message.phase() == 1) {
     if (version_ == 0) version_ = message.version();

@@ -112,7 +112,7 @@ void Round::done(const std::string& node, const net::PhaseDone& message) {
     return fail(nodes_.size() == 1 ? message.error() : fmt::format("{}: {}", node, message.error()), message.passing());
   }
   if (message.phase() != phase_ || !done_.insert(node).second) {
-    return fail(fmt::format("{} did something out of turn", node), true);
+    return fail(fmt::format("{} sent an unexpected phase message", node), true);
   }
   if (message.phase() == net::STOP) stopped_.set(node, message.ends());
   if (message.phase() == net::COMMIT) add(message.numbers());

@@ -25,7 +25,7 @@ complete -c icp -n __icp_first -a run -d 'Start a program and take versions of i
 complete -c icp -n __icp_first -a watch -d 'Take versions of a running tree'
 complete -c icp -n __icp_first -a checkpoint -d 'Take one version of a running tree'
 complete -c icp -n __icp_first -a restart -d 'Put a tree or a job back'
-complete -c icp -n __icp_first -a check -d 'Say what stops a checkpoint'
+complete -c icp -n __icp_first -a check -d 'Report what would prevent a checkpoint'
 complete -c icp -n __icp_first -a list -d 'List versions'
 complete -c icp -n __icp_first -a show -d 'Show what a version holds'
 complete -c icp -n __icp_first -a verify -d 'Check every byte'

@@ -110,7 +110,7 @@ TEST(Restart, OutOfTurnFails) {
   for (const uint32_t wrong : {0u, 2u, 3u, 4u, 4'000'000'000u}) {
     Fixture f;
     f.say("a", wrong);
-    f.expect_failed("a did something out of turn", 1);
+    f.expect_failed("a sent an unexpected phase message", 1);
   }
   Fixture twice;
   twice.say("a", 1);

@@ -185,7 +185,7 @@ TEST_P(EachPhase, OutOfTurnAborts) {
     Fixture f;
     f.reach(GetParam());
     f.say("a", wrong);
-    f.expect_aborted("a did something out of turn");
+    f.expect_aborted("a sent an unexpected phase message");
   }
 }
 
@@ -194,7 +194,7 @@ TEST_P(EachPhase, TwiceTheSameAborts) {
   f.reach(GetParam());
   f.say("a", GetParam());
   f.say("a", GetParam());
-  f.expect_aborted("a did something out of turn");
+  f.expect_aborted("a sent an unexpected phase message");
 }
 
 TEST_P(EachPhase, OtherRoundsAndStrangersAreLeftAlone) {
