@@ -82,6 +82,8 @@ std::optional<InetDiag> InetDiagSocket::query(const InetAddress& local, const In
 }
 
 void InetDiagSocket::end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid) {
+  // A list is made by looking through all connections of the host.
+  if (remote && !query(local, *remote)) return;
   std::vector<Request> targets, ownerless;  // TIME_WAIT has lost its owner
   bool others = false;                      // use the port
   alignas(nlmsghdr) char buffer[32768];
