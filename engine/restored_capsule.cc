@@ -220,6 +220,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
     processes.back()->map_memory();
   }
   memory_restore.fill_pages();
+  for (auto& process : processes) process->finish_memory();  // through a socket that build() closes
   for (auto& process : processes) process->build();
   files.deliver();
   ipc->finish(capsule, sysv);

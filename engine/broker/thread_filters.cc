@@ -6,6 +6,7 @@
 #include <algorithm>
 
 #include "engine/base/error.h"
+#include "engine/process/seccomp.h"
 #include "engine/process/stopped_tree.h"
 
 namespace icp::privileged {
@@ -57,9 +58,12 @@ ThreadFilters thread_filters(pid_t pid, const std::function<void()>& check) {
   try {
     check();
     std::vector<std::shared_ptr<const SeccompFilter>> known;
-    for (const Tracee& thread : process.threads) {
+    TimeoutPlaces places(pid);
+    for (size_t i = 0; i < process.threads.size(); ++i) {
+      const Tracee& thread = process.threads[i];
       FilteredThread& noted = filters[thread.tid()];
       noted.chain = read_chain(thread.tid(), known);
+      avoid_restart_call(noted.chain, places, process.starts[i]);
       if (const auto* call = calls.hidden_call(thread.tid())) noted.interrupted = *call;
     }
   } catch (...) {

@@ -77,6 +77,8 @@ void FileRestore::Impl::index_files() {
 
 void FileRestore::Impl::check_descriptors() const {
   for (const pb::Process& process : capsule.processes()) {
+    if (process.files_of() != 0 && process.fds_size() > 0)
+      throw_error(ErrorKind::kImage, "process {} has descriptors, and shares another's", process.pid());
     std::set<int> seen;
     for (const pb::FileDescriptor& descriptor : process.fds()) {
       const char* wrong = nullptr;

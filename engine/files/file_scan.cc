@@ -70,6 +70,7 @@ struct FileScan::Table {
   UniqueFd pidfd;  // made when first needed
   UniqueFd root;   // root directory paths are relative to; none: the agent's
   bool root_known = false;
+  std::optional<size_t> shared_with;  // a process
 };
 
 struct FileScan::Found {
@@ -90,11 +91,11 @@ void FileScan::run() {
   std::vector<Found> found;
   for (size_t i = 0; i < processes_.size(); i++) {
     tables_.push_back(std::make_unique<Table>());
-    if (processes_[i].zombie) continue;
-    open_table(i);
-    read_table(i, found);
+    if (!processes_[i].zombie) open_table(i);
   }
   check_tables();
+  for (size_t i = 0; i < processes_.size(); i++)
+    if (!tables_[i]->shared_with) read_table(i, found);
   if (!checking()) take_in_flight(found);
   sort_into_descriptions(found);
   number_descriptions();
@@ -248,10 +249,23 @@ void FileScan::check_tables() {
     }
     // A child in vfork has its parent's memory too, and is about to exec or exit.
     const bool vfork = kcmp(processes_[i].pid, processes_[*twin].pid, KCMP_VM) == 0;
+    tables_[i]->shared_with = vfork ? std::nullopt : parent_with_table(i);
+    if (tables_[i]->shared_with) continue;
     refuse_process(i, "descriptor table", fmt::format("table shared with process {}", processes_[*twin].pid),
-                   vfork ? "try again in a moment" : "start the process without CLONE_FILES", vfork);
+                   vfork ? "try again in a moment" : "share it with its parent, or not at all (CLONE_FILES)", vfork);
   }
 }
+
+// clone(2) makes children that share it: they can be made again so.
+std::optional<size_t> FileScan::parent_with_table(size_t process) const {
+  for (size_t i = 0; i < processes_.size(); i++) {
+    if (processes_[i].pid != processes_[process].ppid || !tables_[i]->fds) continue;
+    if (kcmp(tables_[process]->tid, tables_[i]->tid, KCMP_FILES) == 0) return i;
+  }
+  return {};
+}
+
+std::optional<size_t> FileScan::shares_table(size_t process) const { return tables_[process]->shared_with; }
 
 void FileScan::check_thread_tables(size_t process) {
   const pid_t pid = processes_[process].pid;

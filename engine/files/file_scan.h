@@ -92,6 +92,8 @@ class FileScan {
   // kcmp(2); -1 on failure. 0 equal, 1 less, 2 greater.
   int compare_files(const FdUse& a, const FdUse& b) const;
   pid_t table_tid(size_t process) const;
+  // The process, its parent, whose descriptor table this one shares; nothing of it is this one's then.
+  std::optional<size_t> shares_table(size_t process) const;
 
   // At a capture: what files hold.
   KeptFiles* kept = nullptr;
@@ -110,6 +112,7 @@ class FileScan {
   UniqueFd duplicate(const FdUse& use);
   void check_tables();
   void check_thread_tables(size_t process);
+  std::optional<size_t> parent_with_table(size_t process) const;
   std::optional<OuterStreamId> match_outer(const Found& found) const;
   void sort_into_descriptions(std::vector<Found>& found);
   void number_descriptions();

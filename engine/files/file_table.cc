@@ -86,7 +86,11 @@ void capture_files(std::vector<StoppedProcess>& processes, const std::vector<pb:
   scan.run();
 
   capsule.clear_files();
-  for (pb::Process* state : states) state->clear_fds(), state->clear_posix_locks();
+  for (size_t i = 0; i < states.size(); ++i) {
+    states[i]->clear_fds();
+    states[i]->clear_posix_locks();
+    if (const auto parent = scan.shares_table(i)) states[i]->set_files_of(states[*parent]->pid());
+  }
   for (const auto& description : scan.descriptions()) {
     description->message = capsule.add_files();
     description->message->set_id(description->id);

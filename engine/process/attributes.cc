@@ -54,7 +54,7 @@ void restore_attributes(RemoteProcess& remote, const pb::Process& state) {
 }
 
 void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry) {
-  restore_directories(remote, state, identity, dry);
+  if (state.fs_of() == 0) restore_directories(remote, state, identity, dry);
   restore_what_ids_clear(remote, state);
 }
 

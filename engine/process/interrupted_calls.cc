@@ -26,7 +26,7 @@ namespace icp {
 namespace {
 
 // include/linux/errno.h: seen in rax of a thread stopped in an interrupted system call.
-constexpr int64_t kRestartNoHand = 514, kRestartBlock = 516;
+constexpr int64_t kRestartSys = 512, kRestartNoHand = 514, kRestartBlock = 516;
 
 // signal(7): calls that fail with EINTR after any stop, even one that no handler saw. The kernel did that because of
 // our interrupt, so they are made to restart, as if nothing had been; should a handler run, they still fail with EINTR.
@@ -40,6 +40,7 @@ constexpr int64_t kNsPerSecond = 1'000'000'000, kNsPerMs = 1'000'000;
 constexpr int64_t kLongestNs = int64_t{1} << 60;  // 36 years: longer is for ever
 constexpr uint64_t kPageBytes = 4096;
 constexpr uint64_t kSyscallBytes = 2;  // of the instruction
+constexpr uint16_t kSyscallCode = 0x050f;
 constexpr uint64_t kRedZoneBytes = 128, kStackAlignment = 16;
 
 template <size_t N>
@@ -178,6 +179,19 @@ void put_time_left(TimeoutPlaces& places, uint64_t left_ns, user_regs_struct& re
   if (place != 0) *timeout = place;
 }
 
+void make_call_again(TimeoutPlaces& places, const std::optional<uint64_t>& left_ns, const user_regs_struct& image,
+                     user_regs_struct& live) {
+  user_regs_struct again = image;
+  const unsigned long long* const before = timeout_address(live);
+  unsigned long long* const after = timeout_address(again);
+  const bool ours = left_ns && before != nullptr && after != nullptr && places.given_at(*before) != *before;
+  if (ours && places.put_again(to_timespec(*left_ns), *before))
+    *after = *before;
+  else if (left_ns)
+    put_time_left(places, *left_ns, again);
+  live = again;
+}
+
 InterruptedCalls::Wait& InterruptedCalls::wait_of(pid_t tid, pid_t pid, const Call& call, uint64_t timeout,
                                                   int64_t time_ns) {
   Wait& wait = waits_[tid];
@@ -223,6 +237,29 @@ void InterruptedCalls::shorten_timespec(pid_t tid, TimeoutPlaces& places, uint64
   }
   if (live != given) put_.emplace(pid, live);
   waits_.at(tid).timeout = live;
+}
+
+// Let go and stopped again before it could make its call once more, with a time-out of ours, which is not in the image.
+std::optional<uint64_t> InterruptedCalls::before_call(TimeoutPlaces& places, const user_regs_struct& live,
+                                                      user_regs_struct& image) {
+  user_regs_struct call = live;
+  // In this state before the kernel has come to it, else at the instruction.
+  const bool to_restart = in_system_call(live) && result_of(live) <= -kRestartSys && result_of(live) >= -kRestartNoHand;
+  if (!to_restart) {
+    call.orig_rax = live.rax;
+    call.rip += kSyscallBytes;
+  }
+  unsigned long long* const timeout = timeout_address(call);
+  timespec time{};
+  if (timeout == nullptr) return {};
+  uint16_t instruction = 0;
+  if (!to_restart && (!peek(places.pid(), live.rip, instruction) || instruction != kSyscallCode)) return {};
+  const uint64_t given = places.given_at(*timeout);
+  if (given == *timeout || !places.read(*timeout, time)) return {};
+  *timeout = given;
+  set_result(call, -kRestartNoHand);
+  image = call;
+  return static_cast<uint64_t>(time.tv_sec * kNsPerSecond + time.tv_nsec);
 }
 
 // The socket's time-out cannot be shortened for one call: past its end the call is over.
@@ -297,6 +334,7 @@ std::optional<uint64_t> InterruptedCalls::normalise(pid_t tid, TimeoutPlaces& pl
     set_result(live, -kRestartNoHand);
     set_result(image, -kRestartNoHand);
   }
+  if (!socket && !timed && !restarts) left = before_call(places, live, image);
   if (restarts) {
     left = go_on_after_restore(tid, places, live, image);
   } else {

@@ -55,6 +55,10 @@ class TimeoutPlaces {
 // nothing. Call it for one thread after the other, with the same places for those of a process.
 void put_time_left(TimeoutPlaces& places, uint64_t left_ns, user_regs_struct& regs);
 
+// Lets a thread of the running process make the call of `image` again, with what is left of its time-out.
+void make_call_again(TimeoutPlaces& places, const std::optional<uint64_t>& left_ns, const user_regs_struct& image,
+                     user_regs_struct& live);
+
 // System calls found interrupted at the stops of a session, by thread. Two things are put right:
 // - restart_syscall(2) hides which call it goes on with, and only the first stop sees that;
 // - a call that is made again with the time-out it was given would never time out if stops come faster than that: it
@@ -88,6 +92,8 @@ class InterruptedCalls {
   void shorten_milliseconds(pid_t tid, pid_t pid, user_regs_struct& live);
   std::optional<uint64_t> left_in_memory(pid_t tid, TimeoutPlaces& places, const Call& call, unsigned long long& image);
   void shorten_timespec(pid_t tid, TimeoutPlaces& places, uint64_t left_ns, uint64_t given, unsigned long long& live);
+  static std::optional<uint64_t> before_call(TimeoutPlaces& places, const user_regs_struct& live,
+                                             user_regs_struct& image);
   void end_socket_wait(pid_t tid, pid_t pid, user_regs_struct& live);
   std::optional<uint64_t> go_on_after_restore(pid_t tid, TimeoutPlaces& places, const user_regs_struct& live,
                                               user_regs_struct& image);

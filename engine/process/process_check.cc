@@ -118,24 +118,28 @@ bool check_main_thread(const ProcessRef& process, Findings& findings) {
   return false;
 }
 
-// Processes that share something no two restored ones would. vfork() and posix_spawn() share the memory until the child
-// has called exec: a passing moment.
+// Processes that share something. A child comes back with what it shares with its parent since clone(2) made it so, but
+// for memory: vfork() and posix_spawn() share that until the child has called exec, a passing moment.
 void check_shared(const std::vector<ProcessRef>& processes, Findings& findings) {
   std::set<pid_t> found;
   for (const auto& [kind, what] :
        {std::pair{KCMP_VM, "memory"}, {KCMP_FILES, "descriptor table"}, {KCMP_FS, "working directory"}}) {
-    const auto compare = [kind = kind](const ProcessRef* one, const ProcessRef* other) {
-      return ::syscall(SYS_kcmp, one->pid, other->pid, kind, 0, 0);
+    const auto compare = [kind = kind](pid_t one, pid_t other) { return ::syscall(SYS_kcmp, one, other, kind, 0, 0); };
+    const auto before = [&](const ProcessRef* one, const ProcessRef* other) {
+      return compare(one->pid, other->pid) == 1;
     };
-    const auto before = [&](const ProcessRef* one, const ProcessRef* other) { return compare(one, other) == 1; };
     std::set<const ProcessRef*, decltype(before)> owners(before);  // in the kernel's order
     for (const ProcessRef& process : processes) {
       if (process.zombie) continue;
       const auto [owner, is_new] = owners.insert(&process);
-      if (is_new || compare(*owner, &process) != 0 || !found.insert(process.pid).second) continue;
+      if (is_new || compare((*owner)->pid, process.pid) != 0) continue;
+      if (kind != KCMP_VM && compare(process.pid, process.ppid) == 0) continue;
+      if (!found.insert(process.pid).second) continue;
+      const bool passing = kind == KCMP_VM;
       findings.push_back({process.pid, process.comm, "",
-                          fmt::format("shares its {} with process {} (a vfork under way?)", what, (*owner)->pid),
-                          "try again in a moment", true});
+                          fmt::format("shares its {} with process {}{}", what, (*owner)->pid,
+                                      passing ? " (a vfork under way?)" : ", and not with its parent"),
+                          passing ? "try again in a moment" : "make it a child of the one it shares with", passing});
     }
   }
 }

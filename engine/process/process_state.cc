@@ -177,6 +177,7 @@ void capture_process_state(std::vector<StoppedProcess>& processes, const std::ve
     const auto parent = leaders.find(processes[i].ref.ppid);
     if (processes[i].job_stopped && parent != leaders.end()) parent->second->ask_whether_told(processes[i], *states[i]);
   }
+  capture_shared_directories(processes, states);
   run_all(threads);
   for (ThreadCapture& thread : threads) thread.deliver();
   for (size_t i = 0; i < processes.size(); ++i) {

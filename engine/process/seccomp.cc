@@ -169,6 +169,14 @@ void tell_interrupted_call(pid_t tid, InterruptedCalls& calls) {
   interrupted().erase(found);
 }
 
+void avoid_restart_call(const SeccompChain& chain, TimeoutPlaces& places, ThreadStart& start) {
+  constexpr int64_t kRestartBlock = 516;  // include/linux/errno.h
+  const bool restarts =
+      static_cast<int64_t>(start.live.orig_rax) >= 0 && start.live.rax == static_cast<uint64_t>(-kRestartBlock);
+  if (!restarts || lets_through(seccomp_action(chain, seccomp_call(SYS_restart_syscall, {})))) return;
+  make_call_again(places, start.time_left_ns, start.image, start.live);
+}
+
 void capture_filters(const std::vector<StoppedProcess>& processes, pb::Capsule& capsule) {
   std::map<const SeccompFilter*, uint32_t> numbers;
   for (size_t i = 0; i < processes.size(); ++i) {

@@ -6,6 +6,7 @@
 #include "engine/base/finding.h"
 #include "engine/image/image.pb.h"
 #include "engine/process/stopped_tree.h"
+#include "engine/trace/seccomp_book.h"
 
 namespace icp {
 
@@ -18,6 +19,10 @@ void check_stopped_seccomp(const ProcessRef& process, pid_t tid, int mode, Findi
 void suspend_filters(Tracee& thread);
 // The stop in which filters are read may be the one that sees which call of a thread it interrupts.
 void tell_interrupted_call(pid_t tid, InterruptedCalls& calls);
+
+// A stop makes the kernel go on with a timed wait by restart_syscall(2), which a list of allowed calls may not have.
+// Such a thread makes its call again instead, with the time that it has left.
+void avoid_restart_call(const SeccompChain& chain, TimeoutPlaces& places, ThreadStart& start);
 
 // Fills thread.filters and capsule.filters; the threads of the processes are there already.
 void capture_filters(const std::vector<StoppedProcess>& processes, pb::Capsule& capsule);

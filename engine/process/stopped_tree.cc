@@ -11,6 +11,7 @@
 #include "engine/process/seccomp.h"
 #include "engine/process/thread_check.h"
 #include "engine/trace/return_frame.h"
+#include "engine/trace/seccomp_book.h"
 
 namespace icp {
 namespace {
@@ -120,6 +121,8 @@ void note_starts(StoppedProcess& process, InterruptedCalls& calls) {
     start.partial = continue_partial_call(process.ref.pid, thread.tid(), start.live);
     tell_interrupted_call(thread.tid(), calls);
     start.time_left_ns = calls.normalise(thread.tid(), places, start.live, start.image);
+    if (const SeccompChain* chain = seccomp_book().find(thread.tid(), process.ref.start_time))
+      avoid_restart_call(*chain, places, start);
   }
   process.starts = std::move(starts);
 }

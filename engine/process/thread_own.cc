@@ -1,14 +1,30 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/process/thread_own.h"
 
+#include <linux/kcmp.h>
 #include <sched.h>
 #include <sys/syscall.h>
+#include <unistd.h>
+
+#include <map>
 
 #include "engine/base/error.h"
 #include "engine/process/credentials.h"
 #include "engine/process/directories.h"
 
 namespace icp {
+
+void capture_shared_directories(const std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states) {
+  std::map<pid_t, size_t> places;
+  for (size_t i = 0; i < processes.size(); ++i)
+    if (processes[i].remote) places.emplace(processes[i].ref.pid, i);
+  for (size_t i = 0; i < processes.size(); ++i) {
+    const ProcessRef& child = processes[i].ref;
+    const auto parent = processes[i].remote ? places.find(child.ppid) : places.end();
+    if (parent != places.end() && ::syscall(SYS_kcmp, child.pid, child.ppid, KCMP_FS, 0, 0) == 0)
+      states[i]->set_fs_of(states[parent->second]->pid());
+  }
+}
 
 void capture_own(const StoppedProcess& process, pb::Process& state) {
   for (const auto& [index, own] : process.own) {

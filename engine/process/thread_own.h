@@ -8,6 +8,9 @@
 
 namespace icp {
 
+// Whether a process shares working directory, root directory and umask with its parent (CLONE_FS): pb::Process.fs_of.
+void capture_shared_directories(const std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states);
+
 // Fills credentials, directories and namespaces of the threads of `state`, whose numbers are there already.
 void capture_own(const StoppedProcess& process, pb::Process& state);
 

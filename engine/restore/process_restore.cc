@@ -43,16 +43,21 @@ ProcessRestore::ProcessRestore(const RestoreShared& shared, const pb::Process& s
 
 void ProcessRestore::map_memory() {
   widen_descriptor_limit(remote(), state_);
+  if (state_.files_of() == 0) move_socket();
+  trampoline_ = shared_.memory.map_process(remote(), state_);
+}
+
+void ProcessRestore::move_socket() {
   const uint64_t carrier = static_cast<uint64_t>(shared_.builder.process_socket());
   remote().call("dup3", SYS_dup3, {carrier, static_cast<uint64_t>(shared_.socket_number), 0});
   if (remote().syscall(SYS_close_range, {0, carrier, 0}) < 0)  // before Linux 5.9
     for (uint64_t fd = 0; fd <= carrier; ++fd) remote().syscall(SYS_close, {fd});
-  trampoline_ = shared_.memory.map_process(remote(), state_);
 }
 
+void ProcessRestore::finish_memory() { shared_.memory.finish_process(state_); }
+
 void ProcessRestore::build() {
-  shared_.memory.finish_process(state_);
-  install_descriptors();
+  if (state_.files_of() == 0) install_descriptors();
   restore_signal_actions(remote(), state_);
   restore_attributes(remote(), state_);
   restore_core_filter(stopped_.ref.pid, state_);

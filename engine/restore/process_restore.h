@@ -41,6 +41,7 @@ class ProcessRestore {
   // Mappings; then, with the memory of all processes filled (MemoryRestore::fill_pages()), descriptors, threads,
   // attributes, limits. With root's rights still.
   void map_memory();
+  void finish_memory();
   void build();
   // The process as a stopped one, for trackers.
   StoppedProcess& stopped() { return stopped_; }
@@ -61,6 +62,7 @@ class ProcessRestore {
   void tell_size() const noexcept;
 
  private:
+  void move_socket();
   void install_descriptors();
   void make_threads();
   void give_up_rights();

@@ -104,13 +104,25 @@ pid_t TreeBuilder::clone_with_pid(RemoteProcess& by, uint64_t flags, uint32_t pi
   return by.last_child();
 }
 
-void TreeBuilder::fork_seed(const TreeStep& step, int exit_signal) {
+// CLONE_* of what the process shares with the one that forks it.
+uint64_t TreeBuilder::shared_flags(const TreeStep& step, const pb::Process* process) {
+  if (process == nullptr) return 0;
+  for (const uint32_t of : {process->files_of(), process->fs_of()}) {
+    if (of != 0 && (of != step.by || step.kind != TreeStep::kFork))
+      throw_error(ErrorKind::kImage, "process {} shares something with process {}, which is not its parent",
+                  process->pid(), of);
+  }
+  return (process->files_of() != 0 ? CLONE_FILES : 0u) | (process->fs_of() != 0 ? CLONE_FS : 0u);
+}
+
+void TreeBuilder::fork_seed(const TreeStep& step, int exit_signal, const pb::Process* process) {
   Seed& by = step.by == 1 ? init_ : seeds_.at(step.by);
-  const uint64_t flags = step.kind == TreeStep::kForkSibling ? CLONE_PARENT : 0;
+  const bool sibling = step.kind == TreeStep::kForkSibling;
+  const uint64_t flags = shared_flags(step, process) | (sibling ? CLONE_PARENT : 0u);
   const int signal = step.kind == TreeStep::kForkHelper && step.by != 1 ? 0 : exit_signal;
   Seed seed;
   // With CLONE_PARENT the kernel takes the exit signal of the caller and refuses another.
-  seed.pid = clone_with_pid(*by.remote, flags, step.pid, flags != 0 ? 0 : signal);
+  seed.pid = clone_with_pid(*by.remote, flags, step.pid, sibling ? 0 : signal);
   seed.leader = std::make_unique<Tracee>(Tracee::adopt(seed.pid));
   seed.leader->set_signal_mask(~0ull);
   // Same memory as its parent's, so the same instruction and scratch serve.
@@ -121,17 +133,17 @@ void TreeBuilder::fork_seed(const TreeStep& step, int exit_signal) {
 void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>& steps, const Made& made,
                         const std::function<void(uint32_t)>& new_session) {
   made(1, *init_.remote);
-  std::map<uint32_t, int> exit_signals;
-  for (const pb::Process& process : capsule.processes())
-    exit_signals[process.pid()] =
-        process.exit_signal() > 0 && process.exit_signal() <= 64 ? process.exit_signal() : SIGCHLD;
+  std::map<uint32_t, const pb::Process*> processes;
+  for (const pb::Process& process : capsule.processes()) processes[process.pid()] = &process;
   for (const TreeStep& step : steps) {
     switch (step.kind) {
       case TreeStep::kFork:
       case TreeStep::kForkSibling:
       case TreeStep::kForkHelper: {
-        const auto signal = exit_signals.find(step.pid);
-        fork_seed(step, signal == exit_signals.end() ? SIGCHLD : signal->second);
+        const auto found = processes.find(step.pid);
+        const pb::Process* const process = found == processes.end() ? nullptr : found->second;
+        const int signal = process == nullptr ? 0 : process->exit_signal();
+        fork_seed(step, signal > 0 && signal <= 64 ? signal : SIGCHLD, process);
         made(step.pid, *seeds_.at(step.pid).remote);
         break;
       }

@@ -69,7 +69,9 @@ class TreeBuilder {
 
  private:
   void start_init(const std::string& path, pid_t like, const Identity& identity, bool own_terminals);
-  void fork_seed(const TreeStep& step, int exit_signal);
+  static uint64_t shared_flags(const TreeStep& step, const pb::Process* process);
+  // `process`: null for a helper.
+  void fork_seed(const TreeStep& step, int exit_signal, const pb::Process* process);
   pid_t clone_with_pid(RemoteProcess& by, uint64_t flags, uint32_t pid, int exit_signal);
 
   pid_t init_pid_ = 0;

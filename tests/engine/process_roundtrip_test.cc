@@ -666,6 +666,44 @@ TEST_F(ProcessRoundtrip, SessionsAndGroupsOfLivingAndDeadLeaders) {
             0);
 }
 
+// clone(2) without CLONE_VM: what one opens, the others have; where one goes, the others are.
+TEST_F(ProcessRoundtrip, DescriptorsAndDirectoriesSharedByProcesses) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  int to[2], from[2];
+                  char byte = 'x';
+                  CHECK_OR_DIE(::pipe(to) == 0 && ::pipe(from) == 0);
+                  const auto clone_sharing = [](uint64_t flags) {
+                    return static_cast<pid_t>(::syscall(SYS_clone, flags | SIGCHLD, 0, 0, 0, 0));
+                  };
+                  const pid_t child = clone_sharing(CLONE_FILES | CLONE_FS);
+                  if (child == 0) {
+                    const pid_t grandchild = clone_sharing(CLONE_FILES);
+                    if (grandchild == 0) {
+                      CHECK_OR_DIE(::chdir("/usr") == 0);
+                      for (;;) ::pause();
+                    }
+                    CHECK_OR_DIE(::dup2(to[1], 50) == 50 && ::chdir("/var") == 0);
+                    CHECK_OR_DIE(::write(from[1], &byte, 1) == 1 && ::read(to[0], &byte, 1) == 1);
+                    char cwd[64];
+                    CHECK_OR_DIE(::dup2(to[1], 51) == 51 && ::close(50) == 0 && ::getcwd(cwd, sizeof cwd) != nullptr);
+                    CHECK_OR_DIE(std::string(cwd) == "/var" && ::chdir("/etc") == 0);
+                    CHECK_OR_DIE(::kill(grandchild, SIGKILL) == 0 && ::waitpid(grandchild, nullptr, 0) == grandchild);
+                    ::_exit(0);
+                  }
+                  CHECK_OR_DIE(::read(from[0], &byte, 1) == 1 && ::fcntl(50, F_GETFD) == 0);
+                  gate.ready_and_go();
+                  int status = 0;
+                  CHECK_OR_DIE(::write(50, &byte, 1) == 1 && ::waitpid(child, &status, 0) == child && status == 0);
+                  char cwd[64];
+                  CHECK_OR_DIE(::fcntl(50, F_GETFD) == -1 && ::fcntl(51, F_GETFD) == 0);
+                  CHECK_OR_DIE(::getcwd(cwd, sizeof cwd) != nullptr && std::string(cwd) == "/etc");
+                  return 0;
+                },
+                {.generations = 3, .versions = 2}),
+            0);
+}
+
 // Strict mode: read, write, exit only. Root alone can put it aside.
 TEST_F(ProcessRoundtrip, SandboxedProcess) {
   EXPECT_EQ(roundtrip(

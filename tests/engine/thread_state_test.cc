@@ -378,15 +378,14 @@ TEST(ThreadState, FiltersThatEndTheThreadComeBack) {
       0);
 }
 
-// A sleep goes on with what is left of it, though the stop that reads the filters is the first one.
-TEST(ThreadState, FilteredThreadSleepsOn) {
+void expect_sleeps_on(long forbidden, uint32_t action) {
   if (::geteuid() != 0) GTEST_SKIP() << "only root sees what a filter does";
   EXPECT_EQ(roundtrip(
-                [](Gate& gate) {
+                [&](Gate& gate) {
                   CHECK_OR_DIE(::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0);
                   std::atomic<bool> sleeps = false, slept = false;
                   std::thread thread([&] {
-                    forbid(SYS_getppid, SECCOMP_RET_ERRNO | 72);
+                    forbid(forbidden, action);
                     sleeps = true;
                     const timespec long_time{1, 500'000'000};
                     slept = ::nanosleep(&long_time, nullptr) == 0;
@@ -399,6 +398,14 @@ TEST(ThreadState, FilteredThreadSleepsOn) {
                 },
                 kSeveral),
             0);
+}
+
+// A sleep goes on with what is left of it, though the stop that reads the filters is the first one.
+TEST(ThreadState, FilteredThreadSleepsOn) { expect_sleeps_on(SYS_getppid, SECCOMP_RET_ERRNO | 72); }
+
+// The kernel goes on with a sleep by another call.
+TEST(ThreadState, ThreadThatMayNotRestartACallSleepsOn) {
+  expect_sleeps_on(SYS_restart_syscall, SECCOMP_RET_KILL_PROCESS);
 }
 
 TEST(ThreadState, MainThreadHasEnded) {
