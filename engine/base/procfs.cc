@@ -270,10 +270,11 @@ bool SmapsEntry::has(std::string_view flag) const {
   return std::find(vm_flags.begin(), vm_flags.end(), flag) != vm_flags.end();
 }
 
-std::vector<SmapsEntry> SmapsEntry::read(pid_t pid) {
-  const std::string text = read_proc(pid, "smaps");
+std::vector<SmapsEntry> SmapsEntry::read(pid_t pid) { return parse(read_proc(pid, "smaps")); }
+
+std::vector<SmapsEntry> SmapsEntry::parse(std::string_view rest) {
   std::vector<SmapsEntry> entries;
-  for (std::string_view rest = text; !rest.empty();) {
+  while (!rest.empty()) {
     std::string_view line = next_line(rest);
     if (starts_mapping(line)) {
       entries.push_back({parse_maps_line(line), {}, 0});

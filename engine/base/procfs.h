@@ -76,6 +76,7 @@ struct SmapsEntry : MapsEntry {
   bool has(std::string_view flag) const;
 
   static std::vector<SmapsEntry> read(pid_t pid);
+  static std::vector<SmapsEntry> parse(std::string_view text);
 };
 
 // Children (processes) of all threads of `pid`, the caller's view of pids.

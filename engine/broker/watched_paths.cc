@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/broker/watched_paths.h"
 
-#include <fcntl.h>
+#include <linux/openat2.h>
+#include <sys/stat.h>
+#include <sys/syscall.h>
 #include <unistd.h>
 
-#include <array>
 #include <climits>
 #include <cstdio>
 #include <cstring>
@@ -30,16 +31,7 @@ std::string read_below(int process, const std::string& name) {
   return text;
 }
 
-struct Handle {
-  file_handle header{};
-  std::array<unsigned char, MAX_HANDLE_SZ> bytes{};
-};
-
-struct Watch {
-  int wd = 0;
-  unsigned major = 0, minor = 0;
-  Handle handle;
-};
+}  // namespace
 
 // "inotify wd:5 ino:1 sdev:fe00000 mask:4000fff ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:4e015100..."
 bool parse_watch(const std::string& line, Watch& watch) {
@@ -62,13 +54,8 @@ bool parse_watch(const std::string& line, Watch& watch) {
   return true;
 }
 
-struct Mount {
-  unsigned major = 0, minor = 0;
-  std::string point;
-};
-
 // proc_pid_mountinfo(5); blanks in names are written as \040.
-std::vector<Mount> mounts_in(const std::string& text) {
+std::vector<Mount> parse_mounts(const std::string& text) {
   std::vector<Mount> mounts;
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
@@ -91,7 +78,21 @@ std::vector<Mount> mounts_in(const std::string& text) {
   return mounts;
 }
 
-std::string path_of(int mount_fd, Handle& handle) {
+namespace {
+
+// The mount point is the user's: it may be a device or a FIFO by now, or lead elsewhere by a link.
+UniqueFd open_mount(int root, const std::string& point) {
+  open_how how{};
+  how.flags = O_PATH | O_CLOEXEC;
+  how.resolve = RESOLVE_IN_ROOT | RESOLVE_NO_SYMLINKS;
+  const UniqueFd found(static_cast<int>(::syscall(SYS_openat2, root, point.c_str(), &how, sizeof how)));
+  struct stat status {};
+  if (!found || ::fstat(found.get(), &status) != 0 || !(S_ISDIR(status.st_mode) || S_ISREG(status.st_mode))) return {};
+  return UniqueFd(
+      ::open(fmt::format("/proc/self/fd/{}", found.get()).c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+}
+
+std::string path_of(int mount_fd, FileHandle& handle) {
   const UniqueFd file(::open_by_handle_at(mount_fd, &handle.header, O_PATH | O_CLOEXEC));
   if (!file) return {};
   std::array<char, PATH_MAX> path;
@@ -103,7 +104,9 @@ std::string path_of(int mount_fd, Handle& handle) {
 
 std::map<int, std::string> watched_paths(int process, int fd) {
   const std::string text = read_below(process, fmt::format("fdinfo/{}", fd));
-  const std::vector<Mount> mounts = mounts_in(read_below(process, "mountinfo"));
+  const std::vector<Mount> mounts = parse_mounts(read_below(process, "mountinfo"));
+  const UniqueFd root(::openat(process, "root", O_PATH | O_DIRECTORY | O_CLOEXEC));
+  if (!root) throw_errno("cannot open the root directory of a process");
   std::map<int, std::string> paths;
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
@@ -111,8 +114,7 @@ std::map<int, std::string> watched_paths(int process, int fd) {
     if (!parse_watch(line, watch)) continue;
     for (const Mount& mount : mounts) {
       if (mount.major != watch.major || mount.minor != watch.minor) continue;
-      const UniqueFd at(
-          ::openat(process, ("root" + mount.point).c_str(), O_RDONLY | O_NONBLOCK | O_NOCTTY | O_CLOEXEC));
+      const UniqueFd at = open_mount(root.get(), mount.point);
       if (!at) continue;
       std::string path = path_of(at.get(), watch.handle);
       // The root of the mount alone is where a name that the kernel has forgotten seems to lie.

@@ -6,7 +6,6 @@
 #include <algorithm>
 #include <cstring>
 #include <memory>
-#include <unordered_map>
 
 #include "engine/base/error.h"
 #include "engine/base/parallel.h"
@@ -143,11 +142,6 @@ class IndexSource {
         at.length > kMaxBlockBytes) {
       fail(at.offset, "table lies outside the file");
     }
-    // Each table has one parent. Without this a small hostile file could name one table many times and unfold to
-    // something that fills the memory.
-    uint64_t& used = used_[at.version];
-    used += at.length;
-    if (used > size_) fail(at.offset, "tables overlap");
     if (at.offset < window_start_ || at.offset + at.length > window_start_ + window_.size()) {
       window_.resize(std::min<uint64_t>(kWindowBytes, end - at.offset));
       window_start_ = at.offset;
@@ -158,6 +152,10 @@ class IndexSource {
 
   [[noreturn]] void fail(uint64_t offset, const char* what) const {
     throw_error(ErrorKind::kImage, "{} is damaged at offset {}: {}", path_, offset, what);
+  }
+  [[noreturn]] void fail_index(const char* what) const {
+    throw_error(ErrorKind::kImage, "{} is damaged: {}",
+                version_.file_path(version_.version(), index_file_name(store_, version_.version())), what);
   }
 
  private:
@@ -195,7 +193,6 @@ class IndexSource {
   uint32_t current_ = 0;
   std::vector<uint8_t> window_;
   uint64_t window_start_ = 0;
-  std::unordered_map<uint32_t, uint64_t> used_;
 };
 
 // Loads level by level, each level ordered by version and offset: every file is opened at most once a level and read
@@ -213,6 +210,7 @@ class IndexLoader {
       std::sort(pending.begin(), pending.end(), [](const Pending& a, const Pending& b) {
         return std::pair(a.stored.version, a.stored.offset) < std::pair(b.stored.version, b.stored.offset);
       });
+      check_places(pending, trailer);
       std::vector<Pending> below;
       for (const Pending& item : pending) load_one(item, level, below);
       pending = std::move(below);
@@ -226,6 +224,17 @@ class IndexLoader {
     IndexTable* parent;  // null: the root
     unsigned slot;
   };
+
+  // Each table has one parent. Without this a small hostile file could name one table many times and unfold to
+  // something that fills the memory. Tables of two levels cannot be one: their first bytes differ.
+  void check_places(const std::vector<Pending>& pending, const IndexTrailer& trailer) const {
+    for (size_t i = 1; i < pending.size(); ++i) {
+      const StoredTable &before = pending[i - 1].stored, &at = pending[i].stored;
+      if (before.version == at.version && at.offset < before.offset + before.length)
+        source_.fail_index("tables overlap");
+    }
+    if (pending.size() > trailer.tables - tables_) source_.fail_index("it has more tables than it says");
+  }
 
   void load_one(const Pending& item, int level, std::vector<Pending>& below) {
     const auto block = source_.block(item.stored);

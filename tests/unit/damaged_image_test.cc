@@ -166,6 +166,8 @@ class HostileIndex {
     });
   }
   StoredTable chain(const StoredTable& leaf) { return parent(3, {parent(2, {parent(1, {leaf})})}); }
+  // Zeros, which take no place on disk.
+  void hole(size_t bytes) { bytes_.resize(bytes_.size() + bytes); }
   std::string finish(const StoredTable& root, uint64_t pages, uint64_t tables) {
     ByteWriter writer(bytes_);
     const size_t start = bytes_.size();
@@ -384,7 +386,7 @@ const Damage kIndexDamages[] = {
     {"IndexInACircle",
      [](const Image& i) {
        HostileIndex index;
-       put_index(i, index.finish(index.parent(3, {{3, 13, 32}}), 2, 1));
+       put_index(i, index.finish(index.parent(3, {{3, 13, 32}}), 2, 4));
      },
      "damaged at offset 32"},
     {"IndexOfVersionZero",
@@ -431,6 +433,23 @@ const Damage kIndexDamages[] = {
        put_index(i, index.finish(index.parent(3, {index.parent(2, std::vector<StoredTable>(512, one))}), 2, 4));
      },
      "tables overlap"},
+    {"IndexTableNamedOftenInASparseFile",
+     [](const Image& i) {
+       HostileIndex index;
+       const StoredTable leaf = index.leaf(0, 0, 2);
+       index.hole(1 << 20);
+       const StoredTable one = index.parent(1, std::vector<StoredTable>(512, leaf));
+       put_index(i, index.finish(index.parent(3, {index.parent(2, {one})}), 1024, 515));
+     },
+     "tables overlap"},
+    {"IndexOfMoreTablesThanItSays",
+     [](const Image& i) {
+       HostileIndex index;
+       std::vector<StoredTable> leaves;
+       for (int n = 0; n < 500; n++) leaves.push_back(index.leaf(0, 0, 2));
+       put_index(i, index.finish(index.parent(3, {index.parent(2, {index.parent(1, leaves)})}), 1000, 4));
+     },
+     "more tables than it says"},
     {"IndexCountsLie",
      [](const Image& i) {
        HostileIndex index;

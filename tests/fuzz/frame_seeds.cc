@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// fuzz_inputs SEEDS COUNT: frame_fuzz.cc's entry point on each seed, and on COUNT changes of them from a fixed random
-// start. fuzz_inputs --make SEEDS: writes the seeds.
+// The seeds of frame_fuzz.cc.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,8 +12,7 @@
 #include <vector>
 
 #include "coordinator/protocol/coordinator.pb.h"
-
-extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size);
+#include "tests/fuzz/inputs.h"
 
 namespace {
 
@@ -111,64 +109,6 @@ std::map<std::string, std::string> seeds() {
   return all;
 }
 
-void change(std::string& text, const std::vector<std::string>& others, std::minstd_rand& random) {
-  const auto below = [&](size_t n) { return n == 0 ? 0 : random() % n; };
-  for (size_t changes = 1 + below(6); changes > 0; changes--) {
-    const size_t at = below(text.size());
-    switch (below(6)) {
-      case 0:
-        if (!text.empty()) text[at] = static_cast<char>(random());
-        break;
-      case 1:
-        if (!text.empty()) text[at] = static_cast<char>(text[at] ^ 1 << below(8));
-        break;
-      case 2:
-        text.erase(at, below(8));
-        break;
-      case 3:
-        text.insert(at, std::string(1 + below(9), static_cast<char>(below(2) == 0 ? 0xff : random())));
-        break;
-      case 4:
-        text += others[below(others.size())];
-        break;
-      default:
-        text.insert(at, text.substr(below(text.size()), below(64)));
-    }
-  }
-}
-
 }  // namespace
 
-int main(int argc, char** argv) {
-  if (argc != 3) {
-    std::fputs("usage: fuzz_inputs SEEDS COUNT | fuzz_inputs --make SEEDS\n", stderr);
-    return 2;
-  }
-  if (std::string(argv[1]) == "--make") {
-    std::filesystem::create_directories(argv[2]);
-    for (const auto& [name, text] : seeds()) std::ofstream(std::string(argv[2]) + "/" + name, std::ios::binary) << text;
-    return 0;
-  }
-  std::vector<std::string> inputs;
-  for (const auto& entry : std::filesystem::directory_iterator(argv[1])) {
-    std::ifstream file(entry.path(), std::ios::binary);
-    inputs.emplace_back(std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>());
-  }
-  if (inputs.empty()) {
-    std::fprintf(stderr, "fuzz_inputs: no seeds in %s\n", argv[1]);
-    return 1;
-  }
-  const auto run = [](const std::string& text) {
-    LLVMFuzzerTestOneInput(reinterpret_cast<const uint8_t*>(text.data()), text.size());
-  };
-  for (const std::string& text : inputs) run(text);
-  std::minstd_rand random(1);
-  const unsigned long count = std::strtoul(argv[2], nullptr, 10);
-  for (unsigned long i = 0; i < count; i++) {
-    std::string text = inputs[random() % inputs.size()];
-    change(text, inputs, random);
-    run(text);
-  }
-  std::printf("%zu seeds, %lu changed inputs\n", inputs.size(), count);
-  return 0;
-}
+std::map<std::string, std::string> fuzz_seeds() { return seeds(); }
