@@ -14,6 +14,7 @@
 #include <optional>
 
 #include "engine/base/error.h"
+#include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 #include "engine/broker/broker.h"
 #include "engine/files/file_table.h"
@@ -125,7 +126,7 @@ void RestoredCapsule::Impl::note_tasks(const pb::Capsule& capsule,
     rank_of[task.pid()] = task.rank();
     for (const auto& process : processes)
       if (static_cast<uint32_t>(process->stopped().ref.vpid) == task.pid())
-        roots.push_back({process->stopped().ref.pid, task.rank()});
+        roots.push_back({process->stopped().ref.pid, task.rank(), process->stopped().ref.start_time});
   }
   for (const pb::TaskEnd& end : capsule.ended()) ended.push_back({end.rank(), end.status()});
 }
@@ -348,7 +349,7 @@ void RestoredCapsule::detach() {
 
 void RestoredCapsule::signal_all(int signal) {
   for (const pid_t child : read_children(impl_->init_pid))
-    for (const ProcessRef& process : find_processes({child})) ::kill(process.pid, signal);
+    for (const ProcessRef& process : find_processes({child})) signal_process(process.pid, process.start_time, signal);
 }
 
 Session RestoredCapsule::continue_session(SessionConfig config) {

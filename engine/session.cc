@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "engine/base/error.h"
+#include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 #include "engine/broker/broker.h"
 #include "engine/image/image_layout.h"
@@ -247,15 +248,45 @@ void Session::Impl::describe_tasks(const std::vector<ProcessRef>& stopped, pb::C
   }
 }
 
+namespace {
+
+// Memory for the arguments of calls, in each process, which goes whatever happens.
+class ScratchMemory {
+ public:
+  explicit ScratchMemory(std::vector<StoppedProcess>& stopped) : stopped_(stopped) {
+    constexpr size_t kBytes = 64 << 10;
+    try {
+      for (StoppedProcess& process : stopped_)
+        if (process.remote) process.remote->map_scratch(kBytes);
+    } catch (...) {
+      unmap();
+      throw;
+    }
+  }
+  ~ScratchMemory() { unmap(); }
+  ScratchMemory(const ScratchMemory&) = delete;
+  ScratchMemory& operator=(const ScratchMemory&) = delete;
+
+ private:
+  void unmap() noexcept {
+    for (StoppedProcess& process : stopped_) {
+      try {
+        if (process.remote) process.remote->unmap_scratch();
+      } catch (const Error&) {
+        // Killed this very moment, and its memory with it.
+      }
+    }
+  }
+  std::vector<StoppedProcess>& stopped_;
+};
+
+}  // namespace
+
 void Session::Impl::capture_undo(std::vector<StoppedProcess>& stopped, const std::vector<pb::Process*>& states,
                                  const pb::Capsule& capsule) {
   if (capsule.sysv().semaphores_size() == 0) return;
-  constexpr size_t kScratchBytes = 64 << 10;
-  for (StoppedProcess& process : stopped)
-    if (process.remote) process.remote->map_scratch(kScratchBytes);
+  const ScratchMemory scratch(stopped);
   capture_sem_undo(stopped, states, capsule.sysv());
-  for (StoppedProcess& process : stopped)
-    if (process.remote) process.remote->unmap_scratch();
 }
 
 CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
@@ -401,7 +432,7 @@ std::vector<TaskRoot> Session::roots() const { return impl_->roots; }
 
 void Session::kill() {
   for (const ProcessRef& ref : impl_->processes())
-    if (!ref.zombie) ::kill(ref.pid, SIGKILL);
+    if (!ref.zombie) signal_process(ref.pid, ref.start_time, SIGKILL);
 }
 
 Findings check_tree(const std::vector<pid_t>& roots, const std::vector<OuterStreamId>& outer) {

@@ -54,6 +54,7 @@ struct SessionConfig {
 struct TaskRoot {
   pid_t pid = 0;  // the agent's view
   int rank = 0;
+  uint64_t start_time = 0;  // see ProcessRef; 0: not known
 };
 
 // Outcome of one version.

@@ -2,6 +2,8 @@
 #include "coordinator/icpstepd/capsule_agents.h"
 
 #include <signal.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <chrono>
 
@@ -30,7 +32,7 @@ void CapsuleAgents::start(Agent& agent, const protocol::StepFacts& facts) {
   protocol::StepFacts part = facts;
   part.local_tasks = static_cast<uint32_t>(agent.ranks.size());
   PartAgent started = start_part(part);
-  agent.pid = started.pid;
+  agent.process.reset(static_cast<int>(::syscall(SYS_pidfd_open, started.pid, 0)));
   agent.control = std::move(started.control);
   agent.tasks = std::move(started.tasks);
 }
@@ -67,8 +69,8 @@ void CapsuleAgents::goodbye(int timeout_ms) {
 // its sockets do.
 void CapsuleAgents::end() noexcept {
   for (Agent& agent : agents_) {
-    if (agent.pid > 0) ::kill(agent.pid, SIGKILL);
-    agent.pid = 0;
+    if (agent.process) ::syscall(SYS_pidfd_send_signal, agent.process.get(), SIGKILL, nullptr, 0);
+    agent.process.reset();
     agent.control.reset();
     agent.tasks.reset();
   }

@@ -37,7 +37,7 @@ class CapsuleAgents {
   struct Agent {
     std::set<int> ranks;
     UniqueFd control, tasks;
-    pid_t pid = 0;
+    UniqueFd process;  // pidfd: nobody waits for it, and its number may be another's one day
   };
   void start(Agent& agent, const protocol::StepFacts& facts);
   Agent* find(const protocol::Packet& packet);

@@ -5,6 +5,7 @@
 #include <signal.h>
 #include <sys/file.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/vfs.h>
 #include <unistd.h>
 
@@ -12,6 +13,7 @@
 #include <chrono>
 #include <filesystem>
 #include <fstream>
+#include <map>
 #include <optional>
 #include <regex>
 #include <set>
@@ -287,6 +289,17 @@ void add_step_cgroups(pid_t task, StepCgroups& cgroups) {
   }
 }
 
+// By descriptors, and when the numbers are in the cgroups still: one may have been given to somebody else.
+static void kill_those(const std::set<pid_t>& pids, const std::vector<std::string>& directories) {
+  std::map<pid_t, UniqueFd> processes;
+  for (const pid_t pid : pids) processes.emplace(pid, static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+  for (const pid_t pid : processes_in(directories)) {
+    const auto process = processes.find(pid);
+    if (process != processes.end() && process->second)
+      ::syscall(SYS_pidfd_send_signal, process->second.get(), SIGKILL, nullptr, 0);
+  }
+}
+
 size_t kill_job_processes(const std::string& node, uid_t uid, const JobName& job) {
   const auto directories = job_directories(kRoot, node, uid, job);
   std::set<pid_t> all;
@@ -295,7 +308,7 @@ size_t kill_job_processes(const std::string& node, uid_t uid, const JobName& job
     const std::set<pid_t> left = processes_in(directories);
     if (left.empty() || std::chrono::steady_clock::now() > deadline) break;
     thaw(directories);
-    for (const pid_t pid : left) ::kill(pid, SIGKILL);
+    kill_those(left, directories);
     all.insert(left.begin(), left.end());
     std::this_thread::sleep_for(std::chrono::milliseconds(20));
   }

@@ -14,7 +14,9 @@
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/versions.h"
 #include "engine/base/error.h"
+#include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
+#include "engine/process/stopped_tree.h"
 
 namespace icp {
 namespace {
@@ -106,13 +108,11 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
   throw_error(ErrorKind::kImage, "{} holds no version", plan.image);
 }
 
-void signal_tree(pid_t root, int signal) {
-  try {
-    for (const pid_t child : read_children(root)) signal_tree(child, signal);
-  } catch (const Error&) {
-    // It has ended; so will have its children's link to it.
-  }
-  ::kill(root, signal);
+void signal_tree(const TaskRoot& root, int signal) {
+  std::vector<ProcessRef> found = find_processes({root.pid});
+  if (found.empty() || (root.start_time != 0 && found.front().start_time != root.start_time)) return;
+  for (auto process = found.rbegin(); process != found.rend(); ++process)
+    signal_process(process->pid, process->start_time, signal);
 }
 
 }  // namespace icp

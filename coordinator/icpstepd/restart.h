@@ -53,6 +53,6 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
                            const std::map<int, ProxyStreams>& proxies, int pmix_relay, RestartTogether together);
 
 // Sends a signal to the tree of processes below (and with) a task.
-void signal_tree(pid_t root, int signal);
+void signal_tree(const TaskRoot& root, int signal);
 
 }  // namespace icp

@@ -17,6 +17,7 @@
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/restart_dir.h"
 #include "engine/base/error.h"
+#include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 
 namespace icp {
@@ -387,7 +388,7 @@ void StepAgent::hand_on_term() {
       protocol::send_packet(task.socket->native_handle(), Packet(protocol::kSignal).set_number("signal", SIGTERM));
   }
   if (!capsule_) return;
-  for (const TaskRoot& root : capsule_->roots()) ::kill(root.pid, SIGTERM);
+  for (const TaskRoot& root : capsule_->roots()) signal_process(root.pid, root.start_time, SIGTERM);
 }
 
 // Once for all tasks: each gets its SIGTERM then.

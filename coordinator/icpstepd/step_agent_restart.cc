@@ -9,6 +9,7 @@
 #include "coordinator/checkpoint_moments.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/step_agent.h"
+#include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 #include "engine/restore/shared_host.h"
 
@@ -145,9 +146,9 @@ void StepAgent::on_proxy(Task& task, Packet& packet) {
   for (const TaskRoot& root : capsule_->roots()) {
     if (root.rank != task.rank) continue;
     if (signalled_ == Signalled::kTree) {
-      signal_tree(root.pid, static_cast<int>(*signal));
+      signal_tree(root, static_cast<int>(*signal));
     } else {
-      ::kill(root.pid, static_cast<int>(*signal));
+      signal_process(root.pid, root.start_time, static_cast<int>(*signal));
     }
   }
 }
@@ -281,7 +282,7 @@ void StepAgent::on_proxy_gone(Task& task) {
     return;
   }
   for (const TaskRoot& root : capsule_->roots()) {
-    if (root.rank == task.rank) ::kill(root.pid, SIGKILL);
+    if (root.rank == task.rank) signal_process(root.pid, root.start_time, SIGKILL);
   }
 }
 

@@ -18,6 +18,7 @@
 #include "engine/broker/tcp_queue.h"
 #include "engine/broker/watched_paths.h"
 #include "engine/files/inet_diag.h"
+#include "engine/files/socket_option.h"
 #include "engine/sysv/ipc_namespace.h"
 
 namespace icp {
@@ -225,6 +226,8 @@ class Server {
       return address;
     };
     const InetAddress local = end();
+    if (local.port < first_unprivileged_port())
+      throw_error(ErrorKind::kPermission, "port {} is none of user {}", local.port, options_.identity.uid);
     std::optional<InetAddress> remote;
     if (reader.take<bool>()) remote = end();
     InetDiagSocket().end_leftovers(local, remote, options_.identity.uid);

@@ -214,20 +214,23 @@ pid_t start_init(const InitOrder& order) {
   if (order.in_user_namespace) plan.bounding = ProcStatus::read(::getpid()).cap_bnd;
 
   clone_args arguments{};
-  arguments.flags = CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS | (order.sibling ? CLONE_PARENT : 0) |
+  int handle = -1;  // the worker may wait for its child, whose number is free then
+  arguments.pidfd = reinterpret_cast<uint64_t>(&handle);
+  arguments.flags = CLONE_PIDFD | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWNS | (order.sibling ? CLONE_PARENT : 0) |
                     (order.in_user_namespace ? CLONE_NEWUSER : 0);
   arguments.exit_signal = order.sibling ? 0 : SIGCHLD;  // a sibling has its maker's
   const long pid = ::syscall(SYS_clone3, &arguments, sizeof arguments);
   if (pid < 0 && order.in_user_namespace) throw_no_user_namespace(errno);
   if (pid < 0) throw_errno("cannot make the namespaces of the capsule");
   if (pid == 0) become_init(plan);
+  const UniqueFd process(handle);
   go.there.reset();
   try {
     if (order.in_user_namespace) map_own_ids(static_cast<pid_t>(pid));
     if (order.like != 0 && order.join) order.join(static_cast<pid_t>(pid), order.like);
     if (::send(go.here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start the init of the capsule");
   } catch (...) {
-    ::kill(static_cast<pid_t>(pid), SIGKILL);
+    ::syscall(SYS_pidfd_send_signal, process.get(), SIGKILL, nullptr, 0);
     if (!order.sibling) ::waitpid(static_cast<pid_t>(pid), nullptr, __WALL);
     throw;
   }

@@ -382,13 +382,17 @@ UniqueFd make_inet_socket(const RestoreContext& context, int domain, int type) {
   return fd;
 }
 
-void check_port(const RestoreContext& context, const pb::OpenFile& file, uint16_t port) {
+int first_unprivileged_port() {
   static const int first_free = [] {
     int first = 1024;
     std::ifstream("/proc/sys/net/ipv4/ip_unprivileged_port_start") >> first;
     return first;
   }();
-  if (port == 0 || port >= first_free || context.options.identity.uid == 0) return;
+  return first_free;
+}
+
+void check_port(const RestoreContext& context, const pb::OpenFile& file, uint16_t port) {
+  if (port == 0 || port >= first_unprivileged_port() || context.options.identity.uid == 0) return;
   throw_bad_file(file, fmt::format("user {} may not use port {}", context.options.identity.uid, port));
 }
 

@@ -109,6 +109,28 @@ UniqueFd create_unused(RestoreContext& context, const pb::OpenFile& file) {
 
 // ---- connections whose other end is gone -------------------------------------------------------------------------
 
+uint16_t port_of(int fd, int (*ask)(int, sockaddr*, socklen_t*)) {
+  sockaddr_storage name{};
+  socklen_t length = sizeof name;
+  if (ask(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) throw_errno("cannot look at a closed TCP connection");
+  return name.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(name).sin6_port
+                                    : reinterpret_cast<const sockaddr_in&>(name).sin_port;
+}
+
+// The connection of `client`, which is there. Anybody of this host may have connected before it: such a one is closed.
+UniqueFd accept_own(int listener, int client) {
+  for (;;) {
+    UniqueFd other(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
+    if (!other && errno == ECONNABORTED) continue;
+    if (!other) throw_errno("cannot make the other end of a closed TCP connection");
+    try {
+      if (port_of(other.get(), ::getpeername) == port_of(client, ::getsockname)) return other;
+    } catch (const Error&) {
+      // It has been reset already.
+    }
+  }
+}
+
 // A real connection over loopback whose other end says what was still to be read, and closes.
 UniqueFd create_ended(RestoreContext& context, const pb::OpenFile& file) {
   const pb::TcpSocket& socket = file.tcp();
@@ -118,7 +140,7 @@ UniqueFd create_ended(RestoreContext& context, const pb::OpenFile& file) {
   address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
   socklen_t length = sizeof address;
   if (!listener || ::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), length) != 0 ||
-      ::listen(listener.get(), 1) != 0 ||
+      ::listen(listener.get(), SOMAXCONN) != 0 ||
       ::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) {
     throw_errno("cannot make the other end of a closed TCP connection");
   }
@@ -133,8 +155,7 @@ UniqueFd create_ended(RestoreContext& context, const pb::OpenFile& file) {
   if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&name), name_length) != 0) {
     throw_errno("cannot make a closed TCP connection again");
   }
-  const UniqueFd other(::accept4(listener.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-  if (!other) throw_errno("cannot make the other end of a closed TCP connection");
+  const UniqueFd other = accept_own(listener.get(), fd.get());
   broker().widen_tcp_buffer(other.get(), SO_SNDBUFFORCE, 4 * data.size() + kMostMss);
   if (!data.empty() &&
       ::send(other.get(), data.data(), data.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(data.size())) {

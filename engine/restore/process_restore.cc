@@ -5,6 +5,7 @@
 #include <sys/syscall.h>
 
 #include "engine/base/error.h"
+#include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 #include "engine/memory/memory_protection.h"
 #include "engine/process/amx_tiles.h"
@@ -186,7 +187,7 @@ void ProcessRestore::run() noexcept {
 }
 
 void ProcessRestore::tell_size() const noexcept {
-  if (state_.terminal().outer()) ::kill(stopped_.ref.pid, SIGWINCH);
+  if (state_.terminal().outer()) signal_process(stopped_.ref.pid, stopped_.ref.start_time, SIGWINCH);
 }
 
 }  // namespace icp

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // Images with values that no capture writes: one clear error each, no crash, nothing outside is touched.
+#include <netinet/in.h>
 #include <sys/epoll.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <atomic>
+#include <cstdio>
 #include <functional>
 #include <random>
+#include <set>
+#include <thread>
 
 #include "files_test_util.h"
 
@@ -407,6 +412,47 @@ TEST(HostileFiles, PrivilegedPorts) {
     EXPECT_THAT(error_of(ErrorKind::kImage, [&] { FileRestore(image.capsule, as_user).create(); }),
                 HasSubstr("may not use port 111"));
   }
+}
+
+// Ports of 127.0.0.1 where somebody listens.
+std::set<uint16_t> listening_ports() {
+  std::set<uint16_t> ports;
+  std::ifstream lines("/proc/net/tcp");
+  for (std::string line; std::getline(lines, line);) {
+    unsigned port = 0, state = 0;
+    if (std::sscanf(line.c_str(), " %*d: 0100007F:%x %*x:%*x %x", &port, &state) == 2 && state == 0x0a)
+      ports.insert(static_cast<uint16_t>(port));
+  }
+  return ports;
+}
+
+// The other end of a connection that had been closed comes from a listener that anybody can connect to.
+TEST(HostileFiles, ForeignConnections) {
+  std::atomic<bool> stop = false;
+  std::thread stranger([&] {
+    const std::set<uint16_t> others = listening_ports();
+    while (!stop) {
+      for (const uint16_t port : listening_ports()) {
+        if (others.contains(port)) continue;
+        sockaddr_in address{};
+        address.sin_family = AF_INET, address.sin_port = htons(port), address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+        const UniqueFd fd(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
+        ::connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof address);
+      }
+    }
+  });
+  for (int i = 0; i < 300; i++) {
+    Image image;
+    pb::TcpSocket& socket = tcp_end(image, 1, 50001, 50002);
+    socket.set_state(pb::TcpSocket::ENDED), socket.set_shut_read(true), socket.set_receive_queue("saved");
+    FileRestore restore(image.capsule, options());
+    restore.create();
+    char data[16] = {};
+    ASSERT_EQ(::recv(restore.local_fd(1), data, sizeof data, 0), 5) << i;
+    ASSERT_STREQ(data, "saved");
+  }
+  stop = true;
+  stranger.join();
 }
 
 TEST(HostileFiles, ThousandsOfFiles) {
