@@ -11,6 +11,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
 
 namespace icp {
 namespace {
@@ -39,16 +40,33 @@ constexpr uint32_t kOpenFlags =
 
 }  // namespace
 
+// What the kernel makes up may be looked at where a program had it open for that.
+static bool is_view(const RestoreContext& context, const pb::OpenFile& file, const FoundPath& found) {
+  const bool looks = (file.flags() & O_PATH) != 0 || (file.flags() & O_ACCMODE) == O_RDONLY;
+  const bool fits = S_ISDIR(found.stat.st_mode) || (S_ISREG(found.stat.st_mode) && looks);
+  return fits && !is_about_a_process(context.options.root_fd, found.fd.get());
+}
+
+static void check_file_system(const RestoreContext& context, const pb::OpenFile& file, const std::string& path,
+                              const FoundPath& found) {
+  const FileSystemKind kind = file_system_kind(found.fd.get());
+  if (kind == FileSystemKind::kFiles) return;
+  if (kind == FileSystemKind::kViews && is_view(context, file, found)) return;
+  throw_bad_file(file, refused_file_system(path, found.fd.get()));
+}
+
 std::optional<FoundPath> look_up(const RestoreContext& context, const pb::OpenFile& file, const std::string& path) {
   if (!is_usable_path(path)) throw_bad_file(file, "it has no usable path");
   FoundPath found;
   {
     const FsIdentity as_user(context.options.identity);
-    found.fd = open_below(context.options.root_fd, path, O_PATH);
+    const int directory = file.has_directory() ? O_DIRECTORY : 0;  // which an automounter waits for
+    found.fd = open_below(context.options.root_fd, path, O_PATH | directory);
     if (!found.fd && errno == ENOENT) return {};
     if (!found.fd) throw_errno("cannot find {}, which was open at the checkpoint", path);
   }
   if (::fstat(found.fd.get(), &found.stat) != 0) throw_errno("cannot look at {}", path);
+  check_file_system(context, file, path, found);
   return found;
 }
 
@@ -108,6 +126,14 @@ static bool find_other_name(FileScan& scan, Description& description) {
 }
 
 bool path_leads_back(FileScan& scan, Description& description) {
+  if (known_file_system(scan.filesystem(description)) == FileSystemKind::kOther) {
+    const int fd = scan.take(description);
+    if (fd < 0) return false;
+    if (file_system_kind(fd) == FileSystemKind::kOther) {
+      scan.refuse(description, refused_file_system(description.target, fd), "close it before a checkpoint");
+      return false;
+    }
+  }
   struct stat now {};
   const int error = scan.stat_path(description.uses.front().process, description.target, now);
   if (error == 0 && now.st_dev == description.stat.st_dev && now.st_ino == description.stat.st_ino) return true;

@@ -17,7 +17,7 @@ struct FoundPath {
 };
 
 // Looks up file.identity().path(). Throws kImage for a path that is no absolute path or a file of another type than
-// `type` (S_IFREG ...), kSystem when it is missing or out of the user's reach.
+// `type` (S_IFREG ...) or on a file system that keeps no files of programs, kSystem when it is missing or out of the user's reach.
 FoundPath find_image_path(const RestoreContext& context, const pb::OpenFile& file, mode_t type);
 
 // The same; nothing when no file has the path.

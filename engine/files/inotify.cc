@@ -16,6 +16,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
 #include "engine/broker/broker.h"
 
 namespace icp {
@@ -82,6 +83,18 @@ void find_paths(FileScan& scan, const Description& description, std::vector<Watc
   }
 }
 
+bool may_be_watched(int root, int fd) {
+  const FileSystemKind kind = file_system_kind(fd);
+  return kind == FileSystemKind::kFiles || (kind == FileSystemKind::kViews && !is_about_a_process(root, fd));
+}
+
+// Whether what a process watches is nothing that a restart refuses; for what is gone there is another sentence.
+bool may_be_watched(pid_t pid, const std::string& path) {
+  const UniqueFd root = open_root_of(pid);
+  const UniqueFd fd = root ? open_below(root.get(), path, O_PATH | O_NOFOLLOW) : UniqueFd();
+  return !fd || may_be_watched(root.get(), fd.get());
+}
+
 class InotifyKind final : public FileKind {
  public:
   pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kInotify; }
@@ -108,6 +121,9 @@ class InotifyKind final : public FileKind {
                       fmt::format("inotify watch {} of a file whose name is gone or not known any more (inode {})",
                                   watch.wd, watch.ino),
                       "end the watch (inotify_rm_watch), or watch its directory");
+        else if (!may_be_watched(scan.processes()[description->uses.front().process].pid, watch.path))
+          scan.refuse(*description, fmt::format("inotify watch of {}", watch.path),
+                      "end the watch (inotify_rm_watch) before a checkpoint");
         else if (watch.wd > kMostWatch)
           scan.refuse(*description, fmt::format("inotify watch number {}", watch.wd), "restart the program");
       }
@@ -151,6 +167,7 @@ class InotifyKind final : public FileKind {
     if (!is_usable_path(path)) throw_bad_file(file, "an inotify watch has no usable path");
     UniqueFd fd = open_below(context.options.root_fd, path, O_PATH | O_NOFOLLOW);
     if (!fd) throw_errno("cannot find {}, which was watched at the checkpoint", path);
+    if (!may_be_watched(context.options.root_fd, fd.get())) throw_bad_file(file, refused_file_system(path, fd.get()));
     return fd;
   }
 

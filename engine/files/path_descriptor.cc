@@ -11,6 +11,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
 #include "engine/files/image_path.h"
 
 namespace icp {
@@ -49,6 +50,8 @@ class PathDescriptorKind final : public SingleFileKind {
     if (!fd) throw_errno("cannot find {}, which was open at the checkpoint", path);
     struct stat now {};
     if (::fstat(fd.get(), &now) != 0) throw_errno("cannot look at {}", path);
+    if (file_system_kind(fd.get()) == FileSystemKind::kOther || is_about_a_process(context.options.root_fd, fd.get()))
+      throw_bad_file(file, refused_file_system(path, fd.get()));
     if ((now.st_mode & S_IFMT) != (file.identity().mode() & S_IFMT) ||
         (S_ISLNK(now.st_mode) && link_text(fd.get()) != file.link().text())) {
       throw_bad_file(file, "it is something else than at the checkpoint");

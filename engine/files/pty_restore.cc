@@ -5,6 +5,7 @@
 #include <fcntl.h>
 #include <sys/ioctl.h>
 #include <sys/stat.h>
+#include <sys/sysmacros.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -17,13 +18,19 @@
 namespace icp {
 namespace {
 
-constexpr size_t kMostContent = 256 << 10;  // bytes; the kernel's own limit is lower
+constexpr size_t kMostContent = 256 << 10;          // bytes; the kernel's own limit is lower
+constexpr unsigned kPtmxMajor = 5, kPtmxMinor = 2;  // TTYAUX_MAJOR of the kernel
 constexpr int kSlaveFlags = O_ACCMODE | O_NONBLOCK | O_APPEND;
 
 // A new pseudo terminal of the capsule's /dev/pts, as the user.
 UniqueFd new_master(const RestoreContext& context) {
   const FsIdentity as_user(context.options.identity);
-  UniqueFd fd = open_below(context.options.root_fd, "/dev/ptmx", O_RDWR | O_NOCTTY);
+  const UniqueFd found = open_below(context.options.root_fd, "/dev/ptmx", O_PATH);
+  struct stat status {};
+  if (!found || ::fstat(found.get(), &status) != 0) throw_errno("cannot find /dev/ptmx");
+  if (!S_ISCHR(status.st_mode) || status.st_rdev != ::makedev(kPtmxMajor, kPtmxMinor))
+    throw_error(ErrorKind::kSystem, "/dev/ptmx is not the device that makes pseudo terminals");
+  UniqueFd fd(::open(fmt::format("/proc/self/fd/{}", found.get()).c_str(), O_RDWR | O_NOCTTY | O_CLOEXEC));
   if (!fd) throw_errno("cannot make a pseudo terminal with /dev/ptmx");
   return fd;
 }

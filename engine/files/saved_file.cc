@@ -14,6 +14,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
 #include "engine/files/kept_files.h"
 
 namespace icp {
@@ -84,7 +85,7 @@ bool is_saved_file(const RestoreContext& context, const pb::OpenFile& file, cons
 }
 
 UniqueFd open_directory_of(const RestoreContext& context, const std::string& path) {
-  return open_below(context.options.root_fd, directory_of(path), O_PATH | O_DIRECTORY);
+  return open_saved(context.options.root_fd, directory_of(path), O_PATH | O_DIRECTORY);
 }
 
 // Makes what is missing of the directories that lead to `path`; only its owner gets in, as with mkdtemp(3).

@@ -23,6 +23,8 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
 #include "engine/base/own_network.h"
 #include "engine/files/socket_option.h"
 #include "engine/files/unix_maker.h"
@@ -174,7 +176,8 @@ std::vector<std::string> make_directories(const std::string& path) {
   std::vector<std::string> made;
   for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1)) {
     const std::string directory = path.substr(0, slash);
-    if (::mkdir(directory.c_str(), 0700) == 0) made.push_back(directory);
+    const UniqueFd parent = open_saved(-1, directory_of(directory), O_PATH | O_DIRECTORY);
+    if (parent && ::mkdirat(parent.get(), last_name_of(directory).c_str(), 0700) == 0) made.push_back(directory);
   }
   return made;
 }
@@ -196,6 +199,8 @@ void bind_socket(const pb::OpenFile& file, const UnixAddress& address, int fd) {
   const std::string& place = socket.place().empty() ? name : socket.place();
   const bool is_path = name[0] != '\0';
   const std::vector<std::string> directories = is_path ? make_directories(place) : std::vector<std::string>();
+  if (is_path && !open_saved(-1, directory_of(place), O_PATH | O_DIRECTORY))
+    throw_errno("cannot bind a Unix socket to {}", place);
   if (is_path && name[0] != '/') {
     const std::string base = place.substr(0, place.size() - name.size());
     if (::chdir(base.c_str()) != 0) throw_errno("cannot enter {}", base);

@@ -9,6 +9,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
 
 namespace icp {
 namespace {
@@ -19,8 +20,7 @@ constexpr size_t kMaxOpen = 256;  // descriptors kept; the agent has others to o
 
 UniqueFd RestoredFiles::open(const std::string& path, int flags, unsigned mode) const {
   const FsIdentity as_user(identity_);
-  // O_NONBLOCK: a FIFO in the place of the file must not hold us up. openat2 refuses it beside O_PATH.
-  return open_below(root_fd_, path, flags | ((flags & O_PATH) != 0 ? 0 : O_NOCTTY | O_NONBLOCK), mode);
+  return open_saved(root_fd_, path, flags, mode);
 }
 
 int RestoredFiles::unlink(const std::string& path) const {
@@ -30,6 +30,7 @@ int RestoredFiles::unlink(const std::string& path) const {
 }
 
 std::vector<std::string> RestoredFiles::names(const std::string& directory, const struct stat& status) const {
+  if (!open(directory, O_DIRECTORY | O_PATH)) return {};
   const FsIdentity as_user(identity_);
   return names_in_directory(root_fd_, directory, status);
 }

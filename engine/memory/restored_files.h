@@ -21,7 +21,7 @@ class RestoredFiles {
 
   // A mapped file, read-only; kImage when it is missing or not the same (size, mtime). Valid until the next call.
   int mapped_file(const pb::FileIdentity& file);
-  // Any path, like openat(2). -1 and errno on failure.
+  // As open_saved() of file_systems.h. -1 and errno on failure.
   UniqueFd open(const std::string& path, int flags, unsigned mode = 0) const;
   const Identity& identity() const { return identity_; }
   int unlink(const std::string& path) const;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/process/directories.h"
 
+#include <fcntl.h>
 #include <limits.h>
 #include <spdlog/spdlog.h>
 #include <sys/stat.h>
@@ -11,6 +12,8 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
 #include "engine/base/procfs.h"
 
 namespace icp {
@@ -53,8 +56,12 @@ int64_t path_call(RemoteProcess& remote, long call, const std::string& path, uin
 // Makes what is missing of the directories that lead to `path`, and it; says which those were.
 std::vector<std::string> make_directories(RemoteProcess& remote, const std::string& path) {
   std::vector<std::string> made;
+  const UniqueFd root = open_root_of(remote.pid());
   for (size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
-    if (path_call(remote, SYS_mkdir, path.substr(0, slash), 0700) == 0) made.push_back(path.substr(0, slash));
+    const std::string directory = path.substr(0, slash);
+    if (open_saved(root.get(), directory_of(directory), O_PATH | O_DIRECTORY) &&
+        path_call(remote, SYS_mkdir, directory, 0700) == 0)
+      made.push_back(directory);
     if (slash == std::string::npos) return made;
   }
 }
