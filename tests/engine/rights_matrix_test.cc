@@ -430,6 +430,50 @@ TEST_F(RightsMatrix, Greed) {
   }
 }
 
+// Ids, capabilities, namespaces, directories and a filter of a thread's own.
+TEST_F(RightsMatrix, OwnOfThreads) {
+  const std::function<void(pb::Thread&)> wishes[] = {
+      [](pb::Thread& thread) { *thread.mutable_credentials() = {}; },  // root
+      [](pb::Thread& thread) {
+        pb::Credentials& who = *thread.mutable_credentials();
+        who.set_uid(1), who.set_euid(1), who.set_suid(1), who.set_fsuid(1);
+      },
+      [](pb::Thread& thread) {
+        pb::Credentials& who = *thread.mutable_credentials();
+        who.set_gid(42), who.set_egid(42), who.set_sgid(42), who.set_fsgid(42), who.add_groups(42);
+      },
+      [](pb::Thread& thread) {
+        pb::Credentials& who = *thread.mutable_credentials();
+        who.set_cap_effective(UINT64_MAX), who.set_cap_permitted(UINT64_MAX), who.set_cap_inheritable(UINT64_MAX);
+        who.set_cap_bounding(UINT64_MAX), who.set_cap_ambient(UINT64_MAX), who.set_securebits(UINT32_MAX);
+      },
+      [](pb::Thread& thread) {
+        for (const uint32_t flag : {CLONE_NEWNS, CLONE_NEWNET, CLONE_NEWIPC, CLONE_NEWUTS, CLONE_NEWCGROUP})
+          thread.add_namespaces(flag);
+      },
+      [](pb::Thread& thread) { thread.add_namespaces(UINT32_MAX); },
+      [](pb::Thread& thread) { thread.mutable_directories()->set_root("/proc/1/root"); },
+      [](pb::Thread& thread) { thread.mutable_directories()->set_of(UINT32_MAX); },
+      [](pb::Thread& thread) { thread.mutable_table()->set_of(UINT32_MAX); },
+      [](pb::Thread& thread) { thread.set_seccomp_strict(true); },
+      [](pb::Thread& thread) { thread.add_filters(UINT32_MAX); },
+  };
+  int number = 0;
+  for (const auto& wish : wishes) {
+    for (const bool main_thread : {true, false}) {
+      SCOPED_TRACE(fmt::format("wish {} of {}", number, main_thread ? "the main thread" : "another one"));
+      pb::Capsule state = image().state();
+      pb::Process& process = *state.mutable_processes(0);
+      pb::Thread& thread = *process.mutable_threads(main_thread ? 0 : process.threads_size() - 1);
+      if (number < 4) *thread.mutable_credentials() = process.credentials();
+      wish(thread);
+      image().restart(state);
+    }
+    number++;
+  }
+  EXPECT_TRUE(image().restart(image().state()));
+}
+
 // Memory below vm.mmap_min_addr, and more of it locked than the limit allows.
 TEST_F(RightsMatrix, Mappings) {
   const auto with_mapping = [](uint64_t start, uint64_t end, bool locked) {
