@@ -31,7 +31,7 @@
 namespace icp {
 namespace {
 
-enum Operation : uint32_t { kCredential = 100, kLog, kCharge, kLookAtIpc, kHasSteps, kStartPart };
+enum Operation : uint32_t { kCredential = 100, kLog, kCharge, kLookAtIpc, kHasSteps, kStartPart, kJoinStep };
 
 constexpr size_t kLongestLine = 8192;                             // bytes of a line in the log
 constexpr size_t kMostTasks = 1 << 16;                            // pids in a request
@@ -142,6 +142,20 @@ class StepBroker {
     return reply;
   }
 
+  // A child of the agent that is to run where the step does.
+  Message join_step(MessageReader& reader) const {
+    const auto child = reader.take<pid_t>();
+    const std::vector<pid_t> tasks = reader.take_all<pid_t>();
+    if (child <= 0 || !is_own(child) || ProcStat::read(child).ppid != ::getppid())
+      throw_error(ErrorKind::kPermission, "process {} is no child of the agent", child);
+    for (const pid_t task : tasks) {
+      if (!is_own(task) || ProcStat::read(task).state == 'Z') continue;  // it has ended
+      join(child, task);
+      return {};
+    }
+    throw_error(ErrorKind::kGone, "all tasks of the step have ended");
+  }
+
   void join(pid_t pid, pid_t like) const {
     if (!in_job(like)) throw_error(ErrorKind::kPermission, "process {} is not of job {}", like, facts_.job);
     join_cgroups(pid, like);
@@ -206,6 +220,7 @@ void become_step_worker(const protocol::StepFacts& facts, const Config& config, 
       {kCharge, [step](MessageReader& reader, Message&) { return step->charge(reader); }},
       {kLookAtIpc, [step](MessageReader& reader, Message&) { return step->look_at_ipc(reader); }},
       {kHasSteps, [step](MessageReader&, Message&) { return step->has_steps(); }},
+      {kJoinStep, [step](MessageReader& reader, Message&) { return step->join_step(reader); }},
       {kStartPart, [step](MessageReader& reader, Message&) { return step->start_part(reader); }},
   };
   const auto level = spdlog::get_level();
@@ -223,6 +238,10 @@ std::string agent_credential(const std::string& payload, uid_t reader) {
 
 void charge_to_step(pid_t task) {
   if (broker().separate()) broker().ask(kCharge, std::move(Message().put(task)));
+}
+
+void join_step(pid_t child, const std::vector<pid_t>& tasks) {
+  if (broker().separate()) broker().ask(kJoinStep, std::move(Message().put(child).put_all(tasks)));
 }
 
 bool look_at_ipc(const std::vector<pid_t>& tasks) {

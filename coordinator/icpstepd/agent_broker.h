@@ -24,6 +24,8 @@ void become_step_worker(const protocol::StepFacts& facts, const Config& config, 
 std::string agent_credential(const std::string& payload, uid_t reader);
 // Charges the agent's memory to the step of this task, and limits it there, where Slurm does so with tasks.
 void charge_to_step(pid_t task);
+// Puts a child of the agent into the cgroups of the first of these tasks that has not ended.
+void join_step(pid_t child, const std::vector<pid_t>& tasks);
 // What of System V objects the processes of the step have made since the last look is written into the job's ledger
 // (`ipc: host`). False when there is none to keep.
 bool look_at_ipc(const std::vector<pid_t>& tasks);

@@ -12,6 +12,8 @@
 #include <cerrno>
 #include <cstring>
 
+#include "engine/base/error.h"
+
 namespace icp {
 namespace {
 
@@ -38,7 +40,7 @@ namespace {
 }  // namespace
 
 void start_site_script(const std::string& script, const Identity& user, uint32_t job, const std::string& step,
-                       int error, const std::string& directory) {
+                       int error, const std::string& directory, const std::function<void(pid_t)>& join) {
   if (::access(script.c_str(), X_OK) != 0) {
     spdlog::warn("site_script: {}: {}", script, std::strerror(errno));
     return;
@@ -47,13 +49,30 @@ void start_site_script(const std::string& script, const Identity& user, uint32_t
   const char* const argv[] = {script.c_str(),     job_text.c_str(),  step.c_str(),
                               error_text.c_str(), directory.c_str(), nullptr};
   const char* const envp[] = {"PATH=/usr/bin:/bin:/usr/sbin:/sbin", "LC_ALL=C.UTF-8", nullptr};
-  // Twice: init reaps it, whenever it ends.
+  int go[2];
+  if (::pipe2(go, O_CLOEXEC) != 0) {
+    spdlog::warn("site_script: {}", std::strerror(errno));
+    return;
+  }
+  // Twice: init reaps it, whenever it ends. Not before it is where the job is, since the job's processes may do with it
+  // what they like.
   const pid_t middle = ::fork();
   if (middle == 0) {
+    ::close(go[1]);
+    char byte = 0;
+    if (::read(go[0], &byte, 1) != 1) ::_exit(1);
     const pid_t child = ::fork();
     if (child == 0) run(argv, envp, user, directory.c_str());
     ::_exit(child < 0 ? 1 : 0);
   }
+  ::close(go[0]);
+  try {
+    if (middle > 0) join(middle);
+    if (::write(go[1], "g", 1) != 1) spdlog::warn("site_script: {}", std::strerror(errno));
+  } catch (const Error& failed) {
+    spdlog::warn("site_script: {}", failed.what());
+  }
+  ::close(go[1]);
   int status = 0;
   while (middle > 0 && ::waitpid(middle, &status, 0) < 0 && errno == EINTR) {
   }

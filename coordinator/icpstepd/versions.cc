@@ -90,8 +90,10 @@ void Versions::begin(Session session, std::string image) {
 void Versions::run_site_script(int error) const {
   if (config_.site_script.empty()) return;
   start_site_script(config_.site_script, {facts_.uid, facts_.gid, facts_.groups}, facts_.job,
-                    protocol::step_name(facts_.step), error, chosen_image_.empty() ? image_ : chosen_image_);
+                    protocol::step_name(facts_.step), error, chosen_image_.empty() ? image_ : chosen_image_,
+                    [this](pid_t child) { join_step(child, roots()); });
 }
+
 // What does not go now goes with a later version.
 void Versions::keep_newest() const {
   if (config_.keep == 0 || image_.empty()) return;

@@ -221,6 +221,25 @@ class Told(JobCase):
         self.assertEqual(self.lines("for i in 1 2 3; do srun sleep 2; done"), [])
 
 
+class SiteScript(JobCase):
+    """The administrator's script runs as the user, who may do with it what they like: inside of the job, then."""
+
+    @classmethod
+    def configure(cls):
+        super().configure()
+        script = cls.cluster.bin_dir / "site.sh"
+        cls.cluster.icp_config += f"site_script: {script}\n"
+
+    def test_it_is_where_the_job_is(self):
+        script = self.cluster.bin_dir / "site.sh"
+        script.write_text('#!/bin/sh\ncat /proc/self/cgroup > "$4/../site.$1.$2"\nid -u >> "$4/../site.$1.$2"\n')
+        script.chmod(0o755)
+        srun, job = self.start_srun("--checkpoint-interval=1s", "sleep", "100")
+        self.wait_text(f"site.{job}.0", rf"(?s)/job_{job}/step_0.*\n{os.stat(self.work).st_uid}\n")
+        self.sh(["scancel", job])
+        srun.wait(30)
+
+
 class Heterogeneous(JobCase):
     options = {"nodes": 2}
 
