@@ -115,7 +115,7 @@ TEST(Restart, OutOfTurnFails) {
   Fixture twice;
   twice.say("a", 1);
   twice.say("a", 1);
-  twice.expect_failed("out of turn", 1);
+  twice.expect_failed("a sent an unexpected phase message", 1);
 }
 
 TEST(Restart, LostAgentFailsInEachPhase) {

@@ -207,8 +207,9 @@ TEST_P(ManyItems, CostTheSameEach) {
   const auto check = [&](const char* what, uint64_t Calls::*calls, uint64_t most) {
     const auto first = static_cast<double>(twice.*calls) - static_cast<double>(once.*calls);
     const auto second = static_cast<double>(more.*calls) - static_cast<double>(twice.*calls);
-    // The same for each: twice as many for twice as many more; with the square of the number it is four times.
-    EXPECT_LE(second, 2.4 * std::max(first, 0.0) + 12 * kNumber) << what;  // and some looks while waiting
+    // The same for each: twice as many for twice as many more; with the square of the number it is four times. Waits
+    // for processes look more often on a busy machine.
+    EXPECT_LE(second, 3 * std::max(first, 0.0) + 12 * kNumber) << what;
     EXPECT_LE(second / (2 * kNumber), static_cast<double>(most)) << "calls for each, " << what;
   };
   check("stopped", &Calls::stopped, kind.most_stopped);
@@ -217,7 +218,7 @@ TEST_P(ManyItems, CostTheSameEach) {
 
 INSTANTIATE_TEST_SUITE_P(, ManyItems,
                          testing::Values(Kind{"threads", make_threads, 60, 110},
-                                         Kind{"children", make_children, 300, 1500},
+                                         Kind{"children", make_children, 600, 2500},
                                          Kind{"unix_sockets", make_unix_sockets, 70, 60},
                                          Kind{"ended_unix_sockets", make_ended_unix_sockets, 70, 60},
                                          Kind{"udp_sockets", make_udp_sockets, 90, 80},
