@@ -284,14 +284,6 @@ void FileScan::check_thread_tables(size_t process) {
   }
 }
 
-bool FileScan::is_pmix_relay(size_t process) const {
-  return std::any_of(descriptions_.begin(), descriptions_.end(), [process](const auto& description) {
-    const auto is_its = [process](const FdUse& use) { return use.process == process; };
-    return description->outer && description->outer->fd == kPmixRelayStream &&
-           std::any_of(description->uses.begin(), description->uses.end(), is_its);
-  });
-}
-
 std::optional<OuterStreamId> FileScan::match_outer(const Found& found) const {
   std::optional<OuterStreamId> best;
   int best_score = -1;
@@ -333,6 +325,7 @@ void FileScan::sort_into_descriptions(std::vector<Found>& found) {
     Found& one = found[i];
     if (i > 0 && found[i - 1].key() != one.key()) alike.clear();
     if (const auto stream = match_outer(one)) {
+      if (stream->fd == kPmixRelayStream) pmix_relays_.insert(one.use.process);
       const auto known = std::find_if(outer.begin(), outer.end(), [&](const Description* d) {
         return d->outer->rank == stream->rank && d->outer->fd == stream->fd;
       });

@@ -86,7 +86,7 @@ class FileScan {
   // f_type of the file system of the description (cached by device).
   long filesystem(Description& description);
   // Whether a process (index) holds kPmixRelayStream.
-  bool is_pmix_relay(size_t process) const;
+  bool is_pmix_relay(size_t process) const { return pmix_relays_.count(process) != 0; }
   // Pid inside the capsule, nothing for a process outside of it.
   std::optional<pid_t> vpid(pid_t pid) const;
   // kcmp(2); -1 on failure. 0 equal, 1 less, 2 greater.
@@ -124,6 +124,7 @@ class FileScan {
   std::vector<std::unique_ptr<Table>> tables_;
   std::vector<UniqueFd> in_flight_;  // copies
   std::vector<std::unique_ptr<Description>> descriptions_;
+  std::set<size_t> pmix_relays_;  // processes
   std::vector<std::pair<dev_t, long>> filesystems_;
   std::vector<std::vector<std::pair<int, Description*>>> by_fd_;   // by process, ascending fd
   std::multimap<std::pair<dev_t, ino_t>, Description*> by_inode_;  // made when first needed

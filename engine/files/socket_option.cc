@@ -7,6 +7,7 @@
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
+#include <spdlog/spdlog.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -394,6 +395,10 @@ int first_unprivileged_port() {
 void check_port(const RestoreContext& context, const pb::OpenFile& file, uint16_t port) {
   if (port == 0 || port >= first_unprivileged_port() || context.options.identity.uid == 0) return;
   throw_bad_file(file, fmt::format("user {} may not use port {}", context.options.identity.uid, port));
+}
+
+void warn_left_out(const pb::OpenFile& file) {
+  spdlog::warn("{} was left out, whose port is in use: a network namespace would take root", image_file_name(file));
 }
 
 bool bind_shared(RestoreContext& context, int fd, const sockaddr_storage& name, socklen_t length, uint16_t port) {

@@ -40,6 +40,9 @@ int first_unprivileged_port();  // net.ipv4.ip_unprivileged_port_start
 // Throws kImage.
 void check_port(const RestoreContext& context, const pb::OpenFile& file, uint16_t port);
 
+// Of a rehearsal without a network of its own: the running job has the socket's port.
+void warn_left_out(const pb::OpenFile& file);
+
 // bind(2), also to a port that other sockets of the image have: the program may have let them share it (SO_REUSEPORT)
 // and have turned that off since, as apply_side_effects() does again. False, with errno, when it fails.
 bool bind_shared(RestoreContext& context, int fd, const sockaddr_storage& name, socklen_t length, uint16_t port);

@@ -2,7 +2,6 @@
 #include <fcntl.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
-#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -109,25 +108,15 @@ UniqueFd create_unused(RestoreContext& context, const pb::OpenFile& file) {
 
 // ---- connections whose other end is gone -------------------------------------------------------------------------
 
-uint16_t port_of(int fd, int (*ask)(int, sockaddr*, socklen_t*)) {
-  sockaddr_storage name{};
-  socklen_t length = sizeof name;
-  if (ask(fd, reinterpret_cast<sockaddr*>(&name), &length) != 0) throw_errno("cannot look at a closed TCP connection");
-  return name.ss_family == AF_INET6 ? reinterpret_cast<const sockaddr_in6&>(name).sin6_port
-                                    : reinterpret_cast<const sockaddr_in&>(name).sin_port;
-}
-
 // The connection of `client`, which is there. Anybody of this host may have connected before it: such a one is closed.
 UniqueFd accept_own(int listener, int client) {
+  const InetAddress own = InetAddress::local_of(client);
   for (;;) {
     UniqueFd other(::accept4(listener, nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
     if (!other && errno == ECONNABORTED) continue;
     if (!other) throw_errno("cannot make the other end of a closed TCP connection");
-    try {
-      if (port_of(other.get(), ::getpeername) == port_of(client, ::getsockname)) return other;
-    } catch (const Error&) {
-      // It has been reset already.
-    }
+    const auto peer = InetAddress::peer_of(other.get());  // none: it has been reset already
+    if (peer && peer->port == own.port) return other;
   }
 }
 
@@ -357,8 +346,7 @@ void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
   }
   if (context.options.dry && !in_own_network()) {
     for (const pb::OpenFile* file : files) {
-      spdlog::warn("{} was left out, whose port is in use: a network namespace would take root",
-                   image_file_name(*file));
+      warn_left_out(*file);
       context.put(*file, make_inet_socket(context, domain_of(file->tcp()), SOCK_STREAM));
     }
     return;

@@ -2,7 +2,6 @@
 #include "engine/files/udp_socket.h"
 
 #include <netinet/in.h>
-#include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
 #include "engine/base/error.h"
@@ -59,7 +58,7 @@ class UdpSocketKind final : public SingleFileKind {
     restore_socket_options(file, socket.options(), fd.get());
     restore_socket_buffers(socket.buffers(), fd.get());
     if (context.options.dry && !in_own_network()) {
-      spdlog::warn("{} was left out, whose port is in use: a network namespace would take root", image_file_name(file));
+      warn_left_out(file);
       return fd;
     }
     sockaddr_storage name;
