@@ -130,32 +130,22 @@ void check_strict(const ProcessRef& process, pid_t tid, Findings& findings) {
 
 }  // namespace
 
-void check_seccomp(const ProcessRef& process, pid_t tid, int mode, Findings& findings) {
+void check_seccomp(const ProcessRef& process, pid_t tid, int mode, bool stopped, Findings& findings) {
   const auto refuse = [&](std::string what, bool passing = false) {
     findings.push_back({process.pid, process.comm, thread_of(process, tid), std::move(what), kRemedy, passing});
   };
   if (mode == 1) return check_strict(process, tid, findings);
-  if (mode == 0) return;
   try {
-    if (known_filters(process, tid) == nullptr) read_filters(process);
+    if (!stopped && known_filters(process, tid) == nullptr) read_filters(process);
     const SeccompChain* chain = known_filters(process, tid);
-    if (chain == nullptr) return refuse("has a seccomp filter, and is installing others", true);
+    if (chain == nullptr)
+      return refuse(
+          stopped ? "has installed a seccomp filter just now" : "has a seccomp filter, and is installing others", true);
     if (const std::string why = obstacle(*chain, tid == process.pid); !why.empty()) refuse(why);
   } catch (const Error& error) {
-    if (error.kind() == ErrorKind::kGone) throw;
+    if (stopped || error.kind() == ErrorKind::kGone) throw;
     refuse(fmt::format("has a seccomp filter that cannot be read ({})", error.what()));
   }
-}
-
-void check_stopped_seccomp(const ProcessRef& process, pid_t tid, int mode, Findings& findings) {
-  const auto refuse = [&](std::string what, bool passing) {
-    findings.push_back({process.pid, process.comm, thread_of(process, tid), std::move(what), kRemedy, passing});
-  };
-  if (mode == 0) return;
-  if (mode == 1) return check_strict(process, tid, findings);
-  const SeccompChain* chain = known_filters(process, tid);
-  if (chain == nullptr) return refuse("has installed a seccomp filter just now", true);
-  if (const std::string why = obstacle(*chain, tid == process.pid); !why.empty()) refuse(why, false);
 }
 
 void suspend_filters(Tracee& thread) {

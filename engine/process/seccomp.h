@@ -11,10 +11,9 @@
 namespace icp {
 
 // One thread of a process whose status has Seccomp 1 or 2. Where its filters are not known yet the process is stopped
-// for a moment, by root, who alone may read them.
-void check_seccomp(const ProcessRef& process, pid_t tid, int mode, Findings& findings);
-// The same in the stop: what has been installed since is a passing finding.
-void check_stopped_seccomp(const ProcessRef& process, pid_t tid, int mode, Findings& findings);
+// for a moment, by root, who alone may read them; in the stop (`stopped`) what has been installed since is a passing
+// finding.
+void check_seccomp(const ProcessRef& process, pid_t tid, int mode, bool stopped, Findings& findings);
 // Before the first call in a stopped thread.
 void suspend_filters(Tracee& thread);
 // The stop in which filters are read may be the one that sees which call of a thread it interrupts.

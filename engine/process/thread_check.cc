@@ -116,7 +116,7 @@ class ThreadLook {
  private:
   void look_at_filters(pid_t tid, int mode) {
     if (mode == 0) return seccomp_book().forget(tid);
-    stopped_ ? check_stopped_seccomp(process_, tid, mode, findings_) : check_seccomp(process_, tid, mode, findings_);
+    check_seccomp(process_, tid, mode, stopped_, findings_);
   }
 
   const ProcessRef& process_;
