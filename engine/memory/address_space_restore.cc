@@ -23,6 +23,7 @@
 #include "engine/memory/mm_layout.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/memory/shared_pages.h"
+#include "engine/process/numa_mappings.h"
 
 namespace icp {
 namespace {
@@ -35,7 +36,6 @@ constexpr uint64_t kSearchFrom = 1ull << 32;  // above where programs of fixed a
 constexpr uint64_t kMadvGuardInstall = 102;   // Linux 6.13
 constexpr uint64_t kMapDroppable = 8;         // MAP_DROPPABLE, Linux 6.11: a type, as MAP_PRIVATE is
 
-constexpr int kNodeWords = 16;  // 1024 NUMA nodes, the most that a kernel can be built for
 constexpr uint64_t kAddressEnd = 1ull << 48;
 constexpr uint64_t kWorthWaiting = 1 << 20;  // bytes; less is there sooner than it could be arranged for
 
@@ -230,16 +230,6 @@ void AddressSpaceRestore::map_anonymous(const pb::Mapping& mapping) {
   call_mmap(mapping, MAP_PRIVATE | MAP_ANONYMOUS | (mapping.growsdown() ? MAP_GROWSDOWN : 0), -1);
 }
 
-// A machine without such nodes has no use for it.
-void AddressSpaceRestore::set_numa_policy(const pb::Mapping& mapping) {
-  if (!mapping.has_numa()) return;
-  std::array<uint64_t, kNodeWords> nodes{};
-  std::copy_n(mapping.numa().nodes().begin(), std::min<int>(mapping.numa().nodes_size(), kNodeWords), nodes.begin());
-  remote_.reset_scratch();
-  remote_.syscall(SYS_mbind, {mapping.start(), mapping.end() - mapping.start(), mapping.numa().mode(),
-                              remote_.stage_value(nodes).value, kNodeWords * 64 + 1, 0});
-}
-
 void AddressSpaceRestore::map_all() {
   restore_protection_keys(remote_, memory_);
   for (const pb::Mapping& mapping : memory_.mappings()) {
@@ -264,7 +254,7 @@ void AddressSpaceRestore::map_all() {
         continue;  // the vdso is there already
     }
     // Before the pages come: they are then allocated as the program wanted.
-    set_numa_policy(mapping);
+    restore_numa_policy(remote_, mapping);
     for (const uint32_t advice : mapping.advice()) {
       if (advice == MADV_HUGEPAGE || advice == MADV_NOHUGEPAGE) advise(mapping, advice);
     }

@@ -3,6 +3,7 @@
 
 #include <sys/syscall.h>
 
+#include <algorithm>
 #include <array>
 #include <map>
 #include <sstream>
@@ -88,6 +89,16 @@ const pb::NumaPolicy* numa_policy_of(pid_t pid, uint64_t start) {
   if (known == policies().end()) return nullptr;
   const auto found = known->second.found.find(start);
   return found == known->second.found.end() ? nullptr : &found->second;
+}
+
+void restore_numa_policy(RemoteProcess& remote, const pb::Mapping& mapping) {
+  if (!mapping.has_numa()) return;
+  std::array<uint64_t, kNodeWords> nodes{};
+  std::copy_n(mapping.numa().nodes().begin(),
+              std::min<size_t>(static_cast<size_t>(mapping.numa().nodes_size()), kNodeWords), nodes.begin());
+  remote.reset_scratch();
+  remote.syscall(SYS_mbind, {mapping.start(), mapping.end() - mapping.start(), mapping.numa().mode(),
+                             remote.stage_value(nodes).value, kNodeWords * 64 + 1, 0});
 }
 
 }  // namespace icp

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// NUMA policies of single mappings, set by mbind(2): capture. The restore is AddressSpaceRestore's.
+// NUMA policies of single mappings, set by mbind(2): capture and restore.
 #pragma once
 
 #include "engine/image/image.pb.h"
@@ -15,5 +15,8 @@ void note_numa_mappings(const ProcessRef& process);
 void capture_numa_mappings(const StoppedProcess& process, CallBatch& calls);
 // That of the mapping which begins there; null: none of its own.
 const pb::NumaPolicy* numa_policy_of(pid_t pid, uint64_t start);
+
+// A machine without such nodes has no use for it.
+void restore_numa_policy(RemoteProcess& remote, const pb::Mapping& mapping);
 
 }  // namespace icp
