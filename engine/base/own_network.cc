@@ -2,7 +2,6 @@
 #include "engine/base/own_network.h"
 
 #include <fcntl.h>
-#include <fmt/format.h>
 #include <linux/netlink.h>
 #include <linux/rtnetlink.h>
 #include <net/if.h>
@@ -14,6 +13,7 @@
 #include <cstring>
 #include <string>
 
+#include "engine/base/own_ids.h"
 #include "engine/base/unique_fd.h"
 
 namespace icp {
@@ -24,13 +24,6 @@ bool entered = false;
 bool write_file(const char* path, const std::string& text) {
   const UniqueFd fd(::open(path, O_WRONLY | O_CLOEXEC));
   return fd && ::write(fd.get(), text.data(), text.size()) == static_cast<ssize_t>(text.size());
-}
-
-// user_namespaces(7): the caller's own ids, and no way to drop groups.
-bool map_own_ids(uid_t uid, gid_t gid) {
-  return write_file("/proc/self/setgroups", "deny") &&
-         write_file("/proc/self/uid_map", fmt::format("{0} {0} 1", uid)) &&
-         write_file("/proc/self/gid_map", fmt::format("{0} {0} 1", gid));
 }
 
 bool start_loopback() {
@@ -74,7 +67,7 @@ bool enter_own_network() {
   const uid_t uid = ::geteuid();
   const gid_t gid = ::getegid();
   if (::unshare(uid == 0 ? CLONE_NEWNET : CLONE_NEWUSER | CLONE_NEWNET) != 0) return false;
-  if (uid != 0 && !map_own_ids(uid, gid)) return false;
+  if (uid != 0 && map_own_ids("self", uid, gid) != nullptr) return false;
   if (!start_loopback()) return false;
   make_all_local(AF_INET);
   make_all_local(AF_INET6);

@@ -25,6 +25,7 @@
 #include <sstream>
 
 #include "engine/base/error.h"
+#include "engine/base/own_ids.h"
 #include "engine/base/procfs.h"
 #include "engine/base/socket_pair.h"
 #include "engine/broker/rights.h"
@@ -145,19 +146,6 @@ bool mount_terminals() {
   fail("start");
 }
 
-// user_namespaces(7): one line each, the caller's own ids, and no way to drop groups.
-void map_own_ids(pid_t pid) {
-  const auto write = [pid](const char* name, const std::string& text) {
-    const std::string path = fmt::format("/proc/{}/{}", pid, name);
-    const UniqueFd fd(::open(path.c_str(), O_WRONLY | O_CLOEXEC));
-    if (!fd || ::write(fd.get(), text.data(), text.size()) != static_cast<ssize_t>(text.size()))
-      throw_errno("cannot write {} of a user namespace", name);
-  };
-  write("setgroups", "deny");
-  write("uid_map", fmt::format("{0} {0} 1", ::geteuid()));
-  write("gid_map", fmt::format("{0} {0} 1", ::getegid()));
-}
-
 // The settings that forbid it: of Debian's kernels, of all, and of AppArmor (Ubuntu), where the namespace is made but
 // gives no rights.
 [[noreturn]] void throw_no_user_namespace(int error) {
@@ -226,7 +214,9 @@ pid_t start_init(const InitOrder& order) {
   const UniqueFd process(handle);
   go.there.reset();
   try {
-    if (order.in_user_namespace) map_own_ids(static_cast<pid_t>(pid));
+    const char* const unwritten =
+        order.in_user_namespace ? map_own_ids(std::to_string(pid), ::geteuid(), ::getegid()) : nullptr;
+    if (unwritten != nullptr) throw_errno("cannot write {} of a user namespace", unwritten);
     if (order.like != 0 && order.join) order.join(static_cast<pid_t>(pid), order.like);
     if (::send(go.here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start the init of the capsule");
   } catch (...) {
