@@ -1,79 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "spank/agent_link.h"
 
-#include <fcntl.h>
-#include <linux/close_range.h>
-#include <signal.h>
 #include <sys/socket.h>
-#include <sys/wait.h>
 #include <unistd.h>
 
 #include <cerrno>
 #include <cstring>
-#include <vector>
 
 #include "coordinator/protocol/agent_sockets.h"
+#include "spank/start_program.h"
 
 namespace icp::spank {
-namespace {
-
-using protocol::kAgentControl, protocol::kAgentTasks;
-
-// Runs in the forked child: async-signal-safe calls only, since slurmstepd has other threads. Reports errno through
-// `report` when the program cannot be executed.
-[[noreturn]] void become_agent(const char* const* argv, const char* const* envp, int control, int tasks, int report) {
-  ::setsid();
-  sigset_t none;
-  sigemptyset(&none);
-  for (int signal = 1; signal < NSIG; signal++) ::signal(signal, SIG_DFL);
-  ::sigprocmask(SIG_SETMASK, &none, nullptr);
-  // Out of the way of the numbers to come first.
-  control = ::fcntl(control, F_DUPFD_CLOEXEC, 10);
-  tasks = ::fcntl(tasks, F_DUPFD_CLOEXEC, 10);
-  report = ::fcntl(report, F_DUPFD_CLOEXEC, 10);
-  // slurmstepd's descriptors hold the step's streams open: srun would wait for us.
-  const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
-  for (int fd = 0; fd < 3; fd++) ::dup2(null, fd);
-  ::dup2(control, kAgentControl);
-  ::dup2(tasks, kAgentTasks);
-  ::dup2(report, kAgentTasks + 1);
-  ::fcntl(kAgentTasks + 1, F_SETFD, FD_CLOEXEC);
-  ::close_range(kAgentTasks + 2, ~0U, 0);
-  if (::chdir("/") != 0) ::_exit(1);
-  ::execve(argv[0], const_cast<char* const*>(argv), const_cast<char* const*>(envp));
-  const int error = errno;
-  if (::write(kAgentTasks + 1, &error, sizeof error) < 0) ::_exit(2);
-  ::_exit(1);
-}
-
-// Forks twice and waits until the program runs. Returns an errno value.
-int launch(const char* const* argv, const char* const* envp, int control, int tasks) {
-  int report[2];
-  if (::pipe2(report, O_CLOEXEC) != 0) return errno;
-  const pid_t middle = ::fork();
-  if (middle == 0) {
-    const pid_t agent = ::fork();
-    if (agent == 0) become_agent(argv, envp, control, tasks, report[1]);
-    ::_exit(agent < 0 ? 1 : 0);
-  }
-  int error = middle < 0 ? errno : 0, status = 0;
-  ::close(report[1]);
-  while (middle > 0 && ::waitpid(middle, &status, 0) < 0 && errno == EINTR) {
-  }
-  if (middle > 0) {
-    int told = 0;
-    ssize_t got = 0;
-    do {
-      got = ::read(report[0], &told, sizeof told);
-    } while (got < 0 && errno == EINTR);
-    if (got == sizeof told) error = told;
-    if (status != 0) error = EAGAIN;
-  }
-  ::close(report[0]);
-  return error;
-}
-
-}  // namespace
 
 std::string AgentLink::start(const Settings& settings, const protocol::StepFacts& facts) {
   int control[2], tasks[2];
@@ -89,7 +26,8 @@ std::string AgentLink::start(const Settings& settings, const protocol::StepFacts
   const std::string node = "SLURMD_NODENAME=" + facts.node;
   const char* const argv[] = {settings.icpstepd.c_str(), "step", "--config", settings.config.c_str(), nullptr};
   const char* const envp[] = {"PATH=/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL=C.UTF-8", node.c_str(), nullptr};
-  const int error = launch(argv, envp, control[1], tasks[1]);
+  static_assert(protocol::kAgentControl == 3 && protocol::kAgentTasks == 4);
+  const int error = start_program(argv, envp, control[1], tasks[1]);
   ::close(control[1]);
   ::close(tasks[1]);
   if (error == 0 && protocol::send_packet(control[0], facts.to_packet())) {

@@ -1,13 +1,10 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "spank/pmix_relay.h"
 
-#include <fcntl.h>
-#include <linux/close_range.h>
-#include <sys/wait.h>
-#include <unistd.h>
-
-#include <cstring>
 #include <string>
+#include <string_view>
+
+#include "spank/start_program.h"
 
 namespace icp::spank {
 namespace {
@@ -16,30 +13,6 @@ namespace {
 constexpr const char* kServerVariables[] = {"PMIX_SERVER_URI41", "PMIX_SERVER_URI4", "PMIX_SERVER_URI3",
                                             "PMIX_SERVER_URI21", "PMIX_SERVER_URI2", "PMIX_SERVER_URI"};
 constexpr std::string_view kScheme = "tcp4://";
-
-// A grandchild: no task waits for it, and it is in the step's cgroups.
-void start_relay(const std::string& path, int listener, int control) {
-  const pid_t middle = ::fork();
-  if (middle == 0) {
-    if (::fork() != 0) ::_exit(0);
-    ::setsid();
-    const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
-    // Out of the way of the numbers to come first.
-    listener = ::fcntl(listener, F_DUPFD_CLOEXEC, 10);
-    control = ::fcntl(control, F_DUPFD_CLOEXEC, 10);
-    for (int fd = 0; fd < 3; fd++) ::dup2(null, fd);
-    ::dup2(listener, 3);
-    ::dup2(control, 4);
-    ::close_range(5, ~0U, 0);
-    if (::chdir("/") != 0) ::_exit(1);
-    const char* const argv[] = {"icp-proxy", "pmix", "3", "4", nullptr};
-    const char* const envp[] = {"PATH=/usr/bin:/bin", nullptr};
-    ::execve(path.c_str(), const_cast<char* const*>(argv), const_cast<char* const*>(envp));
-    ::_exit(1);
-  }
-  while (middle > 0 && ::waitpid(middle, nullptr, 0) < 0 && errno == EINTR) {
-  }
-}
 
 }  // namespace
 
@@ -54,7 +27,11 @@ void describe_pmix(spank_t handle, protocol::Packet& ready) {
 
 void use_pmix_relay(spank_t handle, protocol::Packet& answer) {
   const std::string address = answer.get("pmix"), relay = answer.get("relay");
-  if (!relay.empty() && answer.fds.size() == 2) start_relay(relay, answer.fds[0], answer.fds[1]);
+  if (!relay.empty() && answer.fds.size() == 2) {
+    const char* const argv[] = {relay.c_str(), "pmix", "3", "4", nullptr};
+    const char* const envp[] = {"PATH=/usr/bin:/bin", nullptr};
+    start_program(argv, envp, answer.fds[0], answer.fds[1]);
+  }
   answer.close_fds();
   if (address.empty()) return;
   for (const char* const name : kServerVariables) {
