@@ -111,8 +111,7 @@ void Relay::run() {
         if (client.server && polled[next + 1].revents != 0) read_server(client);
         if (client.fd && polled[next].revents != 0) stays = read_client(client);
         if (!transmit(client.fd.get(), client.to_client)) client.fd.reset(), stays = client.finalized;
-        if (client.connected || !client.to_server.empty())
-          if (!transmit(client.server.get(), client.to_server)) lose_server(client);
+        if (!transmit(client.server.get(), client.to_server)) lose_server(client);
       } catch (const std::exception&) {
         stays = false;  // it speaks another language: both sides see it go
       }
@@ -215,7 +214,7 @@ bool Relay::has_ended(const Request& fence) {
 void Relay::repeat_requests(Client& client) {
   for (auto request = client.requests.begin(); request != client.requests.end();) {
     if (request->fence != 0 && has_ended(*request)) {
-      answer(client, request->tag, fences_[request->body].answer);
+      client.to_client += Message{0, request->tag, fences_[request->body].answer}.encode();
       request = client.requests.erase(request);
     } else {
       send(client, *request);
@@ -297,10 +296,6 @@ void Relay::send(Client& client, const Request& request) {
   client.to_server +=
       Message{client.index, request.tag, with_name_space(request.body, client.hello.name_space, server_.name_space)}
           .encode();
-}
-
-void Relay::answer(Client& client, uint32_t tag, const std::string& body) {
-  client.to_client += Message{0, tag, body}.encode();
 }
 
 }  // namespace icp::pmix

@@ -79,7 +79,6 @@ class Relay {
   void on_answer(Client& client, Message message);
   void send(Client& client, const Request& request);
   bool has_ended(const Request& fence);
-  void answer(Client& client, uint32_t tag, const std::string& body);
 
   UniqueFd listener_, control_;
   Server server_;
