@@ -126,6 +126,14 @@ class PmixRelay : public ::testing::Test {
     return clients_.back();
   }
 
+  // A client that has been introduced to the server; returns both ends.
+  std::pair<End&, End> meet(int rank, int index) {
+    End& one = client(rank);
+    End server = accept(rank, index);
+    EXPECT_EQ(one.bytes(8), "\0\0\0\0\0\0\0"s + static_cast<char>(index));
+    return {one, std::move(server)};
+  }
+
   sockaddr_in relay_address_{};
   UniqueFd control_, server_;
   std::string name_space_;
@@ -135,9 +143,7 @@ class PmixRelay : public ::testing::Test {
 };
 
 TEST_F(PmixRelay, PassesOnBothWays) {
-  End& one = client(0);
-  End server = accept(0, 5);
-  EXPECT_EQ(one.bytes(8), "\0\0\0\0\0\0\0\x05"s);
+  auto [one, server] = meet(0, 5);
   one.say(101, kGetBody);
   EXPECT_EQ(server.message(), text(101, kGetBody));
   server.say(101, "found");
@@ -147,9 +153,7 @@ TEST_F(PmixRelay, PassesOnBothWays) {
 }
 
 TEST_F(PmixRelay, SaysAgainWhatAServerKeepsAndAsksAgain) {
-  End& one = client(0);
-  End server = accept(0, 5);
-  one.bytes(8);
+  auto [one, server] = meet(0, 5);
   for (const uint32_t tag : {101u, 102u, 103u}) {
     one.say(tag, tag == 102 ? kGetBody : kCommitBody);
     server.message();
@@ -173,9 +177,7 @@ TEST_F(PmixRelay, SaysAgainWhatAServerKeepsAndAsksAgain) {
 }
 
 TEST_F(PmixRelay, WhatIsAskedWithoutAServerWaits) {
-  End& one = client(0);
-  End server = accept(0, 5);
-  one.bytes(8);
+  auto [one, server] = meet(0, 5);
   server.fd.reset();
   one.say(101, kGetBody);
   EXPECT_TRUE(one.silent());
@@ -208,9 +210,7 @@ TEST_F(PmixRelay, AFenceThatOthersHaveSeenEndEnds) {
 }
 
 TEST_F(PmixRelay, AFenceThatOtherNodesHaveSeenEndEnds) {
-  End& one = client(0);
-  End server = accept(0, 1);
-  one.bytes(8);
+  auto [one, server] = meet(0, 1);
   for (const uint32_t tag : {101u, 102u}) {
     one.say(tag, kFenceBody);
     server.message();
@@ -233,17 +233,13 @@ TEST_F(PmixRelay, AFenceThatOtherNodesHaveSeenEndEnds) {
 }
 
 TEST_F(PmixRelay, TheServerSeesAClientGo) {
-  End& one = client(0);
-  End server = accept(0, 5);
-  one.bytes(8);
+  auto [one, server] = meet(0, 5);
   one.fd.reset();
   EXPECT_EQ(server.message(), "");
 }
 
 TEST_F(PmixRelay, WhatAFinalizedClientHasPublishedStays) {
-  End& one = client(0);
-  End server = accept(0, 5);
-  one.bytes(8);
+  auto [one, server] = meet(0, 5);
   one.say(101, kCommitBody);
   one.say(102, "\x02\x05"s);
   server.message(), server.message();

@@ -1,44 +1,20 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """MPI under srun's own process manager: the same numbers, however often the job dies."""
 
-import re
 import unittest
 
 import harness
 from coordinated import Coordinated
-from jobcase import JobCase
+from mpicase import MpiCase, OPTIONS, PATIENCE
 
 PROGRAM = harness.BUILD / "tests" / "programs" / "allreduce"
-# Few rounds that sleep for long: ranks that wait spin, which on a busy machine takes the other ranks' processor time.
-WORDS = ["allreduce", "--rounds", "40", "--step-ms", "250"]
-PATIENCE = 240  # s
+WORDS = ["allreduce", *OPTIONS]
 
 
 @unittest.skipUnless(PROGRAM.exists(), "no MPICH to build with")
-class Mpi(JobCase):
-    def run_through_deaths(self, ranks, environment=()):
-        """Run, kill, restart with versions, kill, restart. Compare with an uninterrupted run."""
-        srun = ["srun", "--mpi=pmi2", f"-n{ranks}"]
-        env = ["env", *environment]
-        whole = self.sh([*srun, *env, *WORDS[:-1], "0"], timeout=PATIENCE).stdout.splitlines()[-1]
-        self.assertRegex(whole, rf"^RESULT allreduce ranks={ranks} rounds=40 hash=[0-9a-f]{{16}}$")
-        first, job = self.start_srun(*srun[1:], "--checkpoint-interval=1s", *env, *WORDS)
-        image = f"{job}.0"
-        self.wait_versions(image, 2, PATIENCE)
-        self.kill_step_tasks(job)
-        self.assertNotEqual(first.wait(30), 0)
-        second, job = self.start_srun(*srun[1:], "--checkpoint-interval=1s", f"--restart-dir={image}", "none",
-                                      output="second.out")
-        again = f"{job}.0"
-        self.wait_versions(again, 1, PATIENCE)
-        self.kill_step_tasks(job)
-        self.assertNotEqual(second.wait(30), 0)
-        last = self.sh([*srun, f"--restart-dir={again}", "none"], timeout=PATIENCE)
-        self.assertEqual(last.stdout.splitlines()[-1], whole)
-        rounds = [int(n) for n in re.findall(r"ROUND (\d+)", last.stdout)]
-        self.assertEqual(rounds, list(range(40 - 10 * len(rounds), 40, 10)))
-        self.assertLess(len(rounds), 4)
-        self.assertEqual(self.user_segments(), set())
+class Mpi(MpiCase):
+    mpi = "pmi2"
+    program = "allreduce"
 
     def test_shared_memory(self):
         self.run_through_deaths(2)
@@ -47,14 +23,7 @@ class Mpi(JobCase):
         self.run_through_deaths(2, ["UCX_TLS=tcp,self"])
 
     def test_without_the_process_manager(self):
-        """A restart needs srun --mpi=pmi2 again, and says so."""
-        srun, job = self.start_srun("--mpi=pmi2", "-n2", "--checkpoint-interval=1s", *WORDS)
-        self.wait_versions(f"{job}.0", 1)
-        self.kill_step_tasks(job)
-        self.assertNotEqual(srun.wait(30), 0)
-        result = self.srun("--mpi=none", "-n2", f"--restart-dir={job}.0", "none")
-        self.assertNotEqual(result.returncode, 0)
-        self.assertIn("--mpi=pmi2", result.stderr)
+        self.restart_without_the_process_manager()
 
 
 @unittest.skipUnless(PROGRAM.exists(), "no MPICH to build with")

@@ -10,10 +10,10 @@ import select
 import shutil
 import struct
 import termios
-import unittest
 
 import harness
 from jobcase import JobCase
+from mpicase import OpenMpiProgram, with_open_mpi
 
 
 def runs_sleep(process):
@@ -93,18 +93,10 @@ class Shell(JobCase):
         self.assertEqual(srun.returncode, 7, other.text)
 
 
-@unittest.skipUnless(shutil.which("mpirun.openmpi") and shutil.which("mpicc.openmpi"), "no Open MPI")
-class OpenMpi(JobCase):
-    @classmethod
-    def configure(cls):
-        super().configure()
-        # Without it mpirun takes its own node for another one, and starts a step of its daemon there.
-        cls.cluster.own_names = True
-
+@with_open_mpi
+class OpenMpi(OpenMpiProgram, JobCase):
     def setUp(self):
         super().setUp()
-        source = pathlib.Path(__file__).parents[1] / "programs" / "allreduce.c"
-        self.cluster.run(["mpicc.openmpi", "-o", self.work / "allreduce", source], timeout=120)
         # Where it does not lie in /usr.
         self.exports = "".join(f"export {name}={value}\n" for name, value in os.environ.items()
                                if name.startswith(("OMPI_MCA", "OPAL_", "PMIX_", "LD_LIBRARY_PATH")))

@@ -1,0 +1,80 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What the tests of MPI share: the program, and its way through deaths under one of srun's process managers."""
+
+import pathlib
+import re
+import shutil
+import unittest
+
+from jobcase import JobCase
+
+# Few rounds that sleep for long: ranks that wait spin, which on a busy machine takes the other ranks' processor time.
+OPTIONS = ["--rounds", "40", "--step-ms", "250"]
+PATIENCE = 240  # s
+RESULT = r"^RESULT allreduce ranks={} rounds=40 hash=[0-9a-f]{{16}}$"
+
+with_open_mpi = unittest.skipUnless(shutil.which("mpirun.openmpi") and shutil.which("mpicc.openmpi"), "no Open MPI")
+
+
+class MpiCase(JobCase):
+    mpi = None  # srun's --mpi
+    program = None
+
+    def whole(self, srun, environment=()):
+        """The last line of a run that nothing happens to."""
+        ranks = next(word[2:] for word in srun if word.startswith("-n"))
+        run = ["srun", *srun, *self.words(environment)[:-1], "0"]
+        line = self.sh(run, timeout=PATIENCE).stdout.splitlines()[-1]
+        self.assertRegex(line, RESULT.format(ranks))
+        return line
+
+    def words(self, environment=()):
+        return [*(["env", *environment] if environment else []), self.program, *OPTIONS]
+
+    def run_through_deaths(self, ranks, environment=()):
+        """Run, kill, restart with versions, kill, restart. Compare with an uninterrupted run."""
+        srun = [f"--mpi={self.mpi}", f"-n{ranks}"]
+        whole = self.whole(srun, environment)
+        first, job = self.start_srun(*srun, "--checkpoint-interval=1s", *self.words(environment))
+        image = f"{job}.0"
+        self.wait_versions(image, 2, PATIENCE)
+        self.kill_step_tasks(job)
+        self.assertNotEqual(first.wait(30), 0)
+        second, job = self.start_srun(*srun, "--checkpoint-interval=1s", f"--restart-dir={image}", "none",
+                                      output="second.out")
+        again = f"{job}.0"
+        self.wait_versions(again, 1, PATIENCE)
+        self.kill_step_tasks(job)
+        self.assertNotEqual(second.wait(30), 0, self.text("second.out"))
+        last = self.srun(*srun, f"--restart-dir={again}", "none", timeout=PATIENCE)
+        self.assertEqual(last.returncode, 0, last.stderr + self.agent_log()[-2000:])
+        self.assertEqual(last.stdout.splitlines()[-1], whole)
+        rounds = [int(n) for n in re.findall(r"ROUND (\d+)", last.stdout)]
+        self.assertEqual(rounds, list(range(40 - 10 * len(rounds), 40, 10)))
+        self.assertLess(len(rounds), 4)
+        self.assertEqual(self.user_segments(), set())
+
+    def restart_without_the_process_manager(self):
+        """A restart needs the same --mpi again, and says so."""
+        srun, job = self.start_srun(f"--mpi={self.mpi}", "-n2", "--checkpoint-interval=1s", *self.words())
+        self.wait_versions(f"{job}.0", 1)
+        self.kill_step_tasks(job)
+        self.assertNotEqual(srun.wait(30), 0)
+        result = self.srun("--mpi=none", "-n2", f"--restart-dir={job}.0", "none")
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn(f"--mpi={self.mpi}", result.stderr)
+
+
+class OpenMpiProgram:
+    """Beside a JobCase: the program, built for Open MPI, in the jobs' directory, and nodes that it knows by name."""
+
+    @classmethod
+    def configure(cls):
+        super().configure()
+        # Without it mpirun takes its own node for another one, and starts a step of its daemon there.
+        cls.cluster.own_names = True
+
+    def setUp(self):
+        super().setUp()
+        source = pathlib.Path(__file__).parents[1] / "programs" / "allreduce.c"
+        self.cluster.run(["mpicc.openmpi", "-o", self.work / "allreduce", source], timeout=120)
