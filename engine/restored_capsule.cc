@@ -66,6 +66,13 @@ std::map<int, std::array<int, 3>> complete_streams(const RestoreOptions& options
   return streams;
 }
 
+// Before they have memory, which is charged to where a process is when it gets it.
+void put_in_places(const pb::Capsule& capsule, const RestoreOptions& options, TreeBuilder& builder) {
+  const auto has_place = [&options](int rank) { return options.task_places.contains(rank); };
+  for (const auto& [pid, rank] : ranks_of(capsule, has_place))
+    if (builder.process_of(pid) != nullptr) broker().join(builder.seed(pid).pid, options.task_places.at(rank));
+}
+
 // Until they are let go for good: a tracer that lets go of a process would let it run. To be destroyed before them.
 class KilledUnlessKept {
  public:
@@ -193,6 +200,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   builder.build(
       capsule, steps, [&](uint32_t pid, RemoteProcess& remote) { memory_restore.seed(pid, remote); },
       [&](uint32_t pid) { terminals->take(pid); });
+  put_in_places(capsule, options, builder);
   memory_restore.end_seeding(builder.init());
   terminals->settle();
   files.create();

@@ -139,6 +139,8 @@ struct RestoreOptions {
   ChangedFiles changed = ChangedFiles::kRestore;
   // A process of the step whose cgroups and limits the restored ones get; 0: those of the caller.
   pid_t like = 0;
+  // By task rank, where Slurm has put each into cgroups of its own: whose cgroups its processes get. Missing: `like`'s.
+  std::map<int, pid_t> task_places;
   std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one
   NetworkRestore network;
   bool track = true;  // arm trackers before anything runs, for continue_session()

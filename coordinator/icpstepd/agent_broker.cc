@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <chrono>
+#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -79,7 +80,10 @@ UniqueFd out_of_the_way(const UniqueFd& fd) {
 class StepBroker {
  public:
   StepBroker(protocol::StepFacts facts, Config config, std::string config_path)
-      : facts_(std::move(facts)), config_(std::move(config)), config_path_(std::move(config_path)) {}
+      : facts_(std::move(facts)), config_(std::move(config)), config_path_(std::move(config_path)) {
+    for (const CgroupPlace& place : cgroups_of(::getpid()))
+      if (const auto directory = job_directory(place.path)) own_job_[place.controllers] = *directory;
+  }
 
   // What a worker may ask icpctld in root's name: to be the agent of this very step.
   Message credential(MessageReader& reader) {
@@ -172,10 +176,12 @@ class StepBroker {
   // Its cgroups are nobody else's job's: a user's process may be put where the user's step is, and nowhere else.
   bool in_job(pid_t pid) const {
     for (const CgroupPlace& place : cgroups_of(pid)) {
-      const size_t at = place.path.find("/job_");
-      if (at == std::string::npos) continue;
-      const std::string rest = place.path.substr(at + 5);
-      if (rest.substr(0, rest.find('/')) != std::to_string(facts_.job)) return false;
+      const auto directory = job_directory(place.path);
+      if (const auto own = own_job_.find(place.controllers); own != own_job_.end()) {
+        if (directory != own->second) return false;
+      } else if (directory && !directory->ends_with("/job_" + std::to_string(facts_.job))) {
+        return false;
+      }
     }
     return true;
   }
@@ -183,6 +189,8 @@ class StepBroker {
   const protocol::StepFacts facts_;
   const Config config_;
   const std::string config_path_;
+  // By controllers: where slurmstepd itself is in the job's groups, as under version 2, whatever these are called.
+  std::map<std::string, std::string> own_job_;
   std::optional<IpcWatch> ipc_watch_;
   std::chrono::steady_clock::time_point next_credential_;
 };

@@ -18,6 +18,7 @@
 #include <regex>
 #include <set>
 #include <sstream>
+#include <string_view>
 #include <thread>
 
 #include "engine/base/error.h"
@@ -118,6 +119,17 @@ std::vector<CgroupPlace> cgroups_of(pid_t pid) {
     places.push_back({line.substr(first + 1, second - first - 1), line.substr(second + 1)});
   }
   return places;
+}
+
+std::optional<std::string> job_directory(const std::string& path) {
+  constexpr std::string_view kJob = "/job_";
+  size_t end = std::string::npos;
+  if (const size_t job = path.find(kJob); job != std::string::npos) {
+    end = path.find('/', job + kJob.size());
+  } else if (end = path.find("/step_"); end == std::string::npos || end == 0) {
+    return std::nullopt;
+  }
+  return path.substr(0, end);
 }
 
 std::optional<std::string> above_job(const std::string& path, uint32_t job) {

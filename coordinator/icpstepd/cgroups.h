@@ -22,6 +22,10 @@ struct CgroupPlace {
 };
 std::vector<CgroupPlace> cgroups_of(pid_t pid);
 
+// The job's directory in the path of a process of a step: named by a job's number, else whatever the step lies in.
+// Nothing for other processes.
+std::optional<std::string> job_directory(const std::string& path);
+
 // A path of a step's or a job's process, without the job's directory and what is below; with version 1 without the
 // user's, too, which is that of the user's other jobs as well. Nothing for a path of other processes.
 std::optional<std::string> above_job(const std::string& path, uint32_t job);

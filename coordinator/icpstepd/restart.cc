@@ -78,6 +78,10 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
     if (!proxy.cpus.empty()) options.task_cpus[rank] = proxy.cpus;
   }
   options.like = proxies.begin()->second.pid;
+  const std::string places = read_proc(options.like, "cgroup");
+  for (const auto& [rank, proxy] : proxies)
+    if (read_proc(proxy.pid, "cgroup") != places) options.task_places[rank] = proxy.pid;
+  if (!options.task_places.empty()) options.task_places[proxies.begin()->first] = options.like;
   std::optional<Error> first;
   std::vector<std::string> passed_over;
   const std::string step = fmt::format("slurm-icp: step {}.{}", facts.job, protocol::step_name(facts.step));

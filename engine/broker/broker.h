@@ -41,6 +41,9 @@ class Broker {
   // no number is taken. CAP_SYS_ADMIN makes namespaces, mounts /proc and /dev/pts, and writes cgroups.
   virtual pid_t start_init(const std::string& program, int channel, int carrier, pid_t like, const Identity& identity,
                            bool own_terminals) = 0;
+  // Puts a process under construction, which descends from that init, into the cgroups of `like`, the task of the step
+  // whose place it takes. CAP_DAC_OVERRIDE writes cgroups.
+  virtual void join(pid_t process, pid_t like) = 0;
   // System V objects in the IPC namespace of a process of the user, with the user's rights. CAP_SYS_ADMIN enters it.
   virtual std::unique_ptr<IpcAccess> open_ipc(pid_t process) = 0;
   // Who maps, forks and frees what on this machine; see there. CAP_PERFMON.

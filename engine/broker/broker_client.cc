@@ -47,6 +47,7 @@ class Client final : public Broker {
     const Message reply = say(BrokerOp::kStartInit, std::move(request));
     return MessageReader(reply).take<pid_t>();
   }
+  void join(pid_t process, pid_t like) override { say(BrokerOp::kJoin, std::move(Message().put(process).put(like))); }
   std::unique_ptr<IpcAccess> open_ipc(pid_t process) override {
     Message reply = say(BrokerOp::kOpenIpc, std::move(Message().put(process)));
     if (reply.fds.size() != 1) throw_error(ErrorKind::kSystem, "no helper for System V objects was started");

@@ -32,6 +32,7 @@ enum class BrokerOp : uint32_t {
   kEndLeftovers,
   kWatchedPaths,
   kThreadFilters,
+  kJoin,
   kFirstOfProgram = 100,
 };
 

@@ -68,6 +68,8 @@ class Server {
         return watched_paths(reader);
       case BrokerOp::kThreadFilters:
         return thread_filters(reader);
+      case BrokerOp::kJoin:
+        return join(reader);
       default:
         break;
     }
@@ -148,6 +150,20 @@ class Server {
     reply.fds.push_back(
         privileged::start_ipc_helper({.ipc_namespace = space.get(), .identity = &options_.identity, .join = join}));
     return reply;
+  }
+
+  // Of the worker's own making; and where to, the program checks.
+  Message join(MessageReader& reader) const {
+    const auto pid = reader.take<pid_t>(), like = reader.take<pid_t>();
+    if (!options_.join) throw_error(ErrorKind::kPermission, "there is no step whose cgroups to join");
+    const UniqueFd process = hold_own(pid), task = hold_own(like);
+    pid_t above = pid;
+    while (above > 1 && above != worker_) above = ProcStat::read(above).ppid;
+    if (above != worker_) throw_error(ErrorKind::kPermission, "process {} is not being restored", pid);
+    check_held(process, pid);
+    options_.join(pid, like);
+    check_held(task, like);
+    return {};
   }
 
   Message watched_paths(MessageReader& reader) {

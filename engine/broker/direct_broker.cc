@@ -38,6 +38,9 @@ class DirectBroker final : public Broker {
                                    .own_terminals = own_terminals,
                                    .join = join_});
   }
+  void join(pid_t process, pid_t like) override {
+    if (join_) join_(process, like);
+  }
   std::unique_ptr<IpcAccess> open_ipc(pid_t process) override { return IpcAccess::enter(open_ipc_namespace(process)); }
   std::unique_ptr<MachineWatch> watch_machine() override { return MachineWatch::make(); }
   std::set<InodeId> mapped_outside(const std::map<InodeId, int>& files, std::span<const pid_t> inside) override {

@@ -42,6 +42,7 @@ class UserNamespaceBroker final : public Broker {
                                    .in_user_namespace = true,
                                    .join = nullptr});
   }
+  void join(pid_t, pid_t) override {}
   std::unique_ptr<IpcAccess> open_ipc(pid_t process) override {
     UniqueFd ipc = open_ipc_namespace(process);
     if (ipc_namespace_inode(ipc.get()) == ipc_namespace_inode(current_ipc_namespace().get()))

@@ -43,19 +43,27 @@ bool is_within(const cpu_set_t& some, const cpu_set_t& all) {
 
 }  // namespace
 
-std::map<uint32_t, CpuBinding> bindings_of(const pb::Capsule& capsule, const std::map<int, std::string>& here) {
-  std::map<uint32_t, CpuBinding> bindings;
-  if (here.empty()) return bindings;
-  for (const pb::Task& task : capsule.tasks()) {
-    if (const auto given = here.find(task.rank()); given != here.end())
-      bindings[task.pid()] = {task.cpu_mask(), given->second};
-  }
-  if (bindings.empty()) return bindings;
-  const CpuBinding first = bindings.begin()->second;
+std::map<uint32_t, int> ranks_of(const pb::Capsule& capsule, const std::function<bool(int rank)>& counts) {
+  std::map<uint32_t, int> ranks;
+  for (const pb::Task& task : capsule.tasks())
+    if (counts(task.rank())) ranks[task.pid()] = task.rank();
+  if (ranks.empty()) return ranks;
+  const int first = ranks.begin()->second;
   for (const pb::Process& process : capsule.processes()) {  // parents before children
-    const auto parent = bindings.find(process.ppid());
-    bindings.try_emplace(process.pid(), parent != bindings.end() ? parent->second : first);
+    const auto parent = ranks.find(process.ppid());
+    ranks.try_emplace(process.pid(), parent != ranks.end() ? parent->second : first);
   }
+  return ranks;
+}
+
+std::map<uint32_t, CpuBinding> bindings_of(const pb::Capsule& capsule, const std::map<int, std::string>& here) {
+  std::map<int, CpuBinding> by_rank;
+  for (const pb::Task& task : capsule.tasks())
+    if (const auto given = here.find(task.rank()); given != here.end())
+      by_rank[task.rank()] = {task.cpu_mask(), given->second};
+  std::map<uint32_t, CpuBinding> bindings;
+  for (const auto& [pid, rank] : ranks_of(capsule, [&](int one) { return by_rank.contains(one); }))
+    bindings[pid] = by_rank.at(rank);
   return bindings;
 }
 

@@ -5,6 +5,7 @@
 #include <sched.h>
 #include <sys/types.h>
 
+#include <functional>
 #include <map>
 #include <string>
 
@@ -21,8 +22,11 @@ struct CpuBinding {
   std::string here;   // what the new step gives it
 };
 
-// For each process of the capsule, by its pid there, that of the task it descends from. Processes of no task, whose
-// parents have ended, have that of the first one. `here`: by rank.
+// For each process of the capsule, by its pid there, the rank of the task it descends from; for processes of no task,
+// whose parents have ended, that of the first one. `counts`: of which tasks.
+std::map<uint32_t, int> ranks_of(const pb::Capsule& capsule, const std::function<bool(int rank)>& counts);
+
+// The same for their processors. `here`: by rank.
 std::map<uint32_t, CpuBinding> bindings_of(const pb::Capsule& capsule, const std::map<int, std::string>& here);
 
 // Where a thread with the affinity `own` may run now. What it had from Slurm becomes what Slurm gives now; what it has

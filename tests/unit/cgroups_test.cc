@@ -32,6 +32,15 @@ TEST(Cgroups, WhatIsAboveAJob) {
   EXPECT_EQ(above_job(sluid, 7), "/cluster.slice/n1_slurmstepd.scope");
 }
 
+TEST(Cgroups, TheJobOfAPath) {
+  EXPECT_EQ(job_directory("/slurm_n1/uid_1000/job_7/step_0/task_1"), "/slurm_n1/uid_1000/job_7");
+  EXPECT_EQ(job_directory("/slurm_n1/uid_1000/job_70"), "/slurm_n1/uid_1000/job_70");
+  const std::string job = std::string("/system.slice/n1_slurmstepd.scope/") + kSluid;
+  EXPECT_EQ(job_directory(job + "/step_0/user/task_1"), job);
+  EXPECT_EQ(job_directory("/user.slice"), std::nullopt);
+  EXPECT_EQ(job_directory("/step_0"), std::nullopt);
+}
+
 TEST(Cgroups, OtherPlacesHaveNoJob) {
   EXPECT_EQ(above_job("/", 7), std::nullopt);
   EXPECT_EQ(above_job("/step_0", 7), std::nullopt);
