@@ -27,9 +27,10 @@ in_root() {
             DEBIAN_FRONTEND=noninteractive TERM="${TERM:-dumb}" "$@"' sh "$root" "$source_dir" "$@"
 }
 
-# Made under another name first: a root that is there is whole.
+# Made under another name first: a root that is there is whole. ICP_DISTRO_CACHED=1: none is made, and none changed.
 make_root() {
     local suite=$1 root=$2
+    [[ -z ${ICP_DISTRO_CACHED-} ]] || missing "$suite: there is no $root; tests/distro/run $suite makes it"
     command -v debootstrap >/dev/null || missing "no debootstrap here (the package of that name)"
     say "$suite: making $root"
     local new=$root.new scripts=/usr/share/debootstrap/scripts script=()
@@ -48,6 +49,7 @@ install_packages() {
     local suite=$1 root=$2
     shift 2
     [[ "$*" == "$(cat "$root/.packages" 2>/dev/null)" ]] && return
+    [[ -z ${ICP_DISTRO_CACHED-} ]] || missing "$suite: $root lacks packages; tests/distro/run $suite installs them"
     say "$suite: installing $# packages and what they need"
     # A mirror of a suite in the making may lag behind what its index promises.
     in_root "$root" sh -c 'apt-get -q -o Acquire::Check-Valid-Until=false update && exec nice -n 10 apt-get -q install -y --no-install-recommends "$@"' sh \
