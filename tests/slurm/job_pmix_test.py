@@ -5,6 +5,7 @@ import pathlib
 import shutil
 
 import harness
+import networks
 from coordinated import Coordinated
 from mpicase import MpiCase, OpenMpiProgram, PATIENCE, with_open_mpi
 
@@ -33,11 +34,14 @@ class OpenMpi(OpenMpiProgram, MpiCase):
 
 @with_open_mpi
 class TwoNodes(OpenMpiProgram, Coordinated, MpiCase):
+    # Open MPI 5 finds no way from an address to itself.
+    options = {**Coordinated.options, "networks": True}
     mpi = "pmix"
     program = "./allreduce"
 
     @classmethod
     def configure(cls):
+        networks.leave_host()
         super().configure()
         # Slurm's PMIx server makes a directory of the step's name there, and the nodes are on one host.
         cls.cluster.extra_conf = "TmpFS=/tmp/%n\n"
