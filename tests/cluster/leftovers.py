@@ -112,10 +112,12 @@ def processes(nodes):
 
 
 def kill_all(find, patience=15):
-    """SIGKILL what `find()` returns until it returns nothing. Returns what is left."""
+    """SIGKILL what `find()` returns until it returns nothing. Returns what is left.
+
+    slurmstepd goes first: one that lives a moment longer than its tasks tells slurmctld of their end."""
     deadline = time.monotonic() + patience
     while left := find():
-        for pid in left:
+        for pid in sorted(left, key=lambda pid: not read(f"/proc/{pid}/comm").startswith(b"slurmstepd")):
             try:
                 os.kill(pid, signal.SIGKILL)
             except ProcessLookupError:
