@@ -60,17 +60,14 @@ void walk(const IndexNode* node, int level, uint64_t base, uint64_t start, uint6
   const SlotRange slots(level, base, start, end);
   if (level == 0) {
     const auto* leaf = static_cast<const IndexLeaf*>(node);
-    for (unsigned slot = slots.first; slot < slots.last; ++slot) {
-      if (leaf->entries[slot] != 0) merger.add(base + slot * kPageBytes, leaf->entries[slot]);
-    }
+    leaf->entries.for_each(slots.first, slots.last,
+                           [&](unsigned slot, uint64_t entry) { merger.add(base + slot * kPageBytes, entry); });
     return;
   }
   const auto* table = static_cast<const IndexTable*>(node);
-  for (unsigned slot = slots.first; slot < slots.last; ++slot) {
-    if (const IndexNode* child = table->children[slot]; child != nullptr) {
-      walk(child, level - 1, base + slot * entry_span(level), start, end, merger);
-    }
-  }
+  table->children.for_each(slots.first, slots.last, [&](unsigned slot, const IndexNode* child) {
+    walk(child, level - 1, base + slot * entry_span(level), start, end, merger);
+  });
 }
 
 }  // namespace
@@ -85,16 +82,14 @@ void PageIndex::Impl::destroy(IndexNode* node, int level) {
     return;
   }
   auto* table = static_cast<IndexTable*>(node);
-  for (IndexNode* child : table->children) {
-    if (child != nullptr) destroy(child, level - 1);
-  }
+  table->children.for_each([&](unsigned, IndexNode* child) { destroy(child, level - 1); });
   delete table;
 }
 
 const IndexLeaf* PageIndex::Impl::find_leaf(uint64_t address) const {
   const IndexNode* node = root;
   for (int level = kIndexLevels - 1; level > 0 && node != nullptr; --level) {
-    node = static_cast<const IndexTable*>(node)->children[slot_of(address, level)];
+    node = static_cast<const IndexTable*>(node)->children.at(slot_of(address, level));
   }
   return static_cast<const IndexLeaf*>(node);
 }
@@ -145,7 +140,7 @@ void PageIndex::Impl::drop_unused() {
 
 void PageIndex::Impl::set(uint64_t address, uint64_t packed) {
   // An entry that stays what it is leaves its table shared with older versions.
-  if (const IndexLeaf* leaf = find_leaf(address); leaf != nullptr && leaf->entries[slot_of(address, 0)] == packed) {
+  if (const IndexLeaf* leaf = find_leaf(address); leaf != nullptr && leaf->entries.at(slot_of(address, 0)) == packed) {
     return;
   }
   IndexLeaf* leaf = leaf_for_write(address);
@@ -163,14 +158,12 @@ void PageIndex::Impl::set(uint64_t address, uint64_t packed) {
 void PageIndex::Impl::uncount_tree(IndexNode* node, int level) {
   touch(node);
   if (level > 0) {
-    for (IndexNode* child : static_cast<IndexTable*>(node)->children) {
-      if (child != nullptr) uncount_tree(child, level - 1);
-    }
+    static_cast<IndexTable*>(node)->children.for_each(
+        [&](unsigned, IndexNode* child) { uncount_tree(child, level - 1); });
     return;
   }
-  for (const uint64_t entry : static_cast<IndexLeaf*>(node)->entries) {
-    if (entry != 0) count_page(packed_version(entry), -1);
-  }
+  static_cast<IndexLeaf*>(node)->entries.for_each(
+      [&](unsigned, uint64_t entry) { count_page(packed_version(entry), -1); });
   pages -= node->used;
 }
 
@@ -236,7 +229,7 @@ PageIndex& PageIndex::operator=(PageIndex&&) noexcept = default;
 PageLocation PageIndex::find(uint64_t address) const {
   check_address(address);
   const IndexLeaf* leaf = impl_->find_leaf(address);
-  return leaf == nullptr ? PageLocation{} : unpack(leaf->entries[slot_of(address, 0)]);
+  return leaf == nullptr ? PageLocation{} : unpack(leaf->entries.at(slot_of(address, 0)));
 }
 
 void PageIndex::set(uint64_t address, PageLocation location) {

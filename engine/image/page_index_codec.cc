@@ -10,6 +10,8 @@
 namespace icp {
 namespace {
 
+using LeafEntries = TableEntries<uint64_t, kTableEntries>::All;
+
 // The four kinds of step in a leaf of runs: the low two bits of each step's first number.
 enum Step : uint64_t {
   kSkip = 0,  // (n - 1) pages without location
@@ -41,9 +43,9 @@ struct Slot {
 // The versions of a leaf, newest first.
 class VersionSlots {
  public:
-  explicit VersionSlots(const IndexLeaf& leaf) {
+  explicit VersionSlots(const LeafEntries& entries) {
     for (unsigned at = 0; at < kTableEntries; ++at) {
-      if (leaf.entries[at] != 0) add(leaf.entries[at], at);
+      if (entries[at] != 0) add(entries[at], at);
     }
     for (Counted& counted : slots_) {
       counted.slot = {counted.slot.version, counted.dense > counted.sparse, false, counted.first, 0};
@@ -129,12 +131,12 @@ class VersionSlots {
   std::array<uint32_t, 1024> keys_{};
 };
 
-void encode_runs(const IndexLeaf& leaf, VersionSlots slots, ByteWriter& writer) {
+void encode_runs(const LeafEntries& entries, VersionSlots slots, ByteWriter& writer) {
   for (unsigned at = 0; at < kTableEntries;) {
-    const uint64_t first = leaf.entries[at];
+    const uint64_t first = entries[at];
     unsigned length = 1;
     const uint64_t step = first == 0 ? 0 : 1;
-    while (at + length < kTableEntries && leaf.entries[at + length] == first + step * length) ++length;
+    while (at + length < kTableEntries && entries[at + length] == first + step * length) ++length;
     const unsigned page = at;
     at += length;
     if (first == 0) {
@@ -159,7 +161,7 @@ void encode_runs(const IndexLeaf& leaf, VersionSlots slots, ByteWriter& writer) 
 }
 
 // One byte a page: better than runs where pages of many versions are mixed.
-void encode_bytes(const IndexLeaf& leaf, VersionSlots slots, std::vector<uint8_t>& out) {
+void encode_bytes(const LeafEntries& entries, VersionSlots slots, std::vector<uint8_t>& out) {
   struct Jump {
     unsigned page;
     int64_t difference;
@@ -167,7 +169,7 @@ void encode_bytes(const IndexLeaf& leaf, VersionSlots slots, std::vector<uint8_t
   std::vector<Jump> jumps;
   ByteWriter writer(out);
   for (unsigned at = 0; at < kTableEntries; ++at) {
-    const uint64_t entry = leaf.entries[at];
+    const uint64_t entry = entries[at];
     if (entry == 0) {
       writer.u8(0);
       continue;
@@ -253,13 +255,13 @@ std::vector<uint8_t> read_compressed(ByteReader& reader, size_t bytes) {
   return found;
 }
 
-void encode_planes(const IndexLeaf& leaf, VersionSlots slots, std::vector<uint8_t>& out) {
+void encode_planes(const LeafEntries& entries, VersionSlots slots, std::vector<uint8_t>& out) {
   std::vector<Orders> orders;
   for (size_t i = 0; i < slots.size(); ++i) orders.emplace_back(slots[i]);
   std::vector<uint8_t> which(kTableEntries), codes;
   std::vector<int64_t> far_away;
   for (unsigned at = 0; at < kTableEntries; ++at) {
-    const uint64_t entry = leaf.entries[at];
+    const uint64_t entry = entries[at];
     if (entry == 0) continue;
     const size_t slot = slots.slot_of_version(packed_version(entry));
     const uint64_t record = unpack(entry).record;
@@ -339,17 +341,16 @@ std::vector<Slot> decode_slots(ByteReader& reader, uint32_t own) {
 
 // Stores `length` pages from `at` on. `difference` between the records and those expected may be anything: unsigned
 // arithmetic wraps where a sum of hostile numbers would overflow, and the result is checked.
-void fill(IndexLeaf& leaf, uint64_t at, uint64_t length, Slot& slot, int64_t difference) {
+void fill(LeafEntries& entries, uint64_t at, uint64_t length, Slot& slot, int64_t difference) {
   if (length == 0 || length > kTableEntries - at) throw DecodeError{"run passes the end of its table"};
   const uint64_t record = slot.expected(at) + static_cast<uint64_t>(difference);
   if (record > kMaxRecord || length - 1 > kMaxRecord - record) throw DecodeError{"impossible record"};
   const uint64_t packed = pack({slot.version, record});
-  for (uint64_t i = 0; i < length; ++i) leaf.entries[at + i] = packed + i;
-  leaf.used += static_cast<uint32_t>(length);
+  for (uint64_t i = 0; i < length; ++i) entries[at + i] = packed + i;
   slot.pass(at, record, length);
 }
 
-void decode_runs(ByteReader& reader, std::vector<Slot>& slots, IndexLeaf& leaf) {
+void decode_runs(ByteReader& reader, std::vector<Slot>& slots, LeafEntries& entries) {
   uint64_t at = 0;
   while (reader.left() > 0) {
     const uint64_t step = reader.varint();
@@ -367,12 +368,12 @@ void decode_runs(ByteReader& reader, std::vector<Slot>& slots, IndexLeaf& leaf) 
       length = reader.varint() + 1;
       difference = reader.zigzag();
     }
-    fill(leaf, at, length, slots[number], difference);
+    fill(entries, at, length, slots[number], difference);
     at += length;
   }
 }
 
-void decode_bytes(ByteReader& reader, std::vector<Slot>& slots, IndexLeaf& leaf) {
+void decode_bytes(ByteReader& reader, std::vector<Slot>& slots, LeafEntries& entries) {
   const auto pages = reader.raw(kTableEntries);
   uint64_t jumps = reader.varint();
   uint64_t next = jumps > 0 ? reader.varint() : kTableEntries;
@@ -393,12 +394,12 @@ void decode_bytes(ByteReader& reader, std::vector<Slot>& slots, IndexLeaf& leaf)
         next = at + 1 + gap;
       }
     }
-    fill(leaf, at, 1, slots[pages[at] - 1u], difference);
+    fill(entries, at, 1, slots[pages[at] - 1u], difference);
   }
   if (jumps > 0 || reader.left() > 0) throw DecodeError{"bytes left over in a table"};
 }
 
-void decode_planes(ByteReader& reader, const std::vector<Slot>& slots, IndexLeaf& leaf) {
+void decode_planes(ByteReader& reader, const std::vector<Slot>& slots, LeafEntries& entries) {
   std::vector<Orders> orders(slots.begin(), slots.end());
   const std::vector<uint8_t> which = read_compressed(reader, kTableEntries);
   const auto present = static_cast<size_t>(std::count_if(which.begin(), which.end(), [](uint8_t n) { return n != 0; }));
@@ -410,10 +411,10 @@ void decode_planes(ByteReader& reader, const std::vector<Slot>& slots, IndexLeaf
     Orders& found = orders[which[at] - 1u];
     const uint8_t code = codes[next++];
     if (code == Orders::kFarAway) {
-      fill(leaf, at, 1, found.begin(), reader.zigzag());
+      fill(entries, at, 1, found.begin(), reader.zigzag());
     } else {
       const auto [order, difference] = found.find(code);
-      fill(leaf, at, 1, order, difference);
+      fill(entries, at, 1, order, difference);
     }
   }
   if (reader.left() > 0) throw DecodeError{"bytes left over in a table"};
@@ -424,14 +425,15 @@ void decode_planes(ByteReader& reader, const std::vector<Slot>& slots, IndexLeaf
 void encode_leaf(const IndexLeaf& leaf, uint32_t own, std::vector<uint8_t>& out) {
   const size_t start = out.size();
   ByteWriter writer(out);
-  const VersionSlots slots(leaf);
+  const LeafEntries entries = leaf.entries.all();
+  const VersionSlots slots(entries);
   writer.u8(kTagLeafRuns);
   slots.encode(own, writer);
   const size_t body = out.size();
-  encode_runs(leaf, slots, writer);
+  encode_runs(entries, slots, writer);
   const auto try_other = [&](uint8_t tag, const auto& encode) {
     std::vector<uint8_t> other;
-    encode(leaf, slots, other);
+    encode(entries, slots, other);
     if (other.size() >= out.size() - body) return;
     out.resize(body);
     out.insert(out.end(), other.begin(), other.end());
@@ -451,9 +453,8 @@ void encode_table(const IndexTable& table, int level, uint32_t own, std::vector<
   writer.varint(table.used);
   unsigned next = 0;
   StoredTable last;
-  for (unsigned slot = 0; slot < kTableEntries; ++slot) {
-    if (table.children[slot] == nullptr) continue;
-    const StoredTable& stored = table.children[slot]->stored;
+  table.children.for_each([&](unsigned slot, const IndexNode* child) {
+    const StoredTable& stored = child->stored;
     // Tables of one version mostly lie side by side.
     const uint64_t expected = stored.version == last.version ? last.offset + last.length : 0;
     writer.varint(slot - next);
@@ -462,7 +463,7 @@ void encode_table(const IndexTable& table, int level, uint32_t own, std::vector<
     writer.varint(stored.length);
     next = slot + 1;
     last = stored;
-  }
+  });
   add_checksum(out, start);
 }
 
@@ -472,14 +473,18 @@ void decode_leaf(std::span<const uint8_t> block, uint32_t own, IndexLeaf& leaf) 
   if (tag != kTagLeafRuns && tag != kTagLeafBytes && tag != kTagLeafPlanes)
     throw DecodeError{"table is not of the level it should be"};
   std::vector<Slot> slots = decode_slots(reader, own);
+  LeafEntries entries{};
   if (tag == kTagLeafRuns) {
-    decode_runs(reader, slots, leaf);
+    decode_runs(reader, slots, entries);
   } else if (tag == kTagLeafPlanes) {
-    decode_planes(reader, slots, leaf);
+    decode_planes(reader, slots, entries);
   } else {
-    decode_bytes(reader, slots, leaf);
+    decode_bytes(reader, slots, entries);
   }
+  const auto empty = std::count(entries.begin(), entries.end(), 0u);
+  leaf.used = kTableEntries - static_cast<uint32_t>(empty);
   if (leaf.used == 0) throw DecodeError{"table is empty"};
+  leaf.entries.set_all(entries);
 }
 
 std::vector<ChildReference> decode_table(std::span<const uint8_t> block, int level, uint32_t own) {

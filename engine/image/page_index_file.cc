@@ -81,27 +81,29 @@ class IndexWriter {
     if (level == 1) {
       write_leaves(*table);
     } else {
-      for (IndexNode* child : table->children) {
-        if (child != nullptr) write(static_cast<IndexTable*>(child), level - 1);
-      }
+      table->children.for_each([&](unsigned, IndexNode* child) { write(static_cast<IndexTable*>(child), level - 1); });
     }
     std::vector<uint8_t> block;
     encode_table(*table, level, version_, block);
     append(*table, block);
+    table->children.pack();
   }
 
  private:
   void write_leaves(const IndexTable& table) {
     std::vector<IndexLeaf*> changed;
-    for (IndexNode* child : table.children) {
-      if (child != nullptr && child->stored.version == 0) changed.push_back(static_cast<IndexLeaf*>(child));
-    }
+    table.children.for_each([&](unsigned, IndexNode* child) {
+      if (child->stored.version == 0) changed.push_back(static_cast<IndexLeaf*>(child));
+    });
     std::vector<std::vector<uint8_t>> blocks(changed.size());
     const size_t shares = (changed.size() + kLeavesOfShare - 1) / kLeavesOfShare;
     share_out(shares, shares, [&]() -> ItemWork {
       return [&](size_t share) {
         const size_t last = std::min(changed.size(), (share + 1) * kLeavesOfShare);
-        for (size_t i = share * kLeavesOfShare; i < last; ++i) encode_leaf(*changed[i], version_, blocks[i]);
+        for (size_t i = share * kLeavesOfShare; i < last; ++i) {
+          encode_leaf(*changed[i], version_, blocks[i]);
+          changed[i]->entries.pack();
+        }
       };
     });
     for (size_t i = 0; i < changed.size(); ++i) append(*changed[i], blocks[i]);
@@ -204,7 +206,8 @@ class IndexLoader {
   void load(const IndexTrailer& trailer) {
     std::vector<Pending> pending;
     if (trailer.root_version != 0) {
-      pending.push_back({{trailer.root_version, trailer.root_length, trailer.root_offset}, nullptr, 0});
+      index_.root = new IndexTable;
+      pending.push_back({{trailer.root_version, trailer.root_length, trailer.root_offset}, index_.root});
     }
     for (int level = kIndexLevels - 1; level >= 0; --level) {
       std::sort(pending.begin(), pending.end(), [](const Pending& a, const Pending& b) {
@@ -221,8 +224,7 @@ class IndexLoader {
  private:
   struct Pending {
     StoredTable stored;
-    IndexTable* parent;  // null: the root
-    unsigned slot;
+    IndexNode* node;  // empty yet, in its place in the tree
   };
 
   // Each table has one parent. Without this a small hostile file could name one table many times and unfold to
@@ -240,35 +242,31 @@ class IndexLoader {
     const auto block = source_.block(item.stored);
     try {
       if (level == 0) {
-        auto leaf = std::make_unique<IndexLeaf>();
-        decode_leaf(block, item.stored.version, *leaf);
-        for (const uint64_t entry : leaf->entries) {
-          if (entry != 0) index_.count_page(packed_version(entry), +1);
-        }
-        index_.pages += leaf->used;
-        attach(item, leaf.release());
-        return;
+        auto& leaf = *static_cast<IndexLeaf*>(item.node);
+        decode_leaf(block, item.stored.version, leaf);
+        leaf.entries.for_each([&](unsigned, uint64_t entry) { index_.count_page(packed_version(entry), +1); });
+        index_.pages += leaf.used;
+      } else {
+        load_table(*static_cast<IndexTable*>(item.node), decode_table(block, level, item.stored.version), level, below);
       }
-      auto table = std::make_unique<IndexTable>();
-      for (const ChildReference& child : decode_table(block, level, item.stored.version)) {
-        below.push_back({child.stored, table.get(), child.slot});
-      }
-      attach(item, table.release());
     } catch (const DecodeError& error) {
       source_.fail(item.stored.offset, error.what);
     }
-  }
-
-  void attach(const Pending& item, IndexNode* node) {
-    node->stored = item.stored;
+    item.node->stored = item.stored;
     index_.count_table(item.stored.version, +1);
     ++tables_;
-    if (item.parent == nullptr) {
-      index_.root = static_cast<IndexTable*>(node);
-    } else {
-      item.parent->children[item.slot] = node;
-      ++item.parent->used;
+  }
+
+  // Its children are in their places at once, so that none of the tables is unpacked again.
+  static void load_table(IndexTable& table, const std::vector<ChildReference>& children, int level,
+                         std::vector<Pending>& below) {
+    for (const ChildReference& child : children) {
+      IndexNode*& place = table.children[child.slot];
+      place = level > 1 ? static_cast<IndexNode*>(new IndexTable) : new IndexLeaf;
+      ++table.used;
+      below.push_back({child.stored, place});
     }
+    table.children.pack();
   }
 
   PageIndex::Impl& index_;

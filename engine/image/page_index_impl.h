@@ -2,12 +2,12 @@
 // The radix tree inside PageIndex, shared by page_index.cc and page_index_file.cc.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <unordered_map>
 
 #include "engine/image/image_layout.h"
 #include "engine/image/page_store.h"
+#include "engine/image/table_entries.h"
 
 namespace icp {
 
@@ -44,11 +44,11 @@ struct IndexNode {
 };
 
 struct IndexLeaf : IndexNode {
-  std::array<uint64_t, kTableEntries> entries{};
+  TableEntries<uint64_t, kTableEntries> entries;
 };
 
 struct IndexTable : IndexNode {
-  std::array<IndexNode*, kTableEntries> children{};
+  TableEntries<IndexNode*, kTableEntries> children;
 };
 
 struct PageIndex::Impl {

@@ -629,7 +629,7 @@ TEST(DamagedImageAtRandom, NoTableOfRandomBytesDoesHarm) {
       } else {
         IndexLeaf leaf;
         decode_leaf(block, 5, leaf);
-        for (const uint64_t entry : leaf.entries) ASSERT_LE(packed_version(entry), 5u);
+        for (const uint64_t entry : leaf.entries.all()) ASSERT_LE(packed_version(entry), 5u);
       }
       ++good;
     } catch (const DecodeError&) {
@@ -644,12 +644,12 @@ TEST(DamagedImageAtRandom, NoChangedLeafOfPlanesDoesHarm) {
   std::mt19937_64 random(3);
   IndexLeaf leaf;
   std::map<uint32_t, uint64_t> records;
-  for (uint64_t& entry : leaf.entries) {
+  for (unsigned slot = 0; slot < kTableEntries; ++slot) {
     if (random() % 6 == 0) continue;
     const auto version = 1 + static_cast<uint32_t>(random() % 90);
     uint64_t& record = records[version];
     if (random() % 6 == 0) record = random() % 100000;
-    entry = pack({version, record += random() % 9});
+    leaf.entries[slot] = pack({version, record += random() % 9});
     ++leaf.used;
   }
   std::vector<uint8_t> good;
@@ -666,7 +666,7 @@ TEST(DamagedImageAtRandom, NoChangedLeafOfPlanesDoesHarm) {
     try {
       IndexLeaf other;
       decode_leaf(block, 90, other);
-      for (const uint64_t entry : other.entries) ASSERT_LE(packed_version(entry), 90u);
+      for (const uint64_t entry : other.entries.all()) ASSERT_LE(packed_version(entry), 90u);
       ++decoded;
     } catch (const DecodeError&) {
     }

@@ -2,6 +2,7 @@
 // PageIndex against std::map, in memory and through index files of many versions.
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <malloc.h>
 
 #include <random>
 #include <set>
@@ -183,13 +184,13 @@ TEST(PageIndexCodec, LeavesOfAnyShapeComeBack) {
     const uint32_t versions = 1 + static_cast<uint32_t>(random() % std::min<uint32_t>(own, 1u << round % 11));
     const uint64_t density = 1 + random() % 8;
     std::map<uint32_t, uint64_t> next;
-    for (uint64_t& entry : leaf.entries) {
+    for (unsigned slot = 0; slot < kTableEntries; ++slot) {
       if (random() % density != 0) continue;
       const uint32_t version = own - static_cast<uint32_t>(random() % versions);
       uint64_t& record = next[version];
       if (random() % 8 == 0) record = random() % (kMaxRecord + 1);
       record = std::min(record, kMaxRecord);
-      entry = pack({version, record++});
+      leaf.entries[slot] = pack({version, record++});
       ++leaf.used;
     }
     if (leaf.used == 0) continue;
@@ -213,7 +214,7 @@ Encoded encode_all(const std::vector<uint64_t>& entries, uint32_t own) {
   std::vector<uint8_t> tags, all;
   for (size_t first = 0; first < entries.size(); first += kTableEntries) {
     IndexLeaf leaf, back;
-    std::copy_n(entries.begin() + static_cast<ptrdiff_t>(first), kTableEntries, leaf.entries.begin());
+    for (unsigned slot = 0; slot < kTableEntries; ++slot) leaf.entries[slot] = entries[first + slot];
     leaf.used = kTableEntries;
     const size_t before = all.size();
     encode_leaf(leaf, own, all);
@@ -296,6 +297,32 @@ TEST(PageIndexFile, AgreesWithAMapOverManyVersions) {
       const PageIndex loaded = PageIndexFile::load(image.open_version(number), "store");
       ASSERT_EQ(content(loaded), expected) << "seed " << seed << " version " << number;
     }
+  }
+}
+
+// A page in each 2 MiB, in each GiB, and whole areas: in memory not more than some times what the files have.
+TEST(PageIndexFile, TakesLittleMoreMemoryThanItsBytes) {
+  for (const auto& [step, count] :
+       {std::pair(1ull << 21, 20'000u), std::pair(1ull << 30, 20'000u), std::pair(kPage * 1ull, 4'000'000u)}) {
+    test::TempDir temp;
+    ImageDir image = ImageDir::create(temp / "1.0", test::own_identity(), "n0");
+    uint64_t bytes = 0;
+    {
+      PageIndex index;
+      for (uint64_t i = 0; i < count; ++i) index.set(i * step, {1, i});
+      VersionWriter version = image.begin_version();
+      PageIndexFile::write(index, version, "store");
+      version.commit({});
+      bytes = image.open_version(1).manifest().files(0).bytes();
+    }
+    ::malloc_trim(0);
+    const VersionReader reader = image.open_version(1);
+    const auto before = ::mallinfo2();
+    const PageIndex index = PageIndexFile::load(reader, "store");
+    const auto after = ::mallinfo2();
+    EXPECT_EQ(index.pages(), count);
+    const uint64_t taken = after.uordblks + after.hblkhd - before.uordblks - before.hblkhd;
+    EXPECT_LT(taken, 10 * bytes) << "step " << step << ": " << bytes << " bytes in the file";
   }
 }
 
