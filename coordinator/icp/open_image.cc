@@ -7,6 +7,7 @@
 #include <filesystem>
 #include <vector>
 
+#include "coordinator/icp/users.h"
 #include "engine/base/error.h"
 
 namespace icp {
@@ -28,8 +29,7 @@ bool has_versions(const fs::path& dir) {
 }
 
 // Helps who named the directory above the image, or one of no image at all.
-void check_is_image(const std::string& dir, const Identity& identity) {
-  const FsIdentity rights(identity);
+void check_is_image(const std::string& dir) {
   std::error_code error;
   fs::directory_iterator entries(dir, error);
   if (error)
@@ -52,7 +52,8 @@ void check_is_image(const std::string& dir, const Identity& identity) {
 }  // namespace
 
 ImageDir open_image(const std::string& dir, const Identity& identity, const std::string& node) {
-  check_is_image(dir, identity);
+  take_rights_of(identity);
+  check_is_image(dir);
   return ImageDir::open(dir, identity, node);
 }
 

@@ -3,6 +3,7 @@
 
 #include <grp.h>
 #include <pwd.h>
+#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -14,6 +15,7 @@
 
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
+#include "engine/broker/rights.h"
 
 namespace icp {
 
@@ -101,6 +103,13 @@ void work_as(const Identity& identity) {
   BrokerOptions options;
   options.identity = identity;
   become_worker(std::move(options));
+}
+
+void take_rights_of(const Identity& identity) {
+  if (geteuid() != 0 || identity.uid == 0) return;
+  if (const char* what = take_identity(identity, 0, false); what != nullptr) throw_errno("cannot {}", what);
+  check_identity(identity, 0);
+  if (prctl(PR_SET_DUMPABLE, 0) != 0) throw_errno("cannot keep others from looking into this process");
 }
 
 namespace {

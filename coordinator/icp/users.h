@@ -25,6 +25,9 @@ Identity reader_of(const std::string& image_path);
 // From here on the calling process, which has one thread, does everything with the rights of `identity` but what root's
 // broker does for it (engine/broker/broker.h). Nothing changes for root's own processes.
 void work_as(const Identity& identity);
+// Of root: nothing but the rights of the user whose image is looked at or changed is left. The user may not look into
+// this process, which has root's terminal. Of others, and for root's own images: nothing.
+void take_rights_of(const Identity& identity);
 
 // Root's own images have a mark that only root can set (an extended attribute, trusted.slurm_icp): the copy that root
 // makes of a user's image is root's by its owner, and its programs would run as root. The first does nothing for others

@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Nothing is done for a user that the user could not do: icp of root, on trees of an ordinary user."""
+import fcntl
 import os
 import pathlib
 import subprocess
@@ -89,6 +90,26 @@ class Rights(icp_harness.Case):
         self.assertEqual(len(brokers), 1)
         self.assertEqual(status(brokers[0])["Uid"].split()[1], "0")
 
+    def test_root_looks_at_an_image_with_its_owners_rights(self):
+        process = self.nobodys("/usr/bin/python3", "-c", SHOWS)
+        self.assertEqual(icp("checkpoint", "--dir", self.image, "--pid", process.pid, "--kill").returncode, 0)
+        shown = icp("show", self.image, "--json")
+        self.assertGreater(len(shown.stdout), 4096)
+        reading, writing = os.pipe2(os.O_CLOEXEC)
+        fcntl.fcntl(writing, 1031, 4096)  # F_SETPIPE_SZ: it waits in the middle of what it prints
+        rest = os.fdopen(reading)
+        self.addCleanup(rest.close)
+        show = self.start(program(), "show", self.image, "--json", stdout=writing)
+        os.close(writing)
+        wait_for(lambda: status(show.pid)["Uid"].split() == [str(NOBODY)] * 4, what="the rights of its owner")
+        seen = status(show.pid)
+        owner = os.stat(f"/proc/{show.pid}").st_uid
+        self.assertEqual(rest.read(), shown.stdout)
+        self.assertEqual(seen["Gid"].split(), [str(NOBODY)] * 4)
+        self.assertNotIn("0", seen["Groups"].split())
+        self.assertEqual({int(seen[f"Cap{which}"], 16) for which in ("Prm", "Eff", "Inh", "Amb")}, {0})
+        self.assertEqual(owner, 0, "the user may not look into it")
+
     def test_the_broker_ends_with_its_worker(self):
         process = self.nobodys("/usr/bin/python3", "-c", SHOWS)
         watch = self.start(program(), "watch", "--dir", self.image, "--pid", process.pid, "--interval", "1h")
@@ -156,6 +177,67 @@ class Rights(icp_harness.Case):
         wait_for(lambda: status(process.pid)["Name"] == "sleep", what="the program")
         result = icp("checkpoint", "--dir", self.image, "--pid", process.pid)
         self.assertRegex(result.stderr, f"user {NOBODY} may not look into it")
+
+    # A program with other rights that holds what its caller may not read, begun at some moment of a version: a child waits
+    # for the directory of the version to appear, and so many milliseconds more.
+    EXECUTES = """
+import glob, os, sys, time
+image, program, secret, fifo, delay = sys.argv[1:5] + [float(sys.argv[5])]
+before = set(os.listdir(image)) if os.path.isdir(image) else set()
+ballast = bytearray(os.urandom(1 << 20)) * 24
+if os.fork() == 0:
+    print("ready", flush=True)
+    end = time.monotonic() + 20
+    while time.monotonic() < end and not (set(os.listdir(image)) if os.path.isdir(image) else set()) - before: pass
+    time.sleep(delay / 1000)
+    null = os.open("/dev/null", os.O_WRONLY)
+    os.dup2(null, 1)
+    os.execv(program, [program, secret, fifo])
+while True: time.sleep(0.05)
+"""
+
+    def other_rights(self, mode, group):
+        """cat with rights of its own, and a file that takes them."""
+        program, secret = self.dir / f"cat{mode:o}", self.dir / f"secret{mode:o}"
+        program.write_bytes(pathlib.Path("/usr/bin/cat").read_bytes())
+        os.chown(program, 0, group)
+        program.chmod(mode)
+        text = f"SECRET-OF-{mode:o}-" + os.urandom(12).hex()
+        secret.write_text(text + "\n")
+        os.chown(secret, 0, group)
+        secret.chmod(0o640 if group else 0o600)
+        return program, secret, text
+
+    def test_what_a_program_with_other_rights_holds_is_in_no_version(self):
+        fifo = self.dir / "fifo"
+        os.mkfifo(fifo)
+        fifo.chmod(0o666)
+        for mode, group in ((0o4755, 0), (0o2755, 42)):
+            program, secret, text = self.other_rights(mode, group)
+            for delay in (0, 1, 3, 8, 20, 60):
+                with self.subTest(mode=f"{mode:o}", delay=delay):
+                    process = self.nobodys("/usr/bin/python3", "-c", self.EXECUTES, self.image, program, secret, fifo, delay)
+                    for _ in range(3):
+                        icp("checkpoint", "--dir", self.image, "--pid", process.pid)
+                    for child in children(process.pid):
+                        self.own(child)
+                    found = subprocess.run(["grep", "-r", "-a", "-l", "-F", text, self.users], capture_output=True, text=True, check=False)
+                    self.assertEqual(found.stdout, "")
+                    process.kill()
+                    process.wait()
+
+    def test_a_file_that_may_only_be_written_is_in_no_version(self):
+        name = pathlib.Path(f"/dev/shm/icp-rights-{os.getpid()}-box")
+        self.addCleanup(name.unlink)
+        text = "WRITE-ONLY-" + os.urandom(12).hex()
+        name.write_text(text)
+        os.chown(name, 1, 1)
+        name.chmod(0o622)
+        process = self.nobodys("/usr/bin/python3", "-c", "import os, sys\nf = os.open(sys.argv[1], os.O_WRONLY)\n" + SHOWS, name)
+        result = icp("checkpoint", "--dir", self.image, "--pid", process.pid)
+        self.assertNotEqual(result.returncode, 0)
+        self.assertIn("Permission denied", result.stderr)
+        self.assertNotEqual(subprocess.run(["grep", "-r", "-q", "-a", "-F", text, self.users], check=False).returncode, 0)
 
     def test_a_copy_of_an_image_does_not_make_its_program_roots(self):
         process = self.nobodys("/usr/bin/python3", "-c", SHOWS)
