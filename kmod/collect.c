@@ -345,6 +345,21 @@ static int collect_all(struct icp_pass *pass, unsigned long end, unsigned long *
 	return error;
 }
 
+/* Where mappings have locks of their own, faults may be under way with those alone. */
+static void lock_mappings(struct mm_struct *mm, unsigned long start, unsigned long end)
+{
+#ifdef ICP_HAVE_VMA_LOCK
+	struct vm_area_struct *vma;
+	unsigned long address = start & ~(ICP_REGION_SIZE - 1);
+
+	end = ALIGN(end, ICP_REGION_SIZE);
+	while (address < end && (vma = find_vma(mm, address)) && vma->vm_start < end) {
+		vma_start_write(vma);
+		address = vma->vm_end;
+	}
+#endif
+}
+
 /* What the notifiers could only say in general becomes part of the lists. */
 static void settle(struct icp_view *view)
 {
@@ -369,26 +384,13 @@ static void settle(struct icp_view *view)
 	for (i = 0; look_all && i < view->armed.count && !lost; i++)
 		lost = icp_ranges_add(&view->suspect, view->armed.spans[i].start, view->armed.spans[i].end) != 0;
 	if (lost) {
+		/* Regions go that are not this call's: no fault may be looking at one. */
+		lock_mappings(view->mm, 0, TASK_SIZE_MAX);
 		view->resets++;
 		icp_log_forget(view, 0, ULONG_MAX);
 		icp_ranges_clear(&view->armed);
 		icp_ranges_clear(&view->suspect);
 	}
-}
-
-/* Where mappings have locks of their own, faults may be under way with those alone. */
-static void lock_mappings(struct mm_struct *mm, unsigned long start, unsigned long end)
-{
-#ifdef ICP_HAVE_VMA_LOCK
-	struct vm_area_struct *vma;
-	unsigned long address = start & ~(ICP_REGION_SIZE - 1);
-
-	end = ALIGN(end, ICP_REGION_SIZE);
-	while (address < end && (vma = find_vma(mm, address)) && vma->vm_start < end) {
-		vma_start_write(vma);
-		address = vma->vm_end;
-	}
-#endif
 }
 
 struct count_others {
