@@ -30,6 +30,9 @@ std::string AgentLink::start(const Settings& settings, const protocol::StepFacts
   const int error = start_program(argv, envp, control[1], tasks[1]);
   ::close(control[1]);
   ::close(tasks[1]);
+  // Two packets a task, hundreds of tasks: what is said while the agent is busy.
+  const int room = 8 << 20;
+  ::setsockopt(control[0], SOL_SOCKET, SO_SNDBUFFORCE, &room, sizeof room);
   if (error == 0 && protocol::send_packet(control[0], facts.to_packet())) {
     control_ = control[0];
     tasks_ = tasks[0];
@@ -40,17 +43,24 @@ std::string AgentLink::start(const Settings& settings, const protocol::StepFacts
   return "cannot start " + settings.icpstepd + ": " + std::strerror(error == 0 ? EPIPE : error);
 }
 
-void AgentLink::tell(const protocol::Packet& packet) const {
+void AgentLink::tell(const protocol::Packet& packet) {
   // The agent may be busy in a long version, but its queue holds more than a step ever says; one that is gone is
   // noticed at the end.
-  if (running()) protocol::send_packet(control_, packet);
+  if (running()) send(packet);
+}
+
+bool AgentLink::send(const protocol::Packet& packet) {
+  constexpr int kPatience = 2'000;  // ms
+  const bool sent = protocol::send_packet(control_, packet, stuck_ ? 0 : kPatience);
+  stuck_ = stuck_ || (!sent && errno == EAGAIN);
+  return sent;
 }
 
 protocol::Packet AgentLink::announce(protocol::Packet ready, int timeout_ms) {
   int pair[2];
   if (!running() || ::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0) return {};
   ready.fds = {pair[1]};
-  const bool sent = protocol::send_packet(tasks_, ready);
+  const bool sent = protocol::send_packet(tasks_, ready, timeout_ms);
   ::close(pair[1]);
   task_ = pair[0];
   protocol::Packet answer;
@@ -60,9 +70,9 @@ protocol::Packet AgentLink::announce(protocol::Packet ready, int timeout_ms) {
 
 bool AgentLink::finish(int timeout_ms) {
   if (!running()) return true;
-  protocol::send_packet(control_, protocol::Packet(protocol::kGoodbye));
+  const bool sent = send(protocol::Packet(protocol::kGoodbye));
   protocol::Packet ignored;
-  const bool ended = protocol::receive_packet(control_, ignored, timeout_ms) != protocol::Received::kNothing;
+  const bool ended = sent && protocol::receive_packet(control_, ignored, timeout_ms) != protocol::Received::kNothing;
   ::close(control_);
   ::close(tasks_);
   control_ = tasks_ = -1;

@@ -21,7 +21,7 @@ class AgentLink {
   std::string start(const Settings& settings, const protocol::StepFacts& facts);
   bool running() const { return control_ >= 0; }
 
-  void tell(const protocol::Packet& packet) const;
+  void tell(const protocol::Packet& packet);
 
   // In the forked task, just before exec, as the user: says who and where it is and waits for the answer, which is
   // kRun, kRestart or kFail; empty when none came within `timeout_ms`. The task's socket stays open across the call,
@@ -33,6 +33,10 @@ class AgentLink {
   bool finish(int timeout_ms);
 
  private:
+  // The agent is its user's process, who may stop it: slurmstepd does not wait for that more than once.
+  bool send(const protocol::Packet& packet);
+
+  bool stuck_ = false;
   int control_ = -1;  // packets to icpstepd
   int tasks_ = -1;    // inherited by the tasks: their first packet
   int task_ = -1;     // in a task: its own

@@ -73,7 +73,7 @@ std::optional<Packet> decode(std::string_view bytes) {
   return packet;
 }
 
-bool send_packet(int socket, const Packet& packet) {
+bool send_packet(int socket, const Packet& packet, int timeout_ms) {
   std::string bytes = encode(packet);
   if (bytes.size() > kMaxPacket || packet.fds.size() > kMaxFds) {
     errno = EMSGSIZE;
@@ -93,10 +93,17 @@ bool send_packet(int socket, const Packet& packet) {
     header->cmsg_len = CMSG_LEN(sizeof(int) * packet.fds.size());
     std::memcpy(CMSG_DATA(header), packet.fds.data(), sizeof(int) * packet.fds.size());
   }
+  const int flags = MSG_NOSIGNAL | (timeout_ms < 0 ? 0 : MSG_DONTWAIT);
   ssize_t sent = 0;
-  do {
-    sent = ::sendmsg(socket, &message, MSG_NOSIGNAL);
-  } while (sent < 0 && errno == EINTR);
+  for (bool waited = false;; waited = true) {
+    do {
+      sent = ::sendmsg(socket, &message, flags);
+    } while (sent < 0 && errno == EINTR);
+    if (sent >= 0 || errno != EAGAIN || waited || timeout_ms <= 0) break;
+    pollfd entry{socket, POLLOUT, 0};
+    while (::poll(&entry, 1, timeout_ms) < 0 && errno == EINTR) {
+    }
+  }
   return sent == static_cast<ssize_t>(bytes.size());
 }
 

@@ -40,8 +40,8 @@ inline constexpr std::string_view kReady =
 inline constexpr std::string_view kRun =
     "run";  // text: a line for the user, may be missing; exec the user's program. guard: the path of icp-proxy, which
             // the task becomes while a child of it executes the program; may be missing. pmix: HOST:PORT where it finds
-            // the PMIx server from now on; may be missing. relay: the path of icp-proxy, which the task starts as the relay; fds: its
-            // listener and control socket
+            // the PMIx server from now on; may be missing. relay: the path of icp-proxy, which the task starts as the
+            // relay; fds: its listener and control socket
 inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path)
 inline constexpr std::string_view kFail = "fail";        // text: end the task with this sentence
 // icp-proxy -> icpstepd, on the task's socket
@@ -77,8 +77,9 @@ std::string encode(const Packet& packet);
 // Nothing when it is no message.
 std::optional<Packet> decode(std::string_view bytes);
 
-// Sends without ever raising SIGPIPE. False with errno set when the peer is gone or the packet too long.
-bool send_packet(int socket, const Packet& packet);
+// Sends without ever raising SIGPIPE. False with errno set when the peer is gone or the packet too long, and, unless
+// `timeout_ms` is -1, when the peer has not made room for it in time (EAGAIN).
+bool send_packet(int socket, const Packet& packet, int timeout_ms = -1);
 
 enum class Received { kPacket, kNothing, kClosed, kBroken };
 // Receives one packet. `timeout_ms` -1 waits for ever, 0 does not wait (kNothing). kBroken: an error or no message.

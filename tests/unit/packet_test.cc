@@ -60,6 +60,23 @@ TEST(Packet, CarriesDescriptors) {
   ::close(pipe_ends[1]);
 }
 
+// Who is at the other end may have been stopped by a user.
+TEST(Packet, IsNotSentForEver) {
+  int ends[2];
+  ASSERT_EQ(::socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, ends), 0);
+  const Packet packet = Packet("task-exit").set_number("rank", 1);
+  int sent = 0;
+  while (sent < 100'000 && send_packet(ends[0], packet, 50)) sent++;
+  EXPECT_EQ(errno, EAGAIN);
+  EXPECT_GT(sent, 10);
+  EXPECT_LT(sent, 100'000);
+  EXPECT_FALSE(send_packet(ends[0], packet, 0));
+  Packet got;
+  EXPECT_EQ(receive_packet(ends[1], got, 1000), Received::kPacket);
+  ::close(ends[0]);
+  ::close(ends[1]);
+}
+
 TEST(Packet, SaysWhyNothingCame) {
   Pair pair;
   Packet got;
