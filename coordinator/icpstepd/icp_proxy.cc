@@ -167,6 +167,11 @@ int relay_pmix(int listener, int control) {
   // What is meant for the tasks does not end it: it ends with them.
   for (const int signal : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGPIPE, SIGALRM, SIGXCPU})
     ::signal(signal, SIG_IGN);
+  rlimit limit{};
+  if (::getrlimit(RLIMIT_NOFILE, &limit) == 0) {
+    limit.rlim_cur = limit.rlim_max;
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+  }
   icp::pmix::Relay(icp::UniqueFd(listener), icp::UniqueFd(control)).run();
   return 0;
 }

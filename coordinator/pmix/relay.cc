@@ -4,6 +4,7 @@
 #include <arpa/inet.h>
 #include <fcntl.h>
 #include <poll.h>
+#include <sys/resource.h>
 #include <sys/socket.h>
 
 #include <algorithm>
@@ -15,11 +16,14 @@
 #include <stdexcept>
 #include <vector>
 
+#include "coordinator/pmix/peer_check.h"
+
 namespace icp::pmix {
 namespace {
 
 constexpr size_t kIntroduction = 8;  // bytes of the server's answer to a hello: its status, the client's index
 constexpr size_t kStatus = 4;
+constexpr rlim_t kOtherFds = 32;
 
 bool is_kept(uint8_t command) {
   return command == kCommit || command == kRegister || command == kDeregister || command == kJobControl ||
@@ -90,8 +94,14 @@ Server parse_server(const std::string& uri, const std::string& name_space) {
 // ---- the loop ---------------------------------------------------------------------------------
 
 void Relay::run() {
+  rlimit limit{};
+  ::getrlimit(RLIMIT_NOFILE, &limit);
+  const size_t most = limit.rlim_cur > 2 * kOtherFds ? (limit.rlim_cur - kOtherFds) / 2 : 1;
   for (;;) {
-    std::vector<pollfd> polled{{control_.get(), POLLIN, 0}, {listener_.get(), POLLIN, 0}};
+    // Two descriptors a client: who comes when there are no more waits.
+    const auto open = std::count_if(clients_.begin(), clients_.end(), [](const Client& one) { return bool(one.fd); });
+    const int listener = static_cast<size_t>(open) < most ? listener_.get() : -1;
+    std::vector<pollfd> polled{{control_.get(), POLLIN, 0}, {listener, POLLIN, 0}};
     bool work = false;
     for (Client& client : clients_) {
       const auto wanted = [](const std::string& to) {
@@ -159,7 +169,8 @@ void Relay::tell_fences() {
 
 void Relay::accept_client() {
   UniqueFd fd(::accept4(listener_.get(), nullptr, nullptr, SOCK_CLOEXEC | SOCK_NONBLOCK));
-  if (fd) clients_.emplace_back().fd = std::move(fd);
+  // The port is open to all users of the host; the job's processes are one user's.
+  if (fd && is_own_peer(fd.get())) clients_.emplace_back().fd = std::move(fd);
 }
 
 // ---- the server's side ------------------------------------------------------------------------

@@ -5,6 +5,8 @@
 #include <gtest/gtest.h>
 #include <poll.h>
 #include <sys/socket.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include <thread>
 
@@ -266,6 +268,23 @@ TEST(PmixServer, Uris) {
   EXPECT_EQ(server.port, 47683);
   for (const char* const wrong : {"", "tcp4://127.0.0.1", "x;tcp4://:1", "x;tcp4://host:1", "x;tcp4://127.0.0.1:0"})
     EXPECT_THROW(parse_server(wrong, "slurm.pmix.1.0"), std::runtime_error) << wrong;
+}
+
+TEST_F(PmixRelay, ConnectionsOfOtherUsersAreClosed) {
+  if (::geteuid() != 0) GTEST_SKIP() << "needs another user";
+  const pid_t other = ::fork();
+  if (other == 0) {
+    if (::setresuid(65534, 65534, 65534) != 0) ::_exit(9);
+    const int fd = ::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0);
+    if (::connect(fd, reinterpret_cast<sockaddr*>(&relay_address_), sizeof relay_address_) != 0) ::_exit(8);
+    char byte;
+    ::_exit(readable(fd) && ::recv(fd, &byte, 1, 0) <= 0 ? 0 : 1);
+  }
+  int status = -1;
+  EXPECT_EQ(::waitpid(other, &status, 0), other);
+  EXPECT_EQ(status, 0);
+  EXPECT_FALSE(readable(server_.get(), 0));
+  meet(0, 1);  // the job's own are served as before
 }
 
 }  // namespace
