@@ -4,6 +4,7 @@
 import os
 import pathlib
 import subprocess
+import time
 
 import harness
 from jobcase import JobCase
@@ -65,6 +66,56 @@ class Environment(JobCase):
         self.assertNotIn("drain", " ".join(self.cluster.node_states().values()).lower())
         self.assertEqual(self.srun("echo", "ran").stdout, "ran\n")
         self.wait_clean()
+
+    # All that the plugin reads of a step's environment (spank/options.cc, step.cc, het_group.cc, pmix_relay.cc).
+    VARIABLES = ("SLURM_CHECKPOINT SLURM_CHECKPOINT_INTERVAL SLURM_CHECKPOINT_DIR SLURM_CHECKPOINT_IMAGE_DIR SLURM_CHECKPOINT_ON "
+                 "SLURM_CHECKPOINT_REQUEUE_MAX SLURM_RESTART_DIR SRUN_DEBUG SLURM_RESTART_COUNT PMI_FD PMIX_SERVER_URI41 PMIX_SERVER_URI "
+                 "PMIX_NAMESPACE PMIX_MCA_gds SLURM_HET_SIZE SLURM_JOB_ID_HET_GROUP_0 SLURM_CHECKPOINT_DIR_HET_GROUP_0").split()
+
+    def step_with(self, names, value):
+        """A step whose environment srun has not looked at (--export adds to it last): it runs, or is refused by a sentence."""
+        result = self.srun("--checkpoint-interval=1h", "--export=ALL," + ",".join(f"{name}={value}" for name in names), "echo", "ran")
+        if result.returncode != 0:
+            self.assertIn("slurm-icp: ", result.stderr)
+            self.assertNotIn("\x1b[2J", result.stderr)
+        else:
+            self.assertEqual(result.stdout, "ran\n")
+
+    def test_variables(self):
+        fifo = self.work / "fifo"
+        os.mkfifo(fifo, 0o666)
+        made = pathlib.Path("/etc/icp-test-made-by-root")
+        self.addCleanup(lambda: made.exists() and made.rmdir())
+        short = ["../" * 12 + "etc/" + made.name, str(fifo), "\x1b[2J\x07\r\nforged", "-1", "99999999999999999999", "tcp4://127.0.0.1:1",
+                 ";tcp4://[", "/proc/self/fd/0", "%n%s"]
+        for value in short:
+            with self.subTest(value=value[:30]):
+                self.step_with(self.VARIABLES, value)
+                self.assertFalse(made.exists())
+        for name in ("SLURM_CHECKPOINT_DIR", "SLURM_CHECKPOINT", "PMI_FD", "PMIX_SERVER_URI41", "SLURM_HET_SIZE", "SLURM_RESTART_DIR"):
+            for size in (65535, 70000):
+                with self.subTest(name=name, size=size):
+                    self.step_with([name], "x" * size)
+        self.wait_clean()
+        self.assertEqual([p.name for p in self.cluster.icp_run_dir.iterdir()], self.cluster.node_names)
+        self.assertNotIn("drain", " ".join(self.cluster.node_states().values()).lower())
+        for log in (self.agent_log(), self.cluster.slurmd_log().read_text(errors="replace")):
+            self.assertNotIn("\x1b[2J", log)
+            self.assertNotIn("\nforged", log)
+
+    def test_an_agent_that_its_user_has_stopped_holds_nobody_up(self):
+        # slurmstepd tells it of each task's begin and end: more than fits into a socket by default.
+        script = ("#!/bin/bash\nwhile ! pkill -STOP -u $(id -u) icpstepd; do sleep 0.05; done\nsleep 3\n")
+        stopper = self.work / "stopper.sh"
+        stopper.write_text(script)
+        stopper.chmod(0o755)
+        begin = time.monotonic()
+        job = self.submit(f"{stopper} & srun --overcommit -n 160 --checkpoint-interval=1h sh -c 'sleep 2'; echo over", "-t2")
+        self.assertEqual(self.wait_job(job, timeout=120), "COMPLETED")
+        self.assertLess(time.monotonic() - begin, 90)
+        self.assertIn("over", self.output(job))
+        self.wait_clean()
+        self.assertNotIn("drain", " ".join(self.cluster.node_states().values()).lower())
 
     def test_names_of_processes_do_not_keep_the_epilog(self):
         # A process of the job that is called like a slurmstepd is killed with the job; one of another user says nothing.
