@@ -394,10 +394,16 @@ void Requests::add_live(net::StepStatus& status) const {
 
 void Requests::ipc(const Pointer& asked) {
   net::Reply reply;
+  size_t bytes = 0;  // it is put together in the thread of the rounds
   for (const auto& [key, step] : steps_.all()) {
     if ((asked->request.job() != 0 && key.job != asked->request.job()) || !may(asked->caller, step->facts.uid))
       continue;
     for (const auto& [node, objects] : step->ipc) {
+      bytes += objects.ByteSizeLong();
+      if (bytes > kMostOfReply) {
+        reply.set_text("more is known than fits into one answer: ask for one job, or on the nodes");
+        break;
+      }
       net::NodeIpc& part = *reply.add_ipc();
       part.set_job(key.job);
       part.set_step(key.step);

@@ -18,8 +18,10 @@ using std::chrono::milliseconds;
 constexpr milliseconds kHandshake{10'000};
 constexpr milliseconds kFirstWord{10'000};  // after the handshake a peer says who it is
 constexpr size_t kMostConnectionsInAll = 20'000;
-constexpr size_t kMostOfOneUser = 100;  // connections of commands; agents are root
-// Connections of one address that have not said who they are yet. Agents of as many steps may come at once.
+constexpr size_t kMostOfOneUser = 100;  // connections of commands
+constexpr size_t kMostAgentsOfOneUser = kMostConnectionsInAll / 2;
+// Connections of one address that have not said who they are yet. Agents of as many steps may come at once. Of more the
+// oldest is dropped, since a handshake takes milliseconds: nobody keeps others away by connections that say nothing.
 constexpr size_t kMostUnknown = 1100;
 
 // Whose turn it is to be counted: an IPv4 address, or the network of an IPv6 one, in which a host has as many as it
@@ -106,20 +108,21 @@ void Server::heartbeat() {
 }
 
 void Server::came(tcp::socket socket) {
-  if (peers_.size() >= kMostConnectionsInAll) {
-    spdlog::error("{} connections: another one is turned away", peers_.size());
-    return;
-  }
+  if (peers_.size() >= kMostConnectionsInAll)
+    return complain(fmt::format("{} connections: another one is turned away", peers_.size()));
   const std::string origin = origin_of(socket);
-  size_t& unknown = unknown_[origin];
-  if (unknown >= kMostUnknown) return;
-  if (++unknown == kMostUnknown) {
-    error_code error;
-    spdlog::warn("{} connections of {} have not said who they are: more are turned away meanwhile", unknown,
-                 socket.remote_endpoint(error).address().to_string());
+  std::list<PeerPointer>& unknown = unknown_[origin];
+  if (unknown.size() >= kMostUnknown) {
+    const PeerPointer oldest = unknown.front();
+    complain(
+        fmt::format("{} connections of {} have not said who they are", unknown.size(), oldest->connection->address()));
+    oldest->connection->close();
+    gone(oldest, "too many have not said who they are");
   }
   const auto peer = std::make_shared<Peer>(io_);
   peer->unknown = origin;
+  std::list<PeerPointer>& waiting = unknown_[origin];  // the last one's end has removed it
+  peer->place = waiting.insert(waiting.end(), peer);
   net::Connection::Handlers handlers;
   handlers.ready = [this, peer] {
     known(peer);
@@ -168,6 +171,12 @@ void Server::agent(const PeerPointer& peer, const net::AgentHello& hello) {
   if (peer->connection->agent() && peer->connection->agent() != name)
     return drop(peer, "wants to be another step's agent");
   if (peer->step) return drop(peer, "says twice who it is");
+  const auto of_user = [uid = name.uid](const PeerPointer& other) {
+    return other->step && other->step->facts.uid == uid;
+  };
+  if (name.uid != 0 &&
+      static_cast<size_t>(std::count_if(peers_.begin(), peers_.end(), of_user)) >= kMostAgentsOfOneUser)
+    return drop(peer, "is one agent too many of its user");
   std::string why;
   replace(StepKey{hello.job(), hello.step(), hello.restarts()}, hello.node());
   peer->step = steps_.agent_came(
@@ -204,15 +213,22 @@ void Server::command(const PeerPointer& peer, const net::Request& request) {
   });
 }
 
+// Into the log, as often as it has room for what users bring about.
+void Server::complain(const std::string& text) {
+  if (complaints_.take(text.size(), LogBudget::Clock::now()) == 0) spdlog::warn("{}", text);
+}
+
 void Server::drop(const PeerPointer& peer, const std::string& why) {
-  spdlog::warn("{} (user {}): {}", peer->connection->address(), static_cast<int64_t>(peer->connection->uid()), why);
+  complain(
+      fmt::format("{} (user {}): {}", peer->connection->address(), static_cast<int64_t>(peer->connection->uid()), why));
   peer->connection->close();
   gone(peer, why);
 }
 
 void Server::known(const PeerPointer& peer) {
   const auto found = unknown_.find(peer->unknown);
-  if (found != unknown_.end() && --found->second == 0) unknown_.erase(found);
+  if (found != unknown_.end()) found->second.erase(peer->place);
+  if (found != unknown_.end() && found->second.empty()) unknown_.erase(found);
   peer->unknown.clear();
 }
 

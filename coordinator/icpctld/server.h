@@ -10,6 +10,7 @@
 #include "coordinator/config.h"
 #include "coordinator/icpctld/requests.h"
 #include "coordinator/icpctld/steps.h"
+#include "coordinator/log_budget.h"
 #include "coordinator/protocol/connection.h"
 
 namespace icp {
@@ -27,8 +28,9 @@ class Server {
     net::Connection::Pointer connection;
     std::shared_ptr<Step> step;  // of an agent
     std::string node;
-    std::string unknown;  // where it comes from, as long as nobody has said who it is
-    bool asked = false;   // a command, whose answer is not out yet
+    std::string unknown;                               // where it comes from, as long as nobody has said who it is
+    std::list<std::shared_ptr<Peer>>::iterator place;  // in unknown_ of that
+    bool asked = false;                                // a command, whose answer is not out yet
     bool gone = false;
     boost::asio::steady_timer silent;
     explicit Peer(boost::asio::io_context& io) : silent(io) {}
@@ -44,6 +46,7 @@ class Server {
   void agent(const PeerPointer& peer, const net::AgentHello& hello);
   void replace(const StepKey& key, const std::string& node);
   void command(const PeerPointer& peer, const net::Request& request);
+  void complain(const std::string& text);
   void drop(const PeerPointer& peer, const std::string& why);
   void gone(const PeerPointer& peer, const std::string& why);
   void known(const PeerPointer& peer);
@@ -57,7 +60,9 @@ class Server {
   boost::asio::ip::tcp::acceptor acceptor_;
   boost::asio::steady_timer again_, heartbeat_;
   std::list<PeerPointer> peers_;
-  std::map<std::string, size_t> unknown_;  // connections before their handshake's end, by where they come from
+  // Connections before their handshake's end, by where they come from, the oldest first.
+  std::map<std::string, std::list<PeerPointer>> unknown_;
+  LogBudget complaints_;  // of what anybody may do
 };
 
 }  // namespace icp

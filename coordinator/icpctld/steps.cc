@@ -34,6 +34,14 @@ bool sensible(const net::AgentHello& hello) {
          hello.interval_ms() <= static_cast<uint64_t>(milliseconds(kLongestDuration).count());
 }
 
+bool sensible(const net::IpcObjects& report) {
+  constexpr int kMostObjects = 4096, kMostProcesses = 32;  // as agents tell them
+  return report.objects_size() <= kMostObjects &&
+         std::all_of(report.objects().begin(), report.objects().end(), [](const net::IpcObject& object) {
+           return object.kind().size() <= kMaxName && object.attached_pids_size() <= kMostProcesses;
+         });
+}
+
 void heard_of_version(Step& step, uint32_t version) {
   if (version <= kMaxVersion) step.highest_version = std::max(step.highest_version, version);
 }
@@ -226,11 +234,13 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
     }
   } else if (message.has_version()) {
     heard_of_version(*step, message.version().numbers().version());
+    // Each is a row in a file that is everybody's.
+    if (!step->told_.take(step->facts.uid, Step::Clock::now())) return;
     if (step->facts.nodes == 1) record([&] { catalog_.version(step->facts.key, message.version().numbers(), 1); });
   } else if (message.has_end()) {
     step->gone_[node] = "its tasks have ended";
   } else if (message.has_ipc()) {
-    step->ipc[node] = message.ipc();
+    if (sensible(message.ipc())) step->ipc[node] = message.ipc();
   }
 }
 

@@ -17,6 +17,7 @@
 
 #include "coordinator/config.h"
 #include "coordinator/icpctld/catalog.h"
+#include "coordinator/icpctld/fair_queue.h"
 #include "coordinator/icpctld/restart.h"
 #include "coordinator/icpctld/round.h"
 #include "coordinator/protocol/asio.h"
@@ -67,6 +68,7 @@ class Step {
   bool killing_ = false;
   net::Phase watched_ = net::NONE;  // the phase that phase_timer_ limits
   int passing_failures_ = 0;
+  UserBudget told_;  // of versions that a lone agent tells
 };
 
 // One thread.
