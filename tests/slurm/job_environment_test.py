@@ -116,6 +116,8 @@ class Environment(JobCase):
         self.assertIn("over", self.output(job))
         self.wait_clean()
         self.assertNotIn("drain", " ".join(self.cluster.node_states().values()).lower())
+        # Nor does it stay when all is over, with root's process that works for it.
+        self.wait_for(lambda: not self.agents(), 120, "the stopped agent to be ended")
 
     def test_names_of_processes_do_not_keep_the_epilog(self):
         # A process of the job that is called like a slurmstepd is killed with the job; one of another user says nothing.

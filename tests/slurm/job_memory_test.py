@@ -29,10 +29,6 @@ class Memory(JobCase):
         lines = leftovers.read(f"/proc/{pid}/cgroup").decode().splitlines()
         return next((line.split(":", 2)[2] for line in lines if ":memory:" in line), "")
 
-    def agents(self):
-        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and leftovers.read(f"/proc/{pid}/comm").strip() == b"icpstepd"
-                and leftovers.read(f"/proc/{pid}/cmdline").startswith(str(self.cluster.bin_dir).encode())]
-
     def is_the_users(self, pid):
         text = leftovers.read(f"/proc/{pid}/status").decode()
         status = dict(line.split(":\t", 1) for line in text.splitlines() if ":\t" in line)

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests of the job's behaviour share: the plugin is loaded, and verbs for versions and IPC objects."""
 
+import os
 import re
 import signal
 import subprocess
@@ -63,6 +64,12 @@ class JobCase(harness.ClusterCase):
             if leftovers.read(f"/proc/{pid}/cmdline").startswith(title):
                 return pid
         return None
+
+    def agents(self):
+        """Pids of this cluster's agents."""
+        mine = str(self.cluster.bin_dir).encode()
+        return [int(pid) for pid in os.listdir("/proc") if pid.isdigit() and leftovers.read(f"/proc/{pid}/comm").strip() == b"icpstepd"
+                and leftovers.read(f"/proc/{pid}/cmdline").startswith(mine)]
 
     def srun(self, *words, timeout=60):
         """srun as the ordinary user, whatever its end. Returns a CompletedProcess."""
