@@ -58,9 +58,12 @@ class Broker {
   virtual bool has_module() = 0;
   // Repair mode of a TCP socket of the user that is closed or connected (TCP_REPAIR: CAP_NET_ADMIN).
   virtual void set_tcp_repair(int socket, int mode) = 0;
+  // Binds a closed socket in repair mode to an address that connections have already, of an unprivileged port at which
+  // no other user listens. An errno value; 0: it is bound.
+  virtual int bind_in_repair(int socket, const InetAddress& address, int domain) = 0;
   // Enters repair mode, selects a queue for TCP_QUEUE_SEQ, copies what it holds up to `most` bytes, leaves it again.
   virtual std::string peek_tcp_queue(int socket, int queue, size_t most) = 0;
-  // SO_RCVBUFFORCE or SO_SNDBUFFORCE of a TCP socket in repair mode, up to what TCP itself would give it (tcp_rmem,
+  // SO_RCVBUFFORCE or SO_SNDBUFFORCE of a TCP socket, up to what TCP itself would give it (tcp_rmem,
   // tcp_wmem). CAP_NET_ADMIN.
   virtual void widen_tcp_buffer(int socket, int option, size_t bytes) = 0;
   // Ends what is left of closed connections of the user with these ends (SOCK_DESTROY: CAP_NET_ADMIN).

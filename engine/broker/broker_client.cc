@@ -81,6 +81,13 @@ class Client final : public Broker {
   void set_tcp_repair(int socket, int mode) override {
     say(BrokerOp::kTcpRepair, with_socket(socket, std::move(Message().put(mode))));
   }
+  int bind_in_repair(int socket, const InetAddress& address, int domain) override {
+    Message request;
+    request.put(domain);
+    put_end(request, address);
+    const Message reply = say(BrokerOp::kTcpBind, with_socket(socket, std::move(request)));
+    return MessageReader(reply).take<int>();
+  }
   std::string peek_tcp_queue(int socket, int queue, size_t most) override {
     const Message reply =
         say(BrokerOp::kTcpPeek, with_socket(socket, std::move(Message().put(queue).put<uint64_t>(most))));
@@ -91,10 +98,9 @@ class Client final : public Broker {
   }
   void end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t) override {
     Message request;
-    const auto put = [&request](const InetAddress& end) { request.put_text(end.ip).put(end.port).put(end.scope); };
-    put(local);
+    put_end(request, local);
     request.put(remote.has_value());
-    if (remote) put(*remote);
+    if (remote) put_end(request, *remote);
     say(BrokerOp::kEndLeftovers, std::move(request));
   }
   std::map<int, std::string> watched_paths(pid_t process, int fd) override {
@@ -152,6 +158,9 @@ class Client final : public Broker {
   }
 
  private:
+  static void put_end(Message& request, const InetAddress& end) {
+    request.put_text(end.ip).put(end.port).put(end.scope);
+  }
   static Message with_socket(int socket, Message message) {
     message.fds.push_back(copy_of(socket));
     return message;

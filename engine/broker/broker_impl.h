@@ -33,6 +33,7 @@ enum class BrokerOp : uint32_t {
   kWatchedPaths,
   kThreadFilters,
   kJoin,
+  kTcpBind,
   kFirstOfProgram = 100,
 };
 

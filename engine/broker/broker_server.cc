@@ -3,6 +3,7 @@
 // the processes it names are the user's own and such as the user may look into, the files it asks about are ones it
 // could open, and what it is told is about those alone.
 #include <fcntl.h>
+#include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -15,6 +16,7 @@
 #include "engine/base/procfs.h"
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/operations.h"
+#include "engine/broker/rights.h"
 #include "engine/broker/tcp_queue.h"
 #include "engine/broker/watched_paths.h"
 #include "engine/files/inet_diag.h"
@@ -32,20 +34,41 @@ class Server {
  public:
   Server(int socket, const BrokerOptions& options, pid_t worker) : socket_(socket), options_(options), worker_(worker) {
     program_ = privileged::open_program(options.init_program.empty() ? default_init_program() : options.init_program);
+    ending_.reset(static_cast<int>(::syscall(SYS_pidfd_open, worker, 0)));
+    if (!ending_ || ::getppid() != worker) throw_error(ErrorKind::kGone, "the worker has ended");
+    peer_.pidfd = ending_.get();
+    // Elsewhere than in a step it may be who has started it that has stopped it, at a terminal.
+    if (options.join) peer_.idle = [this] { look_at_worker(); };
   }
 
+  // The worker's end of the socket may be in other hands by now: what is done, is done for the worker, while it lives.
   void serve() {
     for (;;) {
-      Message request = receive_message(socket_, kMostRequest);
+      Message request = receive_message(socket_, kMostRequest, &peer_);
+      Message reply;
       try {
-        send_reply(socket_, answer(request));
+        reply = answer(request);
       } catch (const Error& error) {
-        send_error(socket_, error);
+        send_error(socket_, error, &peer_);
+        continue;
+      } catch (const std::exception& error) {
+        send_error(socket_, Error(ErrorKind::kSystem, error.what()), &peer_);
+        continue;
       }
+      send_reply(socket_, std::move(reply), &peer_);
     }
   }
 
  private:
+  // A worker that its user has stopped would be there for ever, after its job, too, and this process with it.
+  void look_at_worker() {
+    constexpr int kMostLooks = 12;  // a minute
+    stopped_ = ProcStat::read(worker_).state == 'T' ? stopped_ + 1 : 0;
+    if (stopped_ < kMostLooks) return;
+    ::syscall(SYS_pidfd_send_signal, ending_.get(), SIGKILL, nullptr, 0);
+    throw_error(ErrorKind::kGone, "the worker was stopped");
+  }
+
   Message answer(Message& request) {
     MessageReader reader(request);
     const auto operation = reader.take<BrokerOp>();
@@ -61,6 +84,7 @@ class Server {
       case BrokerOp::kTcpRepair:
       case BrokerOp::kTcpPeek:
       case BrokerOp::kTcpWiden:
+      case BrokerOp::kTcpBind:
         return tcp(operation, reader, request);
       case BrokerOp::kEndLeftovers:
         return end_leftovers(reader);
@@ -79,18 +103,25 @@ class Server {
     return found->second(reader, request);
   }
 
-  // Throws unless the process is the user's, all four ids, and the user may look into it: /proc/PID is root's
-  // otherwise (fs/proc/base.c, task_dump_owner()).
+  // Throws unless the process is the user's, all ids of user and group, and the user may look into it: it has no
+  // capability that the worker has not, and its /proc/PID is not root's (fs/proc/base.c, task_dump_owner()). What the
+  // kernel asks of a worker that wants to trace it.
   void check_own(pid_t pid) const {
     struct stat status {};
     if (pid <= 0 || ::stat(fmt::format("/proc/{}", pid).c_str(), &status) != 0)
       throw_error(ErrorKind::kGone, "process {} has ended", pid);
+    const Identity& user = options_.identity;
     const ProcStatus process = ProcStatus::read(pid);
     const bool ids =
-        std::all_of(process.uid.begin(), process.uid.end(), [this](uid_t uid) { return uid == options_.identity.uid; });
-    if (!ids || status.st_uid != options_.identity.uid)
-      throw_error(ErrorKind::kPermission, "process {} is not one that user {} may look into", pid,
-                  options_.identity.uid);
+        std::all_of(process.uid.begin(), process.uid.end(), [&user](uid_t uid) { return uid == user.uid; }) &&
+        std::all_of(process.gid.begin(), process.gid.end(), [&user](gid_t gid) { return gid == user.gid; });
+    // Capabilities in a user namespace of its own are over that alone.
+    const auto no_more = [&] {
+      return (process.cap_prm & ~(1ull << kCheckpointRestore)) == 0 ||
+             read_proc_link(pid, "ns/user") != read_proc_link(::getpid(), "ns/user");
+    };
+    if (!ids || status.st_uid != user.uid || !no_more())
+      throw_error(ErrorKind::kPermission, "process {} is not one that user {} may look into", pid, user.uid);
   }
 
   int only_fd(const Message& request) const {
@@ -102,10 +133,12 @@ class Server {
     const auto like = reader.take<pid_t>();
     const bool own_terminals = reader.take<uint8_t>() != 0;
     if (request.fds.size() != 2) throw_error(ErrorKind::kUsage, "the request needs two descriptors");
+    // Without a process of the step it would have this process's limits and cgroups, which are root's.
     if (like != 0 && !options_.join) throw_error(ErrorKind::kPermission, "there is no step whose cgroups to join");
-    UniqueFd mounts;
+    if (like == 0 && options_.join) throw_error(ErrorKind::kPermission, "an init that is in no step");
+    UniqueFd process, mounts;
     if (like != 0) {
-      const UniqueFd process = hold_own(like);
+      process = hold_own(like);
       mounts = privileged::mounts_of(process.get());
       check_own(like);
       check_held(process, like);
@@ -114,6 +147,7 @@ class Server {
                                       .channel = request.fds[0].get(),
                                       .carrier = request.fds[1].get(),
                                       .like = like,
+                                      .process = process.get(),
                                       .mounts = mounts.get(),
                                       .identity = &options_.identity,
                                       .own_terminals = own_terminals,
@@ -163,6 +197,7 @@ class Server {
     check_held(process, pid);
     options_.join(pid, like);
     check_held(task, like);
+    check_held(process, pid);  // it had its number all the time
     return {};
   }
 
@@ -211,7 +246,9 @@ class Server {
     order.pidfd = pidfd;
     Message reply;
     UniqueFd device = privileged::track(order);
-    reply.put(device ? 0 : errno).put(order);
+    const int error = errno;
+    check_own(pid);  // it may have executed another program meanwhile
+    reply.put(device ? 0 : error).put(order);
     if (device) reply.fds.push_back(std::move(device));
     return reply;
   }
@@ -225,27 +262,52 @@ class Server {
     } else if (operation == BrokerOp::kTcpWiden) {
       const auto option = reader.take<int>();
       privileged::widen_tcp_buffer(socket, option, reader.take<uint64_t>());
+    } else if (operation == BrokerOp::kTcpBind) {
+      const auto domain = reader.take<int>();
+      const InetAddress address = take_end(reader);
+      check_port(address.port);
+      if (InetDiagSocket().others_listen(address.port, options_.identity.uid))
+        return std::move(Message().put<int>(EADDRINUSE));
+      return std::move(Message().put(privileged::bind_in_repair(socket, address, domain)));
     } else {
       const auto queue = reader.take<int>();
       const auto most = std::min<uint64_t>(reader.take<uint64_t>(), kMostPeek);
-      return std::move(Message().put_text(tcp_.peek(socket, queue, most)));
+      return std::move(Message().put_text(peek(socket, queue, most)));
     }
     return {};
   }
 
+  // While it lasts the socket is in repair mode.
+  std::string peek(int socket, int queue, size_t most) {
+    privileged::refuse_listener(socket);
+    std::string data;
+    try {
+      data = tcp_.peek(socket, queue, most);
+    } catch (const Error&) {
+      privileged::refuse_listener(socket);
+      throw;
+    }
+    privileged::refuse_listener(socket);
+    return data;
+  }
+
+  static InetAddress take_end(MessageReader& reader) {
+    InetAddress address;
+    address.ip = reader.take_text().substr(0, kMostIpBytes);
+    address.port = reader.take<uint16_t>();
+    address.scope = reader.take<uint32_t>();
+    return address;
+  }
+  void check_port(uint16_t port) const {
+    if (port < first_unprivileged_port())
+      throw_error(ErrorKind::kPermission, "port {} is none of user {}", port, options_.identity.uid);
+  }
+
   Message end_leftovers(MessageReader& reader) {
-    const auto end = [&reader] {
-      InetAddress address;
-      address.ip = reader.take_text().substr(0, kMostIpBytes);
-      address.port = reader.take<uint16_t>();
-      address.scope = reader.take<uint32_t>();
-      return address;
-    };
-    const InetAddress local = end();
-    if (local.port < first_unprivileged_port())
-      throw_error(ErrorKind::kPermission, "port {} is none of user {}", local.port, options_.identity.uid);
+    const InetAddress local = take_end(reader);
+    check_port(local.port);
     std::optional<InetAddress> remote;
-    if (reader.take<bool>()) remote = end();
+    if (reader.take<uint8_t>() != 0) remote = take_end(reader);
     InetDiagSocket().end_leftovers(local, remote, options_.identity.uid);
     return {};
   }
@@ -256,6 +318,9 @@ class Server {
   void know(const Message& request) {
     for (const UniqueFd& fd : request.fds) {
       struct stat status {};
+      // O_PATH opens what its holder may not.
+      const int flags = ::fcntl(fd.get(), F_GETFL);
+      if (flags < 0 || (flags & O_PATH) != 0) throw_error(ErrorKind::kPermission, "a file that is not open");
       if (::fstat(fd.get(), &status) == 0 && known_.size() < kMostKnown) known_.insert(inode_id(status));
     }
   }
@@ -340,6 +405,9 @@ class Server {
   int socket_;
   const BrokerOptions& options_;
   const pid_t worker_;
+  UniqueFd ending_;  // the worker's pidfd
+  Peer peer_;
+  int stopped_ = 0;  // how often it was seen stopped by a signal, in a row
   UniqueFd program_;
   TcpQueuePeek tcp_;
   std::set<InodeId> known_;

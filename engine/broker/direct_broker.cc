@@ -28,11 +28,13 @@ class DirectBroker final : public Broker {
   pid_t start_init(const std::string& program, int channel, int carrier, pid_t like, const Identity& identity,
                    bool own_terminals) override {
     const UniqueFd file = privileged::open_program(program);
-    const UniqueFd mounts = like != 0 ? privileged::mounts_of(privileged::hold_process(like).get()) : UniqueFd();
+    const UniqueFd process = like != 0 ? privileged::hold_process(like) : UniqueFd();
+    const UniqueFd mounts = process ? privileged::mounts_of(process.get()) : UniqueFd();
     return privileged::start_init({.program = file.get(),
                                    .channel = channel,
                                    .carrier = carrier,
                                    .like = like,
+                                   .process = process.get(),
                                    .mounts = mounts.get(),
                                    .identity = &identity,
                                    .own_terminals = own_terminals,
@@ -52,6 +54,9 @@ class DirectBroker final : public Broker {
   UniqueFd track(icp_track& track) override { return privileged::track(track); }
   bool has_module() override { return privileged::has_module(); }
   void set_tcp_repair(int socket, int mode) override { privileged::set_tcp_repair(socket, mode); }
+  int bind_in_repair(int socket, const InetAddress& address, int domain) override {
+    return privileged::bind_in_repair(socket, address, domain);
+  }
   std::string peek_tcp_queue(int socket, int queue, size_t most) override {
     if (tcp_process_ != ::getpid()) {
       (void)tcp_.release();  // of the process that this one was forked from, where its memory stayed

@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <type_traits>
@@ -71,14 +72,21 @@ class MessageReader {
   std::string_view left_;
 };
 
+// The process at the other end, where it is not to be waited for without an eye on it.
+struct Peer {
+  int pidfd = -1;
+  std::function<void()> idle;  // called now and then while nothing comes from it
+};
+
 // Throw kGone when the other end is closed, kSystem on other failures. Messages of more than `limit` bytes are refused
-// with kUsage before memory is taken for them.
-void send_message(int socket, const Message& message);
-Message receive_message(int socket, uint64_t limit);
+// with kUsage before memory is taken for them. With a peer: kGone, too, once that process has ended, whoever else has
+// the other end by then.
+void send_message(int socket, const Message& message, const Peer* peer = nullptr);
+Message receive_message(int socket, uint64_t limit, const Peer* peer = nullptr);
 
 // A reply is either what was asked for or an Error, which is thrown again at the asking end.
-void send_error(int socket, const Error& error);
-void send_reply(int socket, Message reply);
+void send_error(int socket, const Error& error, const Peer* peer = nullptr);
+void send_reply(int socket, Message reply, const Peer* peer = nullptr);
 Message receive_reply(int socket, uint64_t limit);
 
 }  // namespace icp

@@ -44,16 +44,24 @@ struct Limits {
   std::array<bool, RLIM_NLIMITS> known{};
 };
 
+std::string read_limits(int process) {
+  const UniqueFd file(::openat(process, "limits", O_RDONLY | O_CLOEXEC));
+  std::array<char, 8192> text;
+  const ssize_t got = file ? ::read(file.get(), text.data(), text.size()) : -1;
+  if (got <= 0) throw_error(ErrorKind::kGone, "a process of the step has ended");
+  return {text.data(), static_cast<size_t>(got)};
+}
+
 // /proc/PID/limits, since prlimit(2) wants CAP_SYS_RESOURCE for another user's process. The rows are in the order of
 // the constants in fs/proc/base.c, lnames[].
-Limits limits_of(pid_t pid) {
+Limits limits_of(int process) {
   static constexpr std::array<const char*, RLIM_NLIMITS> kNames = {
       "Max cpu time",       "Max file size",     "Max data size",         "Max stack size",
       "Max core file size", "Max resident set",  "Max processes",         "Max open files",
       "Max locked memory",  "Max address space", "Max file locks",        "Max pending signals",
       "Max msgqueue size",  "Max nice priority", "Max realtime priority", "Max realtime timeout"};
   Limits limits;
-  std::istringstream text(read_proc(pid, "limits"));
+  std::istringstream text(read_limits(process));
   for (std::string line; std::getline(text, line);) {
     for (size_t i = 0; i < kNames.size(); ++i) {
       if (!line.starts_with(kNames[i])) continue;
@@ -198,7 +206,7 @@ UniqueFd mounts_of(int process) {
 pid_t start_init(const InitOrder& order) {
   SocketPair go(SOCK_STREAM);
   InitPlan plan{order, {}, IpcLimits::read().as_files(), go.there.get(), 0};
-  if (order.like != 0) plan.limits = limits_of(order.like);
+  if (order.process >= 0) plan.limits = limits_of(order.process);
   if (order.in_user_namespace) plan.bounding = ProcStatus::read(::getpid()).cap_bnd;
 
   clone_args arguments{};
@@ -340,6 +348,13 @@ void check_tcp(int socket) {
   if (type != SOCK_STREAM || protocol != IPPROTO_TCP) throw_error(ErrorKind::kUsage, "the socket is none of TCP");
 }
 
+// It may have its port beside others still, which is what connections of one listener do, but not listen at it.
+void forgo_ports(int socket) {
+  const int shared = 1;
+  ::setsockopt(socket, SOL_SOCKET, SO_REUSEADDR, &shared, sizeof shared);
+  refuse_listener(socket);
+}
+
 // The largest buffer that TCP takes by itself, in bytes (the third number of net.ipv4.tcp_rmem and tcp_wmem), or that a
 // user may ask for (net.core.rmem_max and wmem_max).
 size_t most_buffer(bool receive) {
@@ -355,14 +370,36 @@ void set_tcp_repair(int socket, int mode) {
   check_tcp(socket);
   if (::setsockopt(socket, IPPROTO_TCP, TCP_REPAIR, &mode, sizeof mode) != 0)
     throw_errno("cannot change the repair mode of a TCP socket");
+  if (mode == TCP_REPAIR_ON) forgo_ports(socket);
+}
+
+int bind_in_repair(int socket, const InetAddress& address, int domain) {
+  check_tcp(socket);
+  sockaddr_storage name{};
+  const socklen_t length = address.to_sockaddr(domain, name);
+  if (length == 0) throw_error(ErrorKind::kUsage, "no address to bind a TCP socket to");
+  const int on = TCP_REPAIR_ON;
+  if (::setsockopt(socket, IPPROTO_TCP, TCP_REPAIR, &on, sizeof on) != 0)
+    throw_errno("cannot change the repair mode of a TCP socket");
+  const int error = ::bind(socket, reinterpret_cast<const sockaddr*>(&name), length) == 0 ? 0 : errno;
+  forgo_ports(socket);
+  return error;
+}
+
+void refuse_listener(int socket) {
+  tcp_info info{};
+  socklen_t length = sizeof info;
+  if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) throw_errno("cannot look at a TCP socket");
+  if (info.tcpi_state != TCP_LISTEN) return;
+  ::shutdown(socket, SHUT_RDWR);
+  throw_error(ErrorKind::kPermission, "a TCP socket that listens is not repaired");
 }
 
 void widen_tcp_buffer(int socket, int option, size_t bytes) {
   check_tcp(socket);
   if (option != SO_RCVBUFFORCE && option != SO_SNDBUFFORCE) throw_error(ErrorKind::kUsage, "not a socket's buffer");
   // The kernel doubles what it is given, for its own needs (socket(7)).
-  const int value =
-      static_cast<int>(std::min({bytes, 4 * most_buffer(option == SO_RCVBUFFORCE), size_t{INT32_MAX / 2}}));
+  const int value = static_cast<int>(std::min({bytes, most_buffer(option == SO_RCVBUFFORCE), size_t{INT32_MAX / 2}}));
   if (::setsockopt(socket, SOL_SOCKET, option, &value, sizeof value) != 0) throw_errno("cannot make room in a socket");
 }
 

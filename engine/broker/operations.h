@@ -21,7 +21,8 @@ struct InitOrder {
   int program = -1;  // descriptor of icp-init
   int channel = -1, carrier = -1;
   pid_t like = 0;
-  int mounts = -1;  // mounts_of(like), if any
+  int process = -1;  // hold_process(like): whose limits it gets, whatever has that number by then
+  int mounts = -1;   // mounts_of(like), if any
   const Identity* identity = nullptr;
   bool own_terminals = false;
   bool sibling = false;            // a child of this process's parent, which the worker is
@@ -55,7 +56,13 @@ std::set<InodeId> held_open(const std::set<InodeId>& inodes, const std::set<pid_
 
 UniqueFd track(icp_track& track);
 bool has_module();
+// In repair mode a socket may take a port that others have, and listen at it (SK_FORCE_REUSE of the kernel). That is
+// taken back before these return, and a socket that its owner has made a listener meanwhile is closed.
 void set_tcp_repair(int socket, int mode);
+// Binds a closed socket in repair mode, as connections of one port may be. An errno value; 0: it is bound.
+int bind_in_repair(int socket, const InetAddress& address, int domain);
+// Throws kPermission when the socket listens, which it may not have done before, and closes it.
+void refuse_listener(int socket);
 void widen_tcp_buffer(int socket, int option, size_t bytes);
 
 }  // namespace icp::privileged

@@ -33,10 +33,12 @@ class UserNamespaceBroker final : public Broker {
                    bool own_terminals) override {
     if (identity.uid != ::geteuid() || identity.gid != ::getegid()) refuse("restoring another user's processes");
     const UniqueFd file = privileged::open_program(program);
+    const UniqueFd process = like != 0 ? privileged::hold_process(like) : UniqueFd();
     return privileged::start_init({.program = file.get(),
                                    .channel = channel,
                                    .carrier = carrier,
                                    .like = like,
+                                   .process = process.get(),
                                    .identity = &identity,
                                    .own_terminals = own_terminals,
                                    .in_user_namespace = true,
@@ -62,6 +64,7 @@ class UserNamespaceBroker final : public Broker {
   }
   bool has_module() override { return false; }
   void set_tcp_repair(int, int) override { refuse("repair mode of TCP"); }
+  int bind_in_repair(int, const InetAddress&, int) override { refuse("repair mode of TCP"); }
   std::string peek_tcp_queue(int, int, size_t) override { refuse("repair mode of TCP"); }
   void widen_tcp_buffer(int socket, int option, size_t bytes) override {
     // As far as a user may; a buffer that is too small then shows itself.

@@ -81,40 +81,56 @@ std::optional<InetDiag> InetDiagSocket::query(const InetAddress& local, const In
   return parse(message);
 }
 
+void InetDiagSocket::list(const void* request, size_t bytes, const std::function<void(const inet_diag_msg&)>& visit) {
+  if (::send(fd_.get(), request, bytes, 0) < 0) throw_errno("cannot ask the kernel about TCP connections");
+  alignas(nlmsghdr) char buffer[32768];
+  for (bool done = false; !done;) {
+    const ssize_t got = ::recv(fd_.get(), buffer, sizeof buffer, 0);
+    if (got < 0) throw_errno("cannot hear from the kernel about TCP connections");
+    size_t left = static_cast<size_t>(got);
+    for (const auto* header = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(header, left);
+         header = NLMSG_NEXT(header, left)) {
+      done = done || header->nlmsg_type == NLMSG_DONE || header->nlmsg_type == NLMSG_ERROR;
+      if (header->nlmsg_type == SOCK_DIAG_BY_FAMILY) visit(*static_cast<const inet_diag_msg*>(NLMSG_DATA(header)));
+    }
+    if (got == 0) break;
+  }
+}
+
+bool InetDiagSocket::others_listen(uint16_t port, uid_t uid) {
+  bool found = false;
+  for (const int family : {AF_INET, AF_INET6}) {
+    Request dump = request_for(SOCK_DIAG_BY_FAMILY, family, NLM_F_DUMP);
+    dump.body.id.idiag_sport = htons(port);
+    dump.body.idiag_states = 1u << kTcpListen;
+    list(&dump, sizeof dump, [&](const inet_diag_msg& message) { found = found || message.idiag_uid != uid; });
+  }
+  return found;
+}
+
 void InetDiagSocket::end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid) {
   // A list is made by looking through all connections of the host.
   if (remote && !query(local, *remote)) return;
   std::vector<Request> targets, ownerless;  // TIME_WAIT has lost its owner
   bool others = false;                      // use the port
-  alignas(nlmsghdr) char buffer[32768];
   for (const int family : {AF_INET, AF_INET6}) {
     Request dump = request_for(SOCK_DIAG_BY_FAMILY, family, NLM_F_DUMP);
     dump.body.id.idiag_sport = htons(local.port);
     if (remote) dump.body.id.idiag_dport = htons(remote->port);
-    if (::send(fd_.get(), &dump, sizeof dump, 0) < 0) throw_errno("cannot ask the kernel about TCP connections");
-    for (bool done = false; !done;) {
-      const ssize_t got = ::recv(fd_.get(), buffer, sizeof buffer, 0);
-      if (got < 0) throw_errno("cannot hear from the kernel about TCP connections");
-      size_t left = static_cast<size_t>(got);
-      for (const auto* header = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(header, left);
-           header = NLMSG_NEXT(header, left)) {
-        done = done || header->nlmsg_type == NLMSG_DONE || header->nlmsg_type == NLMSG_ERROR;
-        if (header->nlmsg_type != SOCK_DIAG_BY_FAMILY) continue;
-        const auto& message = *static_cast<const inet_diag_msg*>(NLMSG_DATA(header));
-        const InetDiag diag = parse(message);
-        const bool same_ends = !remote || (ip_of(family, message.id.idiag_src) == local.ip &&
-                                           ip_of(family, message.id.idiag_dst) == remote->ip);
-        others = others || (diag.ino != 0 && diag.uid != uid);
-        if (!diag.leftover() || !same_ends || (diag.state != kTcpTimeWait && diag.uid != uid)) continue;
-        Request target = request_for(SOCK_DESTROY, family, NLM_F_ACK);
-        target.body.id = message.id;
-        (diag.state == kTcpTimeWait ? ownerless : targets).push_back(target);
-      }
-      if (got == 0) break;
-    }
+    list(&dump, sizeof dump, [&](const inet_diag_msg& message) {
+      const InetDiag diag = parse(message);
+      const bool same_ends = !remote || (ip_of(family, message.id.idiag_src) == local.ip &&
+                                         ip_of(family, message.id.idiag_dst) == remote->ip);
+      others = others || (diag.ino != 0 && diag.uid != uid);
+      if (!diag.leftover() || !same_ends || (diag.state != kTcpTimeWait && diag.uid != uid)) return;
+      Request target = request_for(SOCK_DESTROY, family, NLM_F_ACK);
+      target.body.id = message.id;
+      (diag.state == kTcpTimeWait ? ownerless : targets).push_back(target);
+    });
   }
   // Then it may be another user's.
   if (!others) targets.insert(targets.end(), ownerless.begin(), ownerless.end());
+  char buffer[8192];
   for (const Request& target : targets) {
     if (::send(fd_.get(), &target, sizeof target, 0) < 0) return;
     (void)::recv(fd_.get(), buffer, sizeof buffer, 0);  // the acknowledgement, or why not

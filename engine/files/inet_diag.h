@@ -5,10 +5,13 @@
 #include <sys/types.h>
 
 #include <cstdint>
+#include <functional>
 #include <optional>
 
 #include "engine/base/unique_fd.h"
 #include "engine/files/inet_address.h"
+
+struct inet_diag_msg;
 
 namespace icp {
 
@@ -49,12 +52,16 @@ class InetDiagSocket {
   InetDiagSocket();
   // The TCP connection whose own end is `local`; nothing if there is none.
   std::optional<InetDiag> query(const InetAddress& local, const InetAddress& remote);
+  // Whether another user than `uid` listens at a TCP port of this host, at whatever address.
+  bool others_listen(uint16_t port, uid_t uid);
   // Ends what the kernel still remembers of connections that all processes have closed: the one of these two addresses,
   // or, without `remote`, all of the port of `local`. Only those of user `uid`, and those in TIME_WAIT, which belong
   // to nobody. Does nothing where the kernel cannot (CONFIG_INET_DIAG_DESTROY).
   void end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid);
 
  private:
+  // Asks for a list, and shows each connection of the answer.
+  void list(const void* request, size_t bytes, const std::function<void(const inet_diag_msg&)>& visit);
   UniqueFd fd_;
 };
 

@@ -73,13 +73,16 @@ void check_values(const pb::OpenFile& file) {
   }
 }
 
+[[noreturn]] void throw_not_bound(const InetAddress& address, int error) {
+  throw Error(ErrorKind::kSystem, fmt::format("cannot bind a TCP socket to {}: {}", address.text(), errno_text(error)),
+              error, error == EADDRINUSE ? "end the program that uses the port, or restart on another node" : "");
+}
+
 void bind_to(RestoreContext& context, const pb::OpenFile& file, int fd, const InetAddress& address) {
   // Connections of the job's former life keep the port for a minute (TIME_WAIT).
   const auto end_former = [&] { broker().end_leftovers(address, {}, context.options.identity.uid); };
   if (bind_with_patience(context, fd, address, domain_of(file.tcp()), end_former)) return;
-  const int error = errno;
-  throw Error(ErrorKind::kSystem, fmt::format("cannot bind a TCP socket to {}: {}", address.text(), errno_text(error)),
-              error, error == EADDRINUSE ? "end the program that uses the port, or restart on another node" : "");
+  throw_not_bound(address, errno);
 }
 
 // ---- sockets that are no connections -----------------------------------------------------------------------------
@@ -253,7 +256,9 @@ void Connection::join_addresses() {
   }
   check_port(context_, file_, local.port);
   broker().end_leftovers(local, remote, context_.options.identity.uid);
-  bind_to(context_, file_, fd_, address_to_bind(local, remote, domain_of(socket_), fd_));
+  const InetAddress own = address_to_bind(local, remote, domain_of(socket_), fd_);
+  if (const int error = broker().bind_in_repair(fd_, own, domain_of(socket_)); error != 0) throw_not_bound(own, error);
+  context_.bound_ports.push_back({SOCK_STREAM, own.port, fd_});
   sockaddr_storage name;
   const socklen_t length = remote.to_sockaddr(domain_of(socket_), name);
   if (::connect(fd_, reinterpret_cast<sockaddr*>(&name), length) == 0) return;
