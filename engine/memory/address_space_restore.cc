@@ -230,6 +230,17 @@ void AddressSpaceRestore::map_anonymous(const pb::Mapping& mapping) {
   call_mmap(mapping, MAP_PRIVATE | MAP_ANONYMOUS | (mapping.growsdown() ? MAP_GROWSDOWN : 0), -1);
 }
 
+// Mappings of one file mostly follow each other.
+void AddressSpaceRestore::open_file(const pb::Mapping& mapping) {
+  const pb::MemoryObject* const written = objects_.find_written(mapping);
+  const std::string name =
+      written == nullptr ? "file " + mapping.file().path() : fmt::format("object {} {}", written->id(), false);
+  if (open_name_ == name) return;
+  close_remote_fd();
+  remote_fd(written == nullptr ? files_.mapped_file(mapping.file()) : objects_.open(written->id(), O_RDONLY).get());
+  open_name_ = name;
+}
+
 void AddressSpaceRestore::map_all() {
   restore_protection_keys(remote_, memory_);
   for (const pb::Mapping& mapping : memory_.mappings()) {
@@ -239,11 +250,7 @@ void AddressSpaceRestore::map_all() {
         break;
       case pb::Mapping::FILE_PRIVATE:
       case pb::Mapping::FILE_READONLY_SHARED:
-        if (open_name_ != "file " + mapping.file().path()) {
-          close_remote_fd();
-          remote_fd(files_.mapped_file(mapping.file()));
-          open_name_ = "file " + mapping.file().path();
-        }
+        open_file(mapping);
         call_mmap(mapping, mapping.shared() ? MAP_SHARED : MAP_PRIVATE, remote_fd_);
         break;
       case pb::Mapping::OBJECT:

@@ -42,6 +42,7 @@ class AddressSpaceRestore {
   bool is_kept(const pb::Mapping& mapping) const;
   void take_over(const pb::Mapping& mapping);
   void map_object(const pb::Mapping& mapping);
+  void open_file(const pb::Mapping& mapping);
   void attach_segment(const pb::Mapping& mapping, const pb::MemoryObject& object);
   int remote_fd(int local);
   void close_remote_fd();

@@ -131,6 +131,7 @@ ObjectRestore::ObjectRestore(const VersionReader& version, const pb::Capsule& ca
       throw_error(ErrorKind::kImage, "damaged image: two memory objects are numbered {}", object.id());
     }
   }
+  find_written_files();
 }
 
 ObjectRestore::~ObjectRestore() {
@@ -140,6 +141,30 @@ ObjectRestore::~ObjectRestore() {
     for (auto directory = made.directories.rbegin(); directory != made.directories.rend(); ++directory)
       files_.remove_directory(*directory);
   }
+}
+
+void ObjectRestore::find_written_files() {
+  std::map<uint32_t, std::vector<Range>> ranges;
+  for (const pb::Process& process : capsule_.processes())
+    for (const pb::Mapping& mapping : process.memory().mappings())
+      if (mapping.kind() == pb::Mapping::OBJECT)
+        ranges[mapping.object()].push_back({mapping.offset(), mapping.offset() + (mapping.end() - mapping.start())});
+  for (const pb::OpenFile& file : capsule_.files())
+    if (file.has_regular() && file.regular().object() != 0) ranges[file.regular().object()].push_back({0, UINT64_MAX});
+  for (const auto& [id, object] : by_id_) {
+    if (object->kind() != pb::MemoryObject::MAPPED_FILE) continue;
+    normalise(ranges[id]);
+    written_files_[{object->dev(), object->ino()}] = {object, std::move(ranges[id])};
+  }
+}
+
+const pb::MemoryObject* ObjectRestore::find_written(const pb::Mapping& mapping) const {
+  const auto found = written_files_.find({mapping.file().dev(), mapping.file().ino()});
+  if (found == written_files_.end()) return nullptr;
+  const uint64_t end = mapping.offset() + (mapping.end() - mapping.start());
+  for (const Range& range : found->second.ranges)
+    if (range.start <= mapping.offset() && end <= range.end) return found->second.object;
+  return nullptr;
 }
 
 const pb::MemoryObject& ObjectRestore::find(uint32_t id) const {

@@ -38,6 +38,9 @@ class ObjectRestore {
   UniqueFd open(uint32_t id, uint32_t flags) const;
   // The description of the image, kImage when there is none with this number.
   const pb::MemoryObject& find(uint32_t id) const;
+  // The object if the capsule's processes have all that a mapping of a file shows mapped for writing, and so in the
+  // image: who only reads there maps the same file, whose time says nothing. Null: it is a file like any other.
+  const pb::MemoryObject* find_written(const pb::Mapping& mapping) const;
   int new_shmid(const pb::MemoryObject& object) const;
   void keep_changed() { keep_changed_ = true; }
   // Nothing is made or written outside: objects with names are stood in for by ones without.
@@ -72,6 +75,7 @@ class ObjectRestore {
   void overwrite_file(const pb::MemoryObject& object, int fd);
   void add_seals(const pb::MemoryObject& object, int fd);
   std::vector<Range> windows(const pb::MemoryObject& object) const;
+  void find_written_files();
 
   const VersionReader& version_;
   const pb::Capsule& capsule_;
@@ -79,6 +83,11 @@ class ObjectRestore {
   const RestoredSysv* sysv_;
   IpcAccess* ipc_;
   std::map<uint32_t, const pb::MemoryObject*> by_id_;
+  struct WrittenFile {
+    const pb::MemoryObject* object = nullptr;
+    std::vector<Range> ranges;  // which the image holds
+  };
+  std::map<std::pair<uint64_t, uint64_t>, WrittenFile> written_files_;  // by device and inode at the checkpoint
   std::map<uint32_t, Made> made_;
   bool done_ = false, keep_changed_ = false, dry_ = false;
 };

@@ -165,6 +165,47 @@ TEST_F(MemoryRoundtrip, FilesPrivateAndShared) {
             0);
 }
 
+// As PMIx has it: one process writes, others map the file for reading only, and the file is removed when they end.
+TEST_F(MemoryRoundtrip, FileThatARelativeWritesAndIsGone) {
+  const std::string base = "/tmp/icp-test-read-" + std::to_string(::getpid()), path = base + "/data";
+  for (const bool gone : {false, true}) {
+    RoundtripOptions options;
+    options.restore = [&](RestoreOptions&) {
+      if (gone) std::filesystem::remove_all(base);
+    };
+    EXPECT_EQ(roundtrip(
+                  [&](Gate& gate) {
+                    CHECK_OR_DIE(::mkdir(base.c_str(), 0700) == 0);
+                    const int fd = ::open(path.c_str(), O_RDWR | O_CREAT, 0600);
+                    CHECK_OR_DIE(fd >= 0 && ::ftruncate(fd, kMiB) == 0);
+                    char* const written = map(kMiB, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+                    const int reading = ::open(path.c_str(), O_RDONLY);
+                    ::close(fd);
+                    fill(written, kMiB, 1);
+                    const pid_t reader = ::fork();
+                    if (reader == 0) {
+                      CHECK_OR_DIE(::munmap(written, kMiB) == 0);
+                      const char* const shared = map(kMiB, PROT_READ, MAP_SHARED, reading);
+                      const char* const own = map(kMiB, PROT_READ, MAP_PRIVATE, reading);
+                      ::close(reading);
+                      while (shared[0] != 'x') ::usleep(1000);
+                      CHECK_OR_DIE(::mprotect(const_cast<char*>(shared), kMiB, PROT_READ | PROT_WRITE) != 0);
+                      ::_exit(own[0] == 'x' && std::memcmp(shared + 1, own + 1, kMiB - 1) == 0 ? 0 : 1);
+                    }
+                    ::close(reading);
+                    gate.ready_and_go();
+                    expect_filled(written, kMiB, 1);
+                    written[0] = 'x';
+                    int status = 0;
+                    CHECK_OR_DIE(::waitpid(reader, &status, 0) == reader);
+                    std::filesystem::remove_all(base);
+                    return status;
+                  },
+                  options),
+              0);
+  }
+}
+
 TEST_F(MemoryRoundtrip, MemfdAndDeletedFile) {
   const TempDir directory;
   ASSERT_EQ(::chown(directory.path().c_str(), 65534, 65534), 0);
