@@ -29,10 +29,10 @@ target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp
 
 add_library(icp_step_agent STATIC
             icpstepd/agent_broker.cc icpstepd/batch_script.cc icpstepd/capsule_agents.cc icpstepd/capsule_layout.cc icpstepd/cgroups.cc icpstepd/coordinator_link.cc
-            icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/logging.cc
+            icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/launched_steps.cc icpstepd/logging.cc
             icpstepd/network_exchange.cc icpstepd/notices.cc icpstepd/pmix_link.cc icpstepd/restart.cc icpstepd/restart_dir.cc icpstepd/site_script.cc
-            icpstepd/step_agent.cc icpstepd/step_agent_restart.cc icpstepd/versions.cc)
-target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_duration icp_asio
+            icpstepd/step_agent.cc icpstepd/step_agent_restart.cc icpstepd/step_agent_versions.cc icpstepd/versions.cc)
+target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_launch icp_duration icp_asio
                                             spdlog::spdlog fmt::fmt Threads::Threads)
 target_precompile_headers(icp_step_agent REUSE_FROM icp_coordinator)
 if(ICP_SANITIZE)  # GCC 12 with sanitizers takes std::regex's own variables for uninitialised
@@ -47,11 +47,21 @@ target_precompile_headers(icpstepd REUSE_FROM icp_coordinator)
 add_library(icp_pmix_relay STATIC pmix/message.cc pmix/relay.cc)
 target_link_libraries(icp_pmix_relay PUBLIC icp_flags icp_protocol)
 
+# How srun is called for an MPI launcher of a batch script, beside what is saved.
+add_library(icp_launch STATIC launch/launcher.cc launch/request.cc launch/stand_in.cc)
+target_link_libraries(icp_launch PUBLIC icp_flags icp_protocol)
+
 # Started before the task's program in place of it: small, and quick to start.
 add_executable(icp-proxy icpstepd/icp_proxy.cc)
-target_link_libraries(icp-proxy PRIVATE icp_flags icp_protocol icp_pmix_relay)
+target_link_libraries(icp-proxy PRIVATE icp_flags icp_protocol icp_pmix_relay icp_launch)
 target_link_options(icp-proxy PRIVATE -static-libstdc++ -static-libgcc)
 
+# What a batch script finds as srun.
+add_custom_command(TARGET icp-proxy POST_BUILD COMMAND ${CMAKE_COMMAND} -E make_directory launch
+                   COMMAND ${CMAKE_COMMAND} -E create_symlink ../icp-proxy launch/srun
+                   WORKING_DIRECTORY $<TARGET_FILE_DIR:icp-proxy>)
+
 install(TARGETS icpstepd icp-proxy RUNTIME DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/slurm-icp)
+install(FILES ${CMAKE_CURRENT_BINARY_DIR}/launch/srun DESTINATION ${CMAKE_INSTALL_LIBEXECDIR}/slurm-icp/launch)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/icp.yaml.5 DESTINATION ${CMAKE_INSTALL_MANDIR}/man5)
 install(FILES ${CMAKE_SOURCE_DIR}/docs/man/spank_icp.8 DESTINATION ${CMAKE_INSTALL_MANDIR}/man8)

@@ -145,6 +145,8 @@ void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>
     if (::fstat(fd, &manager) == 0) outer.push_back({rank, kPmiStream, manager.st_dev, manager.st_ino, false});
   if (options.pmix_relay >= 0 && ::fstat(options.pmix_relay, &manager) == 0)
     outer.push_back({0, kPmixRelayStream, manager.st_dev, manager.st_ino, false});
+  for (const auto& [number, fd] : options.launched)
+    if (::fstat(fd, &manager) == 0) outer.push_back({number, kLaunchStream, manager.st_dev, manager.st_ino, false});
   for (const auto& [rank, fds] : streams) {
     for (int fd = 0; fd <= 2; ++fd) {
       struct stat status {};
@@ -188,6 +190,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                               .outer = streams,
                               .pmi = options.pmi,
                               .pmix_relay = options.pmix_relay,
+                              .launched = options.launched,
                               .open_object = [&](uint32_t object,
                                                  uint32_t flags) { return memory_restore.open_object(object, flags); },
                               .network = options.network,

@@ -203,12 +203,12 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   capture_process_state(stopped, states);
   capture_filters(stopped, capsule);
   capture_files(
-      stopped, states, config.outer,
-      [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); }, capsule, config.network,
-      &kept_files);
+      stopped, states, outer(), [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); },
+      capsule, config.network, &kept_files);
   memory.collect(stopped, states, capsule);
   capture_undo(stopped, states, capsule);
   describe_tasks(refs, capsule);
+  if (config.describe) config.describe(capsule);
   for (const OuterStreamId& stream : config.outer) {
     pb::TaskStdio& stdio = *capsule.add_stdio();
     stdio.set_rank(stream.rank);
@@ -216,6 +216,13 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
     stdio.set_dev(stream.dev);
     stdio.set_ino(stream.ino);
   }
+}
+
+std::vector<OuterStreamId> Session::Impl::outer() const {
+  std::vector<OuterStreamId> all = config.outer;
+  if (!config.more_outer) return all;
+  for (const OuterStreamId& stream : config.more_outer()) all.push_back(stream);
+  return all;
 }
 
 void Session::Impl::describe_tasks(const std::vector<ProcessRef>& stopped, pb::Capsule& capsule) const {
@@ -296,14 +303,14 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     untracked = true;
   }
   const uint64_t begin = now_ns(CLOCK_MONOTONIC);
-  Findings findings = check_now(processes(), config.outer, config.network, &memory, &kept_files);
+  Findings findings = check_now(processes(), outer(), config.network, &memory, &kept_files);
   for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
     // Something may look unsupported only because its process is ending: a second and third look tell.
     const bool lasting =
         std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; });
     if (lasting && tries > kLastingTries) break;
     std::this_thread::sleep_for(kPassingWait);
-    findings = check_now(processes(), config.outer, config.network, &memory, &kept_files);
+    findings = check_now(processes(), outer(), config.network, &memory, &kept_files);
   }
   if (!findings.empty()) throw_refused(findings);
 
@@ -414,7 +421,7 @@ Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Session::Session(Session&&) noexcept = default;
 Session::~Session() = default;
 
-Findings Session::check() const { return check_now(impl_->processes(), impl_->config.outer, impl_->config.network); }
+Findings Session::check() const { return check_now(impl_->processes(), impl_->outer(), impl_->config.network); }
 
 CheckpointResult Session::checkpoint(const CheckpointOptions& options) { return impl_->checkpoint(options); }
 

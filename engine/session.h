@@ -37,6 +37,10 @@ struct SessionConfig {
   CheckpointFiles checkpoint_files = CheckpointFiles::kNone;
   bool dedup = false;  // pages rewritten with what they held are not stored again; 16 bytes of memory a page
   std::vector<OuterStreamId> outer;  // standard streams and PMI connections the tasks were started with
+  // Further ones, which came since; asked before each version. May be empty.
+  std::function<std::vector<OuterStreamId>()> more_outer;
+  // Adds to a version what only the caller knows, while the processes are stopped. May be empty.
+  std::function<void(pb::Capsule&)> describe;
   NetworkScope network;              // TCP connections to other capsules and to the outside
   bool whole_ipc_namespace = false;  // all System V objects of the roots' IPC namespace are the capsule's
   // Further processes of the capsule (agent's view) that need not descend from the roots: orphans, known by their
@@ -134,8 +138,9 @@ struct RestoreOptions {
   Identity identity;                          // the restored processes' ids and groups
   std::map<int, std::array<int, 3>> streams;  // standard streams by task rank; missing ranks get /dev/null
   std::map<int, std::string> task_cpus;       // by rank, a cpu_set_t: what the step gives them; missing: what was saved
-  std::map<int, int> pmi;  // connections to the process manager (PMI) by task rank, already initialized
-  int pmix_relay = -1;     // what kPmixRelayStream is from now on; -1: there is none
+  std::map<int, int> pmi;       // connections to the process manager (PMI) by task rank, already initialized
+  int pmix_relay = -1;          // what kPmixRelayStream is from now on; -1: there is none
+  std::map<int, int> launched;  // what kLaunchStream is from now on, by the number of the launched step
   ChangedFiles changed = ChangedFiles::kRestore;
   // A process of the step whose cgroups and limits the restored ones get; 0: those of the caller.
   pid_t like = 0;

@@ -41,6 +41,7 @@ struct Session::Impl {
   void collect(StoppedTree& tree, pb::Capsule& capsule);
   CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
 
+  std::vector<OuterStreamId> outer() const;
   void describe_tasks(const std::vector<ProcessRef>& stopped, pb::Capsule& capsule) const;
   SysvScope sysv_scope(const std::vector<StoppedProcess>& stopped) const;
   void capture_undo(std::vector<StoppedProcess>& stopped, const std::vector<pb::Process*>& states,

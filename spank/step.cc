@@ -12,11 +12,13 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "coordinator/launch/stand_in.h"
 #include "engine/base/error.h"
 #include "engine/sysv/ledger.h"
 #include "engine/sysv/run_dir.h"
 #include "spank/agent_link.h"
 #include "spank/job_run.h"
+#include "spank/launcher.h"
 #include "spank/options.h"
 #include "spank/pmix_relay.h"
 
@@ -91,6 +93,10 @@ StepFacts read_facts(spank_t handle) {
   const char* const conf = std::getenv("SLURM_CONF");  // slurmd sets it
   step.slurm_conf = conf == nullptr ? "/etc/slurm/slurm.conf" : conf;
   step.slurm_conf.resize(step.slurm_conf.rfind('/') == std::string::npos ? 0 : step.slurm_conf.rfind('/'));
+  // Which part of its own job's versions it is, is its user's to say.
+  constexpr int kMostLaunched = 9999;
+  const int launched = step.step < 0 ? 0 : std::atoi(job_env(handle, launch::kNumberVariable).c_str());
+  step.launched = static_cast<uint32_t>(launched < 0 || launched > kMostLaunched ? 0 : launched);
   step.verbose = std::atoi(job_env(handle, "SRUN_DEBUG").c_str()) > 3;  // 3 is srun without -v
   return step;
 }
@@ -124,7 +130,7 @@ void begin_step(spank_t handle, const Settings& settings) {
   const Request request = requested(handle, facts.job);
   if (denied.empty()) denied = request.refused;
   if (!denied.empty()) return;  // nothing of it will run
-  if (facts.step >= 0 && (request.wants_agent() || settings.on_demand)) {
+  if (facts.step >= 0 && facts.launched == 0 && (request.wants_agent() || settings.on_demand)) {
     try {
       note_numbered_step(settings.run_dir, facts.node, facts.job);
     } catch (const Error& error) {
@@ -225,11 +231,15 @@ int start_task(spank_t handle) {
     answer = agent.announce(ready, kAnswerTimeout);
     if (answer.type == protocol::kRun) {
       if (const std::string text = answer.get("text"); !text.empty()) put_line(text);
+      start_launcher(handle, answer);
       use_pmix_relay(handle, answer);
       if (const std::string guard = answer.get("guard"); !guard.empty()) become_guard(guard);
       return 0;
     }
-    if (answer.type == protocol::kRestart) return become_proxy(answer.get("proxy"), pmi);
+    if (answer.type == protocol::kRestart) {
+      start_launcher(handle, answer);
+      return become_proxy(answer.get("proxy"), pmi);
+    }
     if (answer.type == protocol::kFail) {
       if (rank == 0) put_line(answer.get("text"));
       return -1;

@@ -170,6 +170,8 @@ std::string describe(const pb::OpenFile& file) {
         return fmt::format("connection of task {} to MPI's process manager, replaced at a restart",
                            file.outer().rank());
       if (file.outer().fd() == kPmixRelayStream) return "socket of the PMIx relay, replaced at a restart";
+      if (file.outer().fd() == kLaunchStream)
+        return fmt::format("socket of the stand-in for srun {}, replaced at a restart", file.outer().rank());
       return fmt::format("standard stream {} of task {}, replaced at a restart", file.outer().fd(),
                          file.outer().rank());
     case pb::OpenFile::kPidfd:

@@ -17,7 +17,7 @@ namespace {
 using boost::system::error_code;
 using std::chrono::milliseconds;
 
-constexpr uint32_t kMaxNodes = 100'000;
+constexpr uint32_t kMaxNodes = 100'000, kMaxLaunched = 9999;
 constexpr size_t kMaxName = 256, kMaxPath = 4096, kMaxErrorText = 4096;
 constexpr uint32_t kMaxVersion = 1u << 30;  // numbers above it are no versions
 constexpr milliseconds kRetry{250};
@@ -30,7 +30,8 @@ std::string name_of(const Step& step) { return name_of(step.facts.key); }
 bool sensible(const net::AgentHello& hello) {
   return hello.job() != 0 && !hello.node().empty() && hello.node().size() <= kMaxName &&
          hello.host().size() <= kMaxName && hello.image().size() <= kMaxPath && hello.nodes() != 0 &&
-         hello.nodes() <= kMaxNodes && hello.recent_size() <= 64 && hello.highest_version() <= kMaxVersion &&
+         hello.nodes() <= kMaxNodes && hello.capsules_to_restore() <= kMaxNodes && hello.launched() <= kMaxLaunched &&
+         hello.recent_size() <= 64 && hello.highest_version() <= kMaxVersion &&
          hello.interval_ms() <= static_cast<uint64_t>(milliseconds(kLongestDuration).count());
 }
 
@@ -84,11 +85,11 @@ std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgen
     step->facts.key = key;
     step->facts.uid = hello.uid();
     step->facts.image = hello.image();
-    step->facts.nodes = hello.nodes();
+    step->facts.nodes = 0;
     step->facts.interval_ms = hello.interval_ms();
     step->facts.running = true;
   }
-  if (step->facts.uid != hello.uid() || step->facts.nodes != hello.nodes() || step->facts.image != hello.image()) {
+  if (step->facts.uid != hello.uid() || step->facts.image != hello.image() || !add_part(*step, hello)) {
     why = fmt::format("it contradicts other agents of step {}", name_of(key));
     if (step->agents.empty()) steps_.erase(key);
     return nullptr;
@@ -106,9 +107,31 @@ std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgen
   welcome.mutable_welcome()->set_scheduled(true);
   step->agents[node](welcome);
   if (step->round) advanced(step);
-  if (hello.restoring() && !step->restart) step->restart = std::make_unique<Restart>(step->facts.nodes, sender(step));
+  if (hello.restoring() && !step->restart) {
+    const uint32_t all = std::max(hello.capsules_to_restore(), step->facts.nodes);
+    step->restart = std::make_unique<Restart>(all, sender(step));
+  }
   settled(step);
   return step;
+}
+
+// False when it contradicts what other agents of the part said.
+bool Steps::add_part(Step& step, const net::AgentHello& hello) {
+  const auto [part, fresh] = step.parts.emplace(hello.launched(), hello.nodes());
+  if (!fresh) return part->second == hello.nodes();
+  step.facts.nodes += hello.nodes();
+  return true;
+}
+
+// A launched step has ended, all of whose agents have gone: the script goes on without. One that is lost otherwise is
+// missed.
+void Steps::part_left(Step& step, uint32_t launched) {
+  const auto part = step.parts.find(launched);
+  if (launched == 0 || part == step.parts.end()) return;
+  for (const auto& [node, hello] : step.hellos)
+    if (hello.launched() == launched) return;
+  step.facts.nodes -= part->second;
+  step.parts.erase(part);
 }
 
 // Messages to the agents of a step that are still there.
@@ -187,6 +210,9 @@ void Steps::record_known_versions(Step& step) {
 
 void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& node, const std::string& reason) {
   const bool was_complete = step->complete();
+  const auto hello = step->hellos.find(node);
+  const uint32_t launched = hello == step->hellos.end() ? 0 : hello->second.launched();
+  const bool has_ended = step->gone_.contains(node);  // it has said so
   step->agents.erase(node);
   step->gone_.try_emplace(node, fmt::format("its agent is gone ({})", reason));
   step->hellos.erase(node);
@@ -196,6 +222,7 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
     advanced(step);
   }
   if (step->restart) step->restart->lost(node);
+  if (has_ended) part_left(*step, launched);
   if (!step->agents.empty()) {
     if (was_complete) watch_missing(step);
     return;

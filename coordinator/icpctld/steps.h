@@ -46,6 +46,9 @@ class Step {
   std::map<std::string, std::function<void(const net::ToPeer&)>> agents;  // by node
   std::map<std::string, net::AgentHello> hellos;
   std::map<std::string, net::IpcObjects> ipc;
+  // Nodes of the step itself (0) and of the steps that its MPI launcher has started, by their number, while they run.
+  // facts.nodes is the sum.
+  std::map<uint32_t, uint32_t> parts;
   uint32_t highest_version = 0;
   std::unique_ptr<Round> round;
   std::unique_ptr<Restart> restart;
@@ -54,7 +57,7 @@ class Step {
   std::chrono::milliseconds longest{0};  // of the versions taken
 
   // All agents are there, and the processes run.
-  bool complete() const { return agents.size() == facts.nodes && !restart; }
+  bool complete() const { return agents.size() == facts.nodes && !restart && parts.contains(0); }
 
  private:
   friend class Steps;
@@ -102,6 +105,8 @@ class Steps {
 
  private:
   std::function<void(const std::string&, const net::ToPeer&)> sender(const std::shared_ptr<Step>& step) const;
+  static bool add_part(Step& step, const net::AgentHello& hello);
+  static void part_left(Step& step, uint32_t launched);
   void settled(const std::shared_ptr<Step>& step);
   void watch_missing(const std::shared_ptr<Step>& step);
   void tell_missing(Step& step);

@@ -93,7 +93,7 @@ class StepBroker {
       throw_error(ErrorKind::kPermission, "root makes no such credential");
     std::this_thread::sleep_until(next_credential_);
     next_credential_ = std::chrono::steady_clock::now() + kCredentialPause;
-    const net::AgentName name{facts_.job, facts_.step, facts_.restarts, facts_.uid};
+    const net::AgentName name{facts_.job, protocol::step_of_versions(facts_), facts_.restarts, facts_.uid};
     return std::move(Message().put_text(net::MungeAuth(config_.munge_socket).encode(payload + name.text(), to)));
   }
 

@@ -45,12 +45,13 @@ std::string list_of(const std::set<int>& ranks) {
 }  // namespace
 
 std::vector<CapsulePart> capsules_of(const std::string& image, uint32_t version, const Identity& identity,
-                                     const std::set<int>& ranks) {
+                                     const std::set<int>& ranks, uint32_t launched) {
   std::vector<CapsulePart> parts;
   for (const std::string& node : ImageDir::nodes_of(image, identity)) {
     const ImageDir dir = ImageDir::open(image, identity, node);
     if (!dir.has_version(version)) continue;
     const VersionReader reader = dir.open_version(version);
+    if (reader.manifest().job().launched() != launched) continue;
     CapsulePart& part = parts.emplace_back();
     part.name = node;
     part.host = reader.manifest().host().node();
@@ -61,6 +62,13 @@ std::vector<CapsulePart> capsules_of(const std::string& image, uint32_t version,
     if (std::none_of(part.ranks.begin(), part.ranks.end(), here)) part.state.Clear();
   }
   return parts;
+}
+
+std::set<std::string> capsule_names(const std::string& image, uint32_t version, const Identity& identity) {
+  std::set<std::string> names;
+  for (const std::string& node : ImageDir::nodes_of(image, identity))
+    if (ImageDir::open(image, identity, node).has_version(version)) names.insert(node);
+  return names;
 }
 
 std::vector<CapsulePart> capsules_here(std::vector<CapsulePart> all, const std::string& image,

@@ -21,9 +21,12 @@ struct CapsulePart {
   pb::Capsule state;    // empty for those that have no task of the node
 };
 
-// All capsules of a version, for a node with the tasks `ranks`. Throws Error.
+// All capsules of a version, for a node with the tasks `ranks`; of the script's so many-th launched step, where the
+// version has those. Throws Error.
 std::vector<CapsulePart> capsules_of(const std::string& image, uint32_t version, const Identity& identity,
-                                     const std::set<int>& ranks);
+                                     const std::set<int>& ranks, uint32_t launched);
+// The names of all, those of launched steps included.
+std::set<std::string> capsule_names(const std::string& image, uint32_t version, const Identity& identity);
 
 // Those of `all` whose tasks are those of this node, by rank, and with them what tasks of theirs had ended and have one
 // of this node to end again. Throws kUsage, saying how tasks are laid out in the image

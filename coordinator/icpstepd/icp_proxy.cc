@@ -5,6 +5,8 @@
 // and ends as the restored task ended. It runs as the job's user and has no rights that the task would not have.
 // icp-proxy pmix LISTENER CONTROL: the relay of a step's PMIx messages on one node (coordinator/pmix/relay.h), which
 // the first task of the step starts.
+// icp-proxy launch CONTROL OUTPUT: calls srun for a batch script's MPI launcher (coordinator/launch/launcher.h).
+// srun (a link to it): stands in for srun in such a script (coordinator/launch/stand_in.h).
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -20,6 +22,8 @@
 #include <cstring>
 #include <string>
 
+#include "coordinator/launch/launcher.h"
+#include "coordinator/launch/stand_in.h"
 #include "coordinator/pmix/relay.h"
 #include "coordinator/protocol/packet.h"
 
@@ -179,6 +183,9 @@ int relay_pmix(int listener, int control) {
 }  // namespace
 
 int main(int argc, char** argv) {
+  if (argc > 0 && std::string_view(::basename(argv[0])) == "srun") return icp::launch::stand_in_for_srun(argc, argv);
+  if (argc == 4 && std::strcmp(argv[1], "launch") == 0)
+    return icp::launch::launch_steps(std::atoi(argv[2]), std::atoi(argv[3]));
   if (argc == 4 && std::strcmp(argv[1], "pmix") == 0) return relay_pmix(std::atoi(argv[2]), std::atoi(argv[3]));
   const bool guards = argc == 4 && std::strcmp(argv[2], "guard") == 0;
   if (argc != 2 && argc != 3 && !guards) {

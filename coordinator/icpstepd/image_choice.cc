@@ -238,14 +238,14 @@ std::string own_image_path(const protocol::StepFacts& facts, const Config& confi
 }
 
 std::string image_path_in(const std::string& directory, const protocol::StepFacts& facts) {
-  return fmt::format("{}/{}.{}", directory, facts.job, protocol::step_name(facts.step));
+  return fmt::format("{}/{}.{}", directory, facts.job, protocol::step_name(protocol::step_of_versions(facts)));
 }
 
 StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_image, const std::string& cwd,
                      uint32_t restarts, bool chosen) {
-  if (facts.restart_dir == "none") return {};
+  if (facts.restart_dir == "none" || (facts.launched != 0 && facts.restart_dir.empty())) return {};
   const Identity identity = identity_of(facts);
-  if (restarts > 0 && !chosen) {
+  if (restarts > 0 && !chosen && facts.launched == 0) {
     StartPlan plan = plan_after_requeue(facts, own_image);
     if (plan.kind == StartPlan::kRestart || facts.restart_dir.empty()) return plan;
   }

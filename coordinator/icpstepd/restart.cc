@@ -24,10 +24,10 @@ namespace {
 // The capsule that holds the tasks of this agent: each needs one of the new step to lend it its streams and its exit
 // status.
 CapsulePart part_of_tasks(const std::string& image, uint32_t version, const Identity& identity,
-                          const std::map<int, ProxyStreams>& proxies) {
+                          const std::map<int, ProxyStreams>& proxies, uint32_t launched) {
   std::set<int> ranks;
   for (const auto& [rank, proxy] : proxies) ranks.insert(rank);
-  std::vector<CapsulePart> here = capsules_here(capsules_of(image, version, identity, ranks), image, ranks);
+  std::vector<CapsulePart> here = capsules_here(capsules_of(image, version, identity, ranks, launched), image, ranks);
   if (here.size() != 1) {
     throw_error(ErrorKind::kImage, "version {} of {} has another layout of tasks than the latest one", version, image);
   }
@@ -65,8 +65,10 @@ bool older_may_do(const Error& error) {
 }  // namespace
 
 RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& facts, const Config& config,
-                           const std::map<int, ProxyStreams>& proxies, int pmix_relay, RestartTogether together) {
+                           const std::map<int, ProxyStreams>& proxies, int pmix_relay,
+                           const std::map<int, int>& launched, RestartTogether together) {
   RestoreOptions options;
+  options.launched = launched;
   if (together.meet) options.network.meet = [&](const auto& ends) { return together.meet(ends, together.attempt); };
   options.image_path = plan.image;
   options.pmix_relay = pmix_relay;
@@ -89,7 +91,7 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
     passed_over.push_back(fmt::format("{}: {} cannot be restarted: {}", step, plan.image, what));
   for (const uint32_t version : plan.versions) {
     try {
-      const CapsulePart part = part_of_tasks(plan.image, version, options.identity, proxies);
+      const CapsulePart part = part_of_tasks(plan.image, version, options.identity, proxies, facts.launched);
       options.node = part.name;
       options.version = version;
       if (together.chosen) choose_together(together, part, options);

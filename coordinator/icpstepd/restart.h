@@ -47,10 +47,11 @@ struct RestartResult {
 };
 
 // Restores the first of the plan's versions that is whole. The processes join the cgroups of the lowest rank's proxy.
-// `pmix_relay`: as in RestoreOptions.
+// `pmix_relay`, `launched`: as in RestoreOptions.
 // Throws Error with nothing left behind: task counts differ, image damaged, ...
 RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& facts, const Config& config,
-                           const std::map<int, ProxyStreams>& proxies, int pmix_relay, RestartTogether together);
+                           const std::map<int, ProxyStreams>& proxies, int pmix_relay,
+                           const std::map<int, int>& launched, RestartTogether together);
 
 // Sends a signal to the tree of processes below (and with) a task.
 void signal_tree(const TaskRoot& root, int signal);

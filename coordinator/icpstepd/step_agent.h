@@ -22,6 +22,7 @@
 #include "coordinator/icpstepd/coordinator_link.h"
 #include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/ipc_report.h"
+#include "coordinator/icpstepd/launched_steps.h"
 #include "coordinator/icpstepd/notices.h"
 #include "coordinator/icpstepd/pmix_link.h"
 #include "coordinator/icpstepd/restart.h"
@@ -101,6 +102,7 @@ class StepAgent {
   static constexpr std::chrono::seconds kPatience{3};
   RestartTogether with_the_others();
   void join_network(SessionConfig& config);
+  void find_sockets(SessionConfig& config);
   void on_link_changed(const std::string& why);
   void tell_absence(const std::string& why);
   void start_timer();
@@ -111,7 +113,10 @@ class StepAgent {
   std::vector<TaskStreams> task_streams() const;
   std::vector<pid_t> orphans() const;
   std::map<int, int> ended_tasks();
-  bool several_capsules() const { return facts_.capsules > 1; }
+  bool several_capsules() const { return facts_.capsules > 1 || facts_.launched != 0 || launched_.any(); }
+  bool may_launch() const;
+  void begin_launching(protocol::Packet& answer);
+  void keep_versions_of_all(size_t own);
   bool asked() const {
     return !facts_.interval.empty() || !facts_.restart_dir.empty() || !facts_.checkpoint_on.empty();
   }
@@ -132,12 +137,14 @@ class StepAgent {
   Notices notices_;
   Versions versions_;
   PmixLink pmix_;
+  LaunchedSteps launched_;
   std::optional<StartPlan> plan_;
   std::string image_;                              // the step's own
   std::unique_ptr<CapsuleAgents> capsule_agents_;  // they do everything else then
   std::optional<Error> refused_;                   // why the step cannot be restored here
   std::optional<RestoredCapsule> capsule_;
-  uint32_t restart_attempt_ = 0;  // of a restart with other capsules, which one it was that succeeded
+  uint32_t capsules_to_restore_ = 0;  // of the version, with those of launched steps
+  uint32_t restart_attempt_ = 0;      // of a restart with other capsules, which one it was that succeeded
   std::unique_ptr<Socket> capsule_events_;
   Signalled signalled_ = Signalled::kTask;
   std::chrono::milliseconds interval_{0};

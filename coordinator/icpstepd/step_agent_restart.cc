@@ -36,6 +36,17 @@ void StepAgent::refuse_restart(Error error) {
   refused_ = std::move(error);
 }
 
+// With launched steps, only versions of the same ones can be tried one after the other.
+void StepAgent::keep_versions_of_all(size_t own) {
+  capsules_to_restore_ = static_cast<uint32_t>(own);
+  if (facts_.launched == 0 && !launched_.any()) return;
+  const Identity identity = identity_of(facts_);
+  const std::set<std::string> all = capsule_names(plan_->image, plan_->versions.front(), identity);
+  capsules_to_restore_ = static_cast<uint32_t>(all.size());
+  std::erase_if(plan_->versions,
+                [&](uint32_t version) { return capsule_names(plan_->image, version, identity) != all; });
+}
+
 // Which part of the image the tasks of this node are.
 void StepAgent::choose_capsules() {
   std::vector<CapsulePart> here;
@@ -45,7 +56,7 @@ void StepAgent::choose_capsules() {
   while (here.empty()) {
     const uint32_t version = plan_->versions.front();
     try {
-      here = capsules_of(plan_->image, version, identity_of(facts_), ranks);
+      here = capsules_of(plan_->image, version, identity_of(facts_), ranks, facts_.launched);
     } catch (const Error& error) {
       spdlog::warn("version {}: {}", version, error.what());
       if (plan_->versions.size() == 1) return;  // restore_step() says so
@@ -67,6 +78,8 @@ void StepAgent::choose_capsules() {
   }
   facts_.capsules = static_cast<uint32_t>(here.size());
   try {
+    if (may_launch() && here.size() == 1) launched_.restore(here.front().state, plan_->image);
+    keep_versions_of_all(here.size());
     here = capsules_here(std::move(here), plan_->image, ranks);
     facts_.capsule = here.front().name;
     if (here.size() == 1) return;
@@ -92,6 +105,7 @@ RestartTogether StepAgent::with_the_others() {
   const CoordinatorLink::Wanted wanted = [this] {
     const auto lives = [](const auto& entry) { return ::kill(entry.second.pid, 0) == 0; };
     if (!std::any_of(tasks_.begin(), tasks_.end(), lives)) throw_error(ErrorKind::kGone, "the step has ended");
+    launched_.check_restored();
   };
   together.chosen = [this, wanted](const net::RestartReady& ready) {
     if (tasks_.begin()->first == 0 && !link_->wait_scheduled(kPatience)) {
@@ -162,7 +176,8 @@ void StepAgent::restore_when_all_lent() {
   for (auto& [rank, task] : tasks_) proxies[rank] = std::move(task.lent);
   try {
     if (refused_) throw *refused_;
-    after_restore(restore_step(*plan_, facts_, config_, proxies, pmix_.restored_end(), with_the_others()));
+    after_restore(restore_step(*plan_, facts_, config_, proxies, pmix_.restored_end(), launched_.restored_ends(),
+                               with_the_others()));
   } catch (const Error& error) {
     give_up_restart(error);
   }
@@ -193,8 +208,9 @@ void StepAgent::give_up_restart(const Error& error) {
 
 void StepAgent::after_restore(RestartResult result) {
   capsule_.emplace(std::move(result.capsule));
+  launched_.restored();
   if (!several_capsules()) pmix_.serve();
-  if (facts_.restarts > 0) unmark_vacated(image_, identity_of(facts_));
+  if (facts_.restarts > 0 && facts_.launched == 0) unmark_vacated(image_, identity_of(facts_));
   signalled_ = signalled_by_slurm(tasks_.begin()->second.pid, facts_.slurm_conf);
   const bool forward = signalled_ != Signalled::kCgroup;  // else the restored processes have it already
   for (auto& [rank, task] : tasks_) {
@@ -214,10 +230,11 @@ void StepAgent::after_restore(RestartResult result) {
   if (interval_.count() == 0 && moments_.empty() && config_.coordinators.empty()) return;
   try {
     const bool same_image = plan_->image == image_;
-    prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0);
+    prepare_image_path(image_, identity_of(facts_), same_image || facts_.restarts > 0 || facts_.launched != 0);
     SessionConfig config = versions_.session_config(image_, task_streams());
     pmix_.add_stream(config.outer);
     config.whole_ipc_namespace = true;  // the capsule's own
+    find_sockets(config);
     config.more_processes = [this] { return read_children(capsule_->init_pid()); };
     config.ended_tasks = [this] { return ended_tasks(); };
     join_network(config);

@@ -7,10 +7,12 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <set>
 
 #include "coordinator/icpstepd/agent_broker.h"
 #include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/image_choice.h"
+#include "coordinator/icpstepd/launched_steps.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/site_script.h"
 #include "engine/base/error.h"
@@ -63,6 +65,7 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   session.job.set_uid(facts_.uid);
   session.job.set_gid(facts_.gid);
   session.job.set_node(facts_.node);
+  session.job.set_launched(facts_.launched);
   session.tracker = config_.tracker;
   session.staging_limit = config_.staging_limit;
   session.dedup = config_.dedup;
@@ -193,6 +196,15 @@ const char* Versions::nothing_to_save() {
   return nullptr;
 }
 
+// A step that the script's MPI launcher has started belongs to each version as long as it runs.
+void Versions::check_launched(const net::BeginRound& begin) const {
+  if (facts_.step != protocol::kBatchStep) return;
+  std::set<uint32_t> there;
+  for (const std::string& node : begin.nodes()) there.insert(launch_in_name(node));
+  there.erase(0);
+  if (there.size() != launched_()) throw_error(ErrorKind::kBusy, "a step of the script's MPI launcher begins or ends");
+}
+
 std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
   net::ToCoordinator message;
   net::PhaseDone& done = *message.mutable_done();
@@ -213,6 +225,7 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
     link_ = &link;
     surveyed_ = false;
     CheckpointOptions options;
+    check_launched(begin);
     image = choose_image(begin, done);
     if (image != image_) options.image_path = chosen_image_ = image;
     options.kill = begin.kill();

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <deque>
+#include <functional>
 #include <memory>
 #include <optional>
 #include <string>
@@ -28,8 +29,9 @@ struct TaskStreams {
 // One thread: the one that calls take() must have called begin() (ptrace).
 class Versions {
  public:
-  Versions(const protocol::StepFacts& facts, const Config& config, Notices& notices)
-      : facts_(facts), config_(config), notices_(notices) {}
+  // `launched` says how many steps of the script's MPI launcher run (LaunchedSteps).
+  Versions(const protocol::StepFacts& facts, const Config& config, Notices& notices, std::function<size_t()> launched)
+      : facts_(facts), config_(config), notices_(notices), launched_(std::move(launched)) {}
 
   // What a session of this step is told, with its image at `image`.
   SessionConfig session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const;
@@ -62,6 +64,7 @@ class Versions {
   Suspension suspension();
   const char* nothing_to_save();
   CoordinatorLink::Wanted while_it_runs() const;
+  void check_launched(const net::BeginRound& begin) const;
   void report(const CheckpointResult& result);
   bool failed(const Error& error);
   void run_site_script(int error) const;
@@ -71,6 +74,7 @@ class Versions {
   const protocol::StepFacts& facts_;
   const Config& config_;
   Notices& notices_;
+  const std::function<size_t()> launched_;
   std::unique_ptr<Session> session_;
   bool suspended_taken_ = false;  // a version since Slurm has suspended the step
   std::string image_;             // the step's own

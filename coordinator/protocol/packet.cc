@@ -177,7 +177,7 @@ Packet StepFacts::to_packet() const {
   packet.set("interval", interval).set("checkpoint_dir", checkpoint_dir).set("restart_dir", restart_dir);
   packet.set("checkpoint_on", checkpoint_on).set_number("requeue_max", requeue_max);
   packet.set("slurm_conf", slurm_conf);
-  packet.set_number("verbose", verbose).set_number("private_ipc", private_ipc);
+  packet.set_number("verbose", verbose).set_number("private_ipc", private_ipc).set_number("launched", launched);
   return packet;
 }
 
@@ -214,6 +214,7 @@ std::optional<StepFacts> StepFacts::from_packet(const Packet& packet) {
   facts.slurm_conf = packet.get("slurm_conf");
   facts.verbose = packet.number("verbose").value_or(0) != 0;
   facts.private_ipc = packet.number("private_ipc").value_or(0) != 0;
+  facts.launched = static_cast<uint32_t>(packet.number("launched").value_or(0));
   return facts;
 }
 

@@ -41,8 +41,10 @@ inline constexpr std::string_view kRun =
     "run";  // text: a line for the user, may be missing; exec the user's program. guard: the path of icp-proxy, which
             // the task becomes while a child of it executes the program; may be missing. pmix: HOST:PORT where it finds
             // the PMIx server from now on; may be missing. relay: the path of icp-proxy, which the task starts as the
-            // relay; fds: its listener and control socket
-inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path)
+            // relay; fds: its listener and control socket. launcher: the path of icp-proxy, which the task of a batch
+            // script starts as the launcher; may be missing; fd 0: its control socket. launch_path, launch_socket: see
+            // launch/stand_in.h
+inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path); launcher and fd 0 as above
 inline constexpr std::string_view kFail = "fail";        // text: end the task with this sentence
 // icp-proxy -> icpstepd, on the task's socket
 inline constexpr std::string_view kStreams = "streams";  // fds: 0, 1, 2 of the task, and that of PMI_FD
@@ -53,6 +55,13 @@ inline constexpr std::string_view kGuards = "guards";  // child: the process tha
 inline constexpr std::string_view kPmixServer = "pmix-server";  // uri, name_space; fences of the other nodes as below
 inline constexpr std::string_view kPmixAsk = "pmix-ask";        // how far its clients are; it answers:
 inline constexpr std::string_view kPmixFences = "pmix-fences";  // f<key>: how many of a kind of fence have ended
+// steps that a batch script's MPI launcher starts: launch/launcher.h has these between icpstepd and the launcher.
+// Between a stand-in for srun and icpstepd:
+//   launch      fd 0: the request; to the agent's named socket
+//   launched    the answer; fd 0: the stand-in's socket from then on
+//   signal      signal: for srun
+//   launch-end  status: srun has ended
+inline constexpr std::string_view kLaunch = "launch", kLaunched = "launched", kLaunchEnd = "launch-end";
 // icpstepd -> icp-proxy
 inline constexpr std::string_view kSay = "say";            // text: a line for the user
 inline constexpr std::string_view kRestored = "restored";  // forward: 1 when signals must be handed on
@@ -105,6 +114,7 @@ struct StepFacts {
   bool verbose = false;                  // srun -v
   std::string slurm_conf;                // directory of slurm.conf
   bool private_ipc = false;              // the job has an IPC namespace of its own on this node
+  uint32_t launched = 0;  // started by the batch script's MPI launcher, as the script's so many-th step: see launch/
 
   // Not said by the plugin: what the agent saves and restores of the step. A node of a fresh step is one capsule; a
   // restored one keeps the name that it has in its image, and a node may have several of them.
@@ -116,6 +126,8 @@ struct StepFacts {
 };
 
 inline constexpr int32_t kBatchStep = -5, kExternStep = -4;
+// The step to whose versions its capsules belong: its own, or the batch script that has launched it.
+inline int32_t step_of_versions(const StepFacts& facts) { return facts.launched == 0 ? facts.step : kBatchStep; }
 // "batch", "extern", or the number.
 std::string step_name(int32_t step);
 

@@ -36,12 +36,15 @@ inline constexpr int kPmiStream = 3;
 // What the relay of PMIx messages (coordinator/pmix) has to its agent. TCP connections of the process that holds it
 // lead to Slurm's PMIx server: after a restart they are reset, and the relay makes new ones.
 inline constexpr int kPmixRelayStream = 4;
+// What stands in for an srun that the capsule's program has started (LaunchedStep) has this to its agent. The rank is
+// the step's number there.
+inline constexpr int kLaunchStream = 5;
 
 // A standard stream as a task was started with: identified by device and inode. Descriptors anywhere in the
 // capsule that refer to it are "outer": not saved, replaced at a restart by the new task's stream.
 struct OuterStreamId {
   int rank = 0;
-  int fd = 0;  // 0, 1 or 2, kPmiStream or kPmixRelayStream
+  int fd = 0;  // 0, 1 or 2, kPmiStream, kPmixRelayStream or kLaunchStream
   uint64_t dev = 0, ino = 0;
   bool include_regular = false;  // also when it is a regular file (Slurm opens a new one at a restart)
 };
@@ -83,8 +86,9 @@ struct FileRestoreOptions {
   uint64_t taken_unix_ns = 0;  // when the version was taken; 0: unknown. A file made later is another file
   // New standard streams by task rank.
   std::map<int, std::array<int, 3>> outer;
-  std::map<int, int> pmi;  // new connections to the process manager, by task rank
-  int pmix_relay = -1;     // new descriptor for kPmixRelayStream
+  std::map<int, int> pmi;       // new connections to the process manager, by task rank
+  int pmix_relay = -1;          // new descriptor for kPmixRelayStream
+  std::map<int, int> launched;  // new descriptors for kLaunchStream, by the number of the launched step
   // Descriptor of a restored memory object, opened with `flags` (a new open file description).
   std::function<UniqueFd(uint32_t object, uint32_t flags)> open_object;
   NetworkRestore network;

@@ -51,10 +51,11 @@ class OuterStreamKind final : public SingleFileKind {
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
     const pb::OuterStream& outer = file.outer();
-    const bool to_manager = outer.fd() == kPmiStream || outer.fd() == kPmixRelayStream;
+    const bool to_manager = outer.fd() == kPmiStream || outer.fd() == kPmixRelayStream || outer.fd() == kLaunchStream;
     if (to_manager && context.options.dry) return stand_in();
     if (outer.fd() == kPmiStream) return new_pmi_connection(context, file);
     if (outer.fd() == kPmixRelayStream) return new_relay_stream(context, file);
+    if (outer.fd() == kLaunchStream) return new_launch_stream(context, file);
     const auto task = context.options.outer.find(outer.rank());
     if (task == context.options.outer.end() || outer.fd() < 0 || outer.fd() > 2) {
       throw_bad_file(file, fmt::format("there is no stream {} of task {} in this step", outer.fd(), outer.rank()));
@@ -105,6 +106,17 @@ class OuterStreamKind final : public SingleFileKind {
                      "its tasks have connections to Slurm's PMIx server, and there is none now (srun --mpi=pmix)");
     UniqueFd fd(::fcntl(context.options.pmix_relay, F_DUPFD_CLOEXEC, 0));
     if (!fd) throw_errno("cannot use the socket of the PMIx relay");
+    return fd;
+  }
+
+  static UniqueFd new_launch_stream(const RestoreContext& context, const pb::OpenFile& file) {
+    const auto step = context.options.launched.find(file.outer().rank());
+    if (step == context.options.launched.end())
+      throw_bad_file(file,
+                     "its program has started another step of the job, and that one goes on only with a batch script "
+                     "that is restarted by Slurm");
+    UniqueFd fd(::fcntl(step->second, F_DUPFD_CLOEXEC, 0));
+    if (!fd) throw_errno("cannot use the socket of launched step {}", file.outer().rank());
     return fd;
   }
 };

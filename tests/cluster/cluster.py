@@ -243,6 +243,11 @@ class Cluster:
         for source in self.install:
             shutil.copy(source, self.bin_dir)
             (self.bin_dir / pathlib.Path(source).name).chmod(0o755)
+        if (self.bin_dir / "icp-proxy").exists():
+            launch = self.bin_dir / "launch"
+            launch.mkdir(exist_ok=True)
+            (launch / "srun").unlink(missing_ok=True)
+            (launch / "srun").symlink_to("../icp-proxy")
         if self.plugin:
             target = self.lib_dir / pathlib.Path(self.plugin).name
             shutil.copy(self.plugin, target)

@@ -150,6 +150,68 @@ TEST_F(StepsTest, HellosThatContradictOthers) {
   EXPECT_EQ(catalog.steps(1, 1)[0].uid, 1000u);
 }
 
+TEST_F(StepsTest, ALaunchedStepBelongsToTheScriptsVersions) {
+  const auto launched = [](const std::string& node) {
+    net::AgentHello message = hello(1, node, 2);
+    message.set_launched(1);
+    return message;
+  };
+  const auto script = come(hello(1, "a"));
+  create(script);
+  EXPECT_TRUE(script->inbox.back().begin().alone());
+  done(script, net::COMMIT);
+  EXPECT_EQ(committed(1), 1u);
+
+  const auto b = come(launched("b.launch1"));
+  EXPECT_EQ(b->step, script->step);
+  EXPECT_FALSE(script->step->complete());  // its other node is missing
+  const auto c = come(launched("c.launch1"));
+  EXPECT_TRUE(script->step->complete());
+  net::AgentHello other = launched("d.launch1");
+  other.set_nodes(3);
+  EXPECT_EQ(refused(other), "it contradicts other agents of step 1.0");
+  create(script);
+  const net::BeginRound& begin = c->inbox.back().begin();
+  EXPECT_FALSE(begin.alone());
+  EXPECT_THAT(begin.nodes(), testing::UnorderedElementsAre("a", "b.launch1", "c.launch1"));
+  done(b, net::PREPARE, "no");
+
+  // One that is lost is missed; one that has ended is not.
+  leave(b);
+  EXPECT_FALSE(script->step->complete());
+  const auto again = come(launched("b.launch1"));
+  net::ToCoordinator end;
+  end.mutable_end()->set_completed(true);
+  for (const auto& agent : {again, c}) {
+    steps->agent_said(agent->step, agent->node, end);
+    leave(agent);
+  }
+  EXPECT_TRUE(script->step->complete());
+  EXPECT_EQ(script->step->facts.nodes, 1u);
+  create(script);
+  EXPECT_TRUE(script->inbox.back().begin().alone());
+}
+
+TEST_F(StepsTest, LaunchedStepsAreRestoredTogetherWithTheScript) {
+  net::AgentHello part = hello(1, "b.launch1"), script = hello(1, "a");
+  part.set_launched(1);
+  for (net::AgentHello* message : {&part, &script}) {
+    message->set_restoring(true);
+    message->set_capsules_to_restore(2);
+  }
+  const auto first = come(part);  // whichever comes first
+  net::ToCoordinator ready;
+  ready.mutable_ready()->set_phase(1);
+  ready.mutable_ready()->set_version(7);
+  steps->agent_said(first->step, first->node, ready);
+  EXPECT_TRUE(first->inbox.empty());
+  const auto second = come(script);
+  EXPECT_TRUE(first->inbox.empty());
+  steps->agent_said(second->step, second->node, ready);
+  EXPECT_EQ(first->inbox.back().restart_go().phase(), 1u);
+  EXPECT_EQ(second->inbox.back().restart_go().phase(), 1u);
+}
+
 TEST_F(StepsTest, AVersionTheTimerAskedFor) {
   net::AgentHello message = hello(1, "a");
   message.set_interval_ms(30);
