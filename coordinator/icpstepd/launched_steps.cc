@@ -118,8 +118,10 @@ void LaunchedSteps::listen() {
   watch(*listener_, [this] { on_connection(); });
 }
 
+// Anybody on the node may connect, and must not keep the agent from all else.
 void LaunchedSteps::on_connection() {
-  while (true) {
+  constexpr int kAtOnce = 16;
+  for (int count = 0; count < kAtOnce; count++) {
     const UniqueFd connection(::accept4(listener_->native_handle(), nullptr, nullptr, SOCK_CLOEXEC));
     if (!connection) break;
     try {

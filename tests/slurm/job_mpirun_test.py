@@ -39,11 +39,11 @@ class Launched(Coordinated):
                              f"{count} versions; icpctld: {self.ctld_log()[-2000:]} agents: {self.agent_log()[-4000:]} "
                              f"output: {self.output(job)[-2000:]}")
 
-    def answer(self):
-        job = self.submit(self.script(0), "-N2", "-n2")
+    def answer(self, ranks=2):
+        job = self.submit(self.script(0), f"-N{ranks}", f"-n{ranks}")
         self.assertEqual(self.wait_job(job, timeout=PATIENCE), "COMPLETED", self.output(job))
         lines = self.output(job).splitlines()[-2:]
-        self.assertRegex(lines[0], rf"^RESULT allreduce ranks=2 rounds={self.rounds} hash=[0-9a-f]{{16}}$")
+        self.assertRegex(lines[0], rf"^RESULT allreduce ranks={ranks} rounds={self.rounds} hash=[0-9a-f]{{16}}$")
         self.assertEqual(lines[1], "end 0")
         return lines
 
@@ -104,6 +104,32 @@ class OpenMpi(OpenMpiProgram, Launched):
 
     def test_new_job(self):
         self.through_a_new_job()
+
+
+@with_open_mpi
+class OnOtherNodes(OpenMpi):
+    """Three ranks on three nodes, then in a new job with other names of nodes: Slurm chooses where the daemons run."""
+
+    options = {"nodes": 4, "coordinator": True}
+
+    def script(self, step_ms):
+        return super().script(step_ms).replace("-n 2", "-n 3")
+
+    def test_requeue(self):
+        self.skipTest("on two nodes above")
+
+    def test_new_job(self):
+        nodes = self.cluster.node_names
+        wanted = self.answer(3)
+        first = self.submit(self.script(250), "-N3", "-n3", "--checkpoint-interval=1s", f"--exclude={nodes[3]}")
+        self.wait_text(f"job-{first}.out", "ROUND 10", PATIENCE)
+        self.wait_both(first, 2)
+        self.cluster.run(["scancel", "--signal=KILL", "--full", first])
+        self.wait_job(first, timeout=60)
+        second = self.submit(self.script(250), "-N3", "-n3", "--checkpoint-interval=1s", f"--exclude={nodes[1]}",
+                             f"--restart-dir={first}.batch")
+        text = self.check_end(second, wanted)
+        self.assertNotIn("ROUND 0\n", text)
 
 
 @unittest.skipUnless(MPICH.exists() and shutil.which("mpiexec.hydra"), "no MPICH")
