@@ -55,11 +55,13 @@ uint64_t signals_of(const Infos& infos) {
 // One thread and what is to be called in it.
 class ThreadCapture {
  public:
-  ThreadCapture(StoppedProcess& process, size_t index, const KeyList& keys, pb::Process& state)
+  ThreadCapture(StoppedProcess& process, size_t index, const KeyList& keys, pb::Process& state,
+                BorrowedRanges& borrowed)
       : process_(process),
         index_(index),
         state_(state),
         thread_(*state.add_threads()),
+        borrowed_(borrowed),
         end_(std::chrono::steady_clock::now() + Tracee::kLongestStop) {
     capture_thread(process, index, calls_, state, thread_);
     ask_keyrings(process, index, keys, calls_);
@@ -91,7 +93,7 @@ class ThreadCapture {
     const ThreadStart& start = process_.starts[index_];
     const CallBatch::WayBack back{start.image, start.signal_mask, std::as_bytes(std::span(thread_.xstate()))};
     started_ = signal != 0 && calls_.start(process_.threads[index_], process_.ref.pid, process_.remote->batch_stub(),
-                                           back, process_.ref.vpid, signal);
+                                           back, process_.ref.vpid, signal, borrowed_);
   }
   void finish() {
     if (started_) calls_.finish(end_);
@@ -120,6 +122,7 @@ class ThreadCapture {
   size_t index_;
   pb::Process& state_;
   pb::Thread& thread_;
+  BorrowedRanges& borrowed_;
   CallBatch calls_;
   bool started_ = false;
   std::chrono::steady_clock::time_point end_;  // of all waits, which are one
@@ -160,6 +163,7 @@ void check_code(const StoppedProcess& process) {
 
 void capture_process_state(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states) {
   const KeyList keys = KeyList::read();
+  std::deque<BorrowedRanges> borrowed(processes.size());
   std::deque<ThreadCapture> threads;
   std::map<pid_t, ThreadCapture*> leaders;
   for (size_t i = 0; i < processes.size(); ++i) {
@@ -170,7 +174,7 @@ void capture_process_state(std::vector<StoppedProcess>& processes, const std::ve
     capture_arguments(process.ref.pid, *states[i]);
     capture_credentials(process.status, *states[i]);
     for (size_t thread = 0; thread < process.threads.size(); ++thread)
-      threads.emplace_back(process, thread, keys, *states[i]);
+      threads.emplace_back(process, thread, keys, *states[i], borrowed[i]);
     leaders[process.ref.pid] = &threads[threads.size() - process.threads.size()];
   }
   for (size_t i = 0; i < processes.size(); ++i) {

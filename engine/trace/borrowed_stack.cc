@@ -4,6 +4,7 @@
 #include <sys/uio.h>
 
 #include <cerrno>
+#include <iterator>
 
 #include "engine/base/error.h"
 
@@ -18,6 +19,15 @@ bool move_all(Transfer transfer, pid_t pid, RemoteAddr at, const std::byte* loca
 }
 
 }  // namespace
+
+bool BorrowedRanges::add(RemoteAddr at, size_t bytes) {
+  const uint64_t start = at.value, end = start + bytes;
+  const auto next = ranges_.lower_bound(start);
+  if (next != ranges_.end() && next->first < end) return false;
+  if (next != ranges_.begin() && std::prev(next)->second > start) return false;
+  ranges_.emplace(start, end);
+  return true;
+}
 
 std::shared_ptr<BorrowedStack> BorrowedStack::borrow(pid_t pid, RemoteAddr at, std::span<const std::byte> content) {
   std::shared_ptr<BorrowedStack> borrowed(new BorrowedStack(pid, at, content.size()));

@@ -5,6 +5,8 @@
 #include <sys/types.h>
 
 #include <cstddef>
+#include <cstdint>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -12,6 +14,17 @@
 #include "engine/trace/remote_addr.h"
 
 namespace icp {
+
+// What is borrowed of one process at the same time. Stacks of a few KiB may lie side by side: what one thread borrows
+// is then below another's stack pointer, too. Not thread-safe.
+class BorrowedRanges {
+ public:
+  // False, with nothing noted, when some of it is borrowed already.
+  bool add(RemoteAddr at, size_t bytes);
+
+ private:
+  std::map<uint64_t, uint64_t> ranges_;  // end by start
+};
 
 // What remote calls need in the process lies where a signal's frame would lie. That is not always nobody's: a program
 // whose handlers have a stack of their own (SA_ONSTACK; Go is one) may run on stacks of a few KiB, with other data

@@ -78,7 +78,8 @@ std::vector<CallEntry> CallBatch::make_table(RemoteAddr table, RemoteAddr answer
 
 // On the stack, upwards: the frame, the table, the answers. All of it lies above the stack pointer of the batch: should
 // the agent die, and the next one stop the thread before it has come to its end, that one's frame goes below.
-bool CallBatch::start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal) {
+bool CallBatch::start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal,
+                      BorrowedRanges& borrowed) {
   if (stub.value == 0) return false;
   look_at_filters(thread);
   const size_t frame_bytes = return_frame_bytes(back.xstate.size());
@@ -86,6 +87,7 @@ bool CallBatch::start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack&
   std::vector<std::byte> content(table_at + table_bytes + answers_.size());
   const RemoteAddr frame = return_frame_place(back.regs.rsp, content.size());
   table_ = frame + table_at;
+  if (!borrowed.add(frame, content.size())) return false;
 
   const std::vector<CallEntry> entries = make_table(table_, table_ + table_bytes, tgid, signal);
   std::memcpy(content.data() + table_at, entries.data(), table_bytes);

@@ -59,8 +59,10 @@ class CallBatch {
   };
   // Lets a thread of process `pid` make the calls, by the process's batch stub. `tgid`: its process's number for
   // itself. `signal`: one that the process neither catches nor has pending, and that is ignored otherwise. False, with
-  // nothing changed, when it cannot be done so: the process has no stub or no writable stack there.
-  bool start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal);
+  // nothing changed, when it cannot be done so: the process has no stub or no writable stack there, or another thread's
+  // batch that has not been destroyed yet lies there (`borrowed`, of the process).
+  bool start(Tracee& thread, pid_t pid, RemoteAddr stub, const WayBack& back, pid_t tgid, int signal,
+             BorrowedRanges& borrowed);
   // Waits for the end, until `end`. The stop is one where the thread's own registers and mask can be set. Throws kGone
   // if the thread has ended.
   void finish(std::chrono::steady_clock::time_point end = std::chrono::steady_clock::now() + Tracee::kLongestStop);

@@ -16,6 +16,7 @@
 #include <sys/time.h>
 #include <sys/wait.h>
 #include <time.h>
+#include <ucontext.h>
 #include <unistd.h>
 
 #include <array>
@@ -51,6 +52,58 @@ TEST_F(ProcessRoundtrip, PidAndLocalsSurvive) {
               return 7;
             }),
             7 << 8);
+}
+
+// As Go has its threads: on stacks of a few KiB, side by side. What lies below one's stack pointer is the other's.
+struct SmallStacks {
+  static constexpr size_t kThreads = 6, kBytes = 2048, kBelow = 64 << 10;
+  alignas(4096) char memory[kBelow + kThreads * kBytes];
+  std::atomic<size_t> ready = 0, right = 0;
+  std::atomic<bool> go = false;
+};
+SmallStacks small_stacks;
+
+void wait_on_small_stack() {
+  const auto tid = ::syscall(SYS_gettid);
+  ++small_stacks.ready;
+  while (!small_stacks.go) {
+    const timespec time{0, 5'000'000};
+    ::syscall(SYS_nanosleep, &time, nullptr);
+  }
+  if (::syscall(SYS_gettid) == tid) ++small_stacks.right;
+}
+
+TEST_F(ProcessRoundtrip, ThreadsOnSmallStacksSideBySide) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  std::fill_n(small_stacks.memory, SmallStacks::kBelow, 'x');
+                  std::vector<std::thread> threads;
+                  for (size_t i = 0; i < SmallStacks::kThreads; ++i) {
+                    threads.emplace_back([i] {
+                      const std::string name = "small-" + std::to_string(i);
+                      ::prctl(PR_SET_NAME, name.c_str());
+                      ucontext_t own{}, small{};
+                      ::getcontext(&small);
+                      small.uc_stack.ss_sp = small_stacks.memory + SmallStacks::kBelow + i * SmallStacks::kBytes;
+                      small.uc_stack.ss_size = SmallStacks::kBytes;
+                      small.uc_link = &own;
+                      ::makecontext(&small, wait_on_small_stack, 0);
+                      ::swapcontext(&own, &small);
+                      char have[16] = {};
+                      ::prctl(PR_GET_NAME, have);
+                      CHECK_OR_DIE(name == have);
+                    });
+                  }
+                  while (small_stacks.ready < SmallStacks::kThreads) ::usleep(1000);
+                  gate.ready_and_go();
+                  small_stacks.go = true;
+                  for (std::thread& thread : threads) thread.join();
+                  CHECK_OR_DIE(small_stacks.right == SmallStacks::kThreads);
+                  for (size_t i = 0; i < SmallStacks::kBelow; ++i) CHECK_OR_DIE(small_stacks.memory[i] == 'x');
+                  return 0;
+                },
+                {.versions = 3}),
+            0);
 }
 
 TEST_F(ProcessRoundtrip, TenGenerations) {

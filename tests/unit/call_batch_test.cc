@@ -98,7 +98,7 @@ class CallBatchTest : public ::testing::Test {
     const std::vector<std::byte> xstate = process.threads[0].xstate();
     const ThreadStart& start = process.starts[0];
     return batch.start(process.threads[0], process.ref.pid, process.remote->batch_stub(),
-                       {start.image, start.signal_mask, xstate}, process.ref.vpid, signal);
+                       {start.image, start.signal_mask, xstate}, process.ref.vpid, signal, borrowed_);
   }
   void expect_right(const Answers& answers) const {
     EXPECT_EQ(answers.pid, child_);
@@ -112,6 +112,7 @@ class CallBatchTest : public ::testing::Test {
     ::setitimer(ITIMER_REAL, &timer, nullptr);
   }
 
+  BorrowedRanges borrowed_;
   Shared& shared_;
   pid_t child_ = 0;
 };
