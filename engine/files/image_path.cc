@@ -89,6 +89,10 @@ FoundPath find_image_path(const RestoreContext& context, const pb::OpenFile& fil
   return found;
 }
 
+bool is_own_file(const RestoreContext& context, const FoundPath& found) {
+  return S_ISREG(found.stat.st_mode) && found.stat.st_uid == context.options.identity.uid;
+}
+
 UniqueFd open_found(const RestoreContext& context, const pb::OpenFile& file, const FoundPath& found, int extra) {
   if (file.flags() & O_PATH) {
     UniqueFd fd(::fcntl(found.fd.get(), F_DUPFD_CLOEXEC, 0));
@@ -100,6 +104,16 @@ UniqueFd open_found(const RestoreContext& context, const pb::OpenFile& file, con
   const std::string path = fmt::format("/proc/self/fd/{}", found.fd.get());
   const FsIdentity as_user(context.options.identity);
   UniqueFd fd(::open(path.c_str(), flags));
+  if (!fd && errno == EACCES && is_own_file(context, found)) {
+    // Its mode has been changed since the program opened it, or did not let it do that then (git makes packs so).
+    const mode_t mode = found.stat.st_mode & 07777;
+    if (::chmod(path.c_str(), mode | S_IRUSR | S_IWUSR) != 0)
+      throw_errno("cannot open {} again", image_file_name(file));
+    fd.reset(::open(path.c_str(), flags));
+    const int error = errno;
+    if (::chmod(path.c_str(), mode) != 0) throw_errno("cannot set the mode of {} again", image_file_name(file));
+    errno = error;
+  }
   if (!fd) throw_errno("cannot open {} again", image_file_name(file));
   return fd;
 }

@@ -26,6 +26,9 @@ std::optional<FoundPath> look_up(const RestoreContext& context, const pb::OpenFi
 // Whether a file is the one of the image: inode and device, where the device's number means the same on each mount.
 bool same_inode(const struct stat& now, const pb::FileIdentity& then);
 
+// A regular file of the user that the restart is for: its mode is no obstacle.
+bool is_own_file(const RestoreContext& context, const FoundPath& found);
+
 // Opens what was found, with those of the file's flags that belong to an open file (O_CREAT, O_EXCL, O_TRUNC are
 // dropped) and `extra` ones.
 UniqueFd open_found(const RestoreContext& context, const pb::OpenFile& file, const FoundPath& found, int extra = 0);

@@ -72,6 +72,7 @@ class KeptFiles {
   struct File {
     struct stat stat {};  // before it was read
     bool read = false;    // stat is right
+    int64_t read_ns = 0;  // CLOCK_REALTIME before it was read
     FileHash hash;
     FileHash::Value head;  // of its first bytes, as many as head_bytes
     uint64_t head_bytes = 0;

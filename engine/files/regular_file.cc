@@ -49,7 +49,8 @@ UniqueFd open_to_look(const RestoreContext& context, const pb::OpenFile& file, c
   if (!open_for_writing(file) && !file.has_lease()) return open_found(context, file, found);
   const std::string path = fmt::format("/proc/self/fd/{}", found.fd.get());
   const FsIdentity as_user(context.options.identity);
-  if (open_for_writing(file) && ::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) != 0)
+  if (open_for_writing(file) && ::faccessat(AT_FDCWD, path.c_str(), W_OK, AT_EACCESS) != 0 &&
+      !(errno == EACCES && is_own_file(context, found)))
     throw_errno("cannot open {} again", image_file_name(file));
   UniqueFd fd(file.has_lease() ? -1 : ::open(path.c_str(), O_RDONLY | O_CLOEXEC | O_NOCTTY | O_NONBLOCK));
   if (fd) return fd;

@@ -198,10 +198,25 @@ void put_journal_aside(RestoreContext& context, const std::string& database) {
   });
 }
 
+// At once: another file is about to be made under its name. It comes back should the restart fail.
+void put_newer_aside(RestoreContext& context, const std::string& path) {
+  if (context.options.dry) return;
+  const FsIdentity as_user(context.options.identity);
+  auto directory = std::make_shared<UniqueFd>(open_directory_of(context, path));
+  const std::string name = last_name_of(path), aside = name + ".after-checkpoint";
+  if (!*directory || ::renameat(directory->get(), name.c_str(), directory->get(), aside.c_str()) != 0)
+    throw_errno("cannot put {} aside", path);
+  context.undo.emplace_back(
+      [directory, name, aside] { ::renameat(directory->get(), aside.c_str(), directory->get(), name.c_str()); });
+  spdlog::info("{} was made after the checkpoint: it is {}.after-checkpoint now", path, path);
+}
+
 [[noreturn]] void refuse_change(const pb::OpenFile& file, const std::string& what) {
-  throw Error(ErrorKind::kImage, fmt::format("{}, which was open for writing, {}", file.identity().path(), what), 0,
-              "put back the file of then, or restart from a later version, or with --changed-files accept "
-              "(icp.yaml: changed_files) to go on with the file as it is");
+  throw Error(
+      ErrorKind::kImage, fmt::format("{}, which was open for writing, {}", file.identity().path(), what), 0,
+      "put back the file of then, or restart from a later version, or with --changed-files accept "
+      "(icp.yaml: changed_files) to go on with the file as it is; --checkpoint-files open or dir:PATH keeps such "
+      "files with the versions");
 }
 
 const char* text_of(Change change) {
@@ -243,6 +258,13 @@ FoundPath find_saved_file(RestoreContext& context, const pb::OpenFile& file) {
     }
   }
   if (found && context.options.changed == ChangedFiles::kAccept) return std::move(*found);
+  // Made by the job itself after the version, as a journal is that comes and goes: the one of the version is in the
+  // image.
+  if (found && context.options.changed == ChangedFiles::kRestore && content_of(context, file) != nullptr &&
+      is_own_file(context, *found) && made_later(context, *found)) {
+    put_newer_aside(context, path);
+    found.reset();
+  }
   if (found) {
     throw Error(ErrorKind::kImage,
                 fmt::format("{} is another file than at the checkpoint (inode {} then, {} now), and that one is gone",

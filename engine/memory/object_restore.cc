@@ -315,6 +315,25 @@ bool ObjectRestore::is_whole(const pb::MemoryObject& object) const {
   return object.size() == 0 || (parts.size() == 1 && parts[0].start == 0 && parts[0].end >= object.size());
 }
 
+// File systems give numbers of removed files to new ones. Not asked of network file systems, whose clocks may be wrong.
+bool ObjectRestore::made_later(int fd) const {
+  struct statx status {};
+  if (::statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &status) != 0 || (status.stx_mask & STATX_BTIME) == 0) return false;
+  const uint64_t made = static_cast<uint64_t>(status.stx_btime.tv_sec) * 1'000'000'000 + status.stx_btime.tv_nsec;
+  return status.stx_dev_major != 0 && made > version_.manifest().taken_unix_ns();
+}
+
+// A file that the job itself has made since, as a journal is that comes and goes: the one of the version is in the
+// image.
+bool ObjectRestore::put_newer_aside(const pb::MemoryObject& object, int fd, const struct stat& now) const {
+  if (now.st_uid != files_.identity().uid || !made_later(fd)) return false;
+  if (dry_) return true;
+  const std::string aside = object.path() + ".after-checkpoint";
+  if (files_.rename(object.path(), aside) != 0) throw_errno("cannot put {} aside", object.path());
+  spdlog::info("{} was made after the checkpoint: it is {} now", object.path(), aside);
+  return true;
+}
+
 // A file that was mapped for writing, or saved whole, by whatever name of its directory. None, with errno, when it is
 // gone. What has its name now and is another file must not be written to.
 UniqueFd ObjectRestore::find_mapped(const pb::MemoryObject& object) const {
@@ -326,7 +345,8 @@ UniqueFd ObjectRestore::find_mapped(const pb::MemoryObject& object) const {
   if (fd && ::fstat(fd.get(), &now) == 0) {
     // Moved to another file system, or a network file system that was mounted anew: another number says nothing.
     const bool other_system = now.st_dev != object.dev() && now.st_ino != object.ino();
-    if (now.st_ino == object.ino() || other_system || object.ino() == 0) return fd;
+    const bool same = now.st_ino == object.ino() && (now.st_dev != object.dev() || !made_later(fd.get()));
+    if (same || other_system || object.ino() == 0) return fd;
   } else if (error != ENOENT) {
     errno = error;
     return {};
@@ -336,10 +356,12 @@ UniqueFd ObjectRestore::find_mapped(const pb::MemoryObject& object) const {
   wanted.st_ino = object.ino();
   const std::string directory = directory_of(object.path());
   for (const std::string& name : files_.names(directory, wanted)) {
+    UniqueFd other = files_.open(directory + name, flags);
+    if (other && made_later(other.get())) continue;
     spdlog::info("{} is {} now: that one is gone on with", object.path(), directory + name);
-    return files_.open(directory + name, flags);
+    return other;
   }
-  if (fd) {
+  if (fd && !(is_whole(object) && put_newer_aside(object, fd.get(), now))) {
     throw Error(ErrorKind::kImage,
                 fmt::format("{} is another file than at the checkpoint, and that one is gone", object.path()), 0,
                 "move it away");

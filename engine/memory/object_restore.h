@@ -67,6 +67,8 @@ class ObjectRestore {
   void create_stand_in(const pb::MemoryObject& object, Made& made);
   bool is_whole(const pb::MemoryObject& object) const;
   UniqueFd find_mapped(const pb::MemoryObject& object) const;
+  bool made_later(int fd) const;
+  bool put_newer_aside(const pb::MemoryObject& object, int fd, const struct stat& now) const;
   void create_shm(const pb::MemoryObject& object, Made& made);
   void give_name(const pb::MemoryObject& object, const std::string& path, Made& made);
   void set_owner_and_mode(const pb::MemoryObject& object, int fd) const;

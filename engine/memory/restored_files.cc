@@ -78,7 +78,9 @@ int RestoredFiles::mapped_file(const pb::FileIdentity& file) {
   if (!fd) {
     const int saved = errno;
     throw Error(ErrorKind::kImage, fmt::format("cannot open the mapped file {}: {}", file.path(), errno_text(saved)),
-                saved, "install the same programs and libraries as where the checkpoint was taken");
+                saved,
+                "install the same programs and libraries as where the checkpoint was taken; what a program makes and "
+                "removes itself is kept by --checkpoint-files dir:PATH");
   }
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) throw_errno("cannot look at {}", file.path());

@@ -56,10 +56,15 @@ void compare_ids(const ProcessRef& process, pid_t tid, const ProcStatus& leader,
 // Whether two threads share something. 0: they do, -1: one of them is gone, or a kernel that cannot tell.
 bool differ(pid_t a, pid_t b, int kind) { return ::syscall(SYS_kcmp, a, b, kind, 0, 0) > 0; }
 
+// A thread of the kernel's that does io_uring's work has no list of its own; the ring itself is refused by name.
+bool works_for_io_uring(pid_t pid, pid_t tid) {
+  return read_proc(pid, fmt::format("task/{}/comm", tid)).starts_with("iou-");
+}
+
 void compare_tables(const ProcessRef& process, pid_t tid, Findings& findings) {
   for (const auto& [kind, what] :
        {std::pair{KCMP_FILES, "descriptor table"}, {KCMP_SYSVSEM, "list of semaphore undo values"}}) {
-    if (differ(process.pid, tid, kind))
+    if (differ(process.pid, tid, kind) && !works_for_io_uring(process.pid, tid))
       refuse(process, tid, fmt::format("has a {} of its own", what), "do without unshare(2) in threads", findings);
   }
 }
