@@ -179,8 +179,11 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .keep_changed = options.changed == ChangedFiles::kAccept,
                                 .dry = options.dry,
                                 .lazy = lazy.get()});
+  std::set<InodeKey> remade;
+  if (!options.dry) remade = put_back_directories(version, capsule, options.identity, root.get(), options.changed);
   memory_restore.check();
   memory_restore.create_objects();
+  remade.merge(memory_restore.remade());
   std::optional<TerminalRestore> terminals;
   FileRestore files(capsule, {.identity = options.identity,
                               .root_fd = root.get(),
@@ -194,7 +197,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                               .open_object = [&](uint32_t object,
                                                  uint32_t flags) { return memory_restore.open_object(object, flags); },
                               .network = options.network,
-                              .remade = memory_restore.remade(),
+                              .remade = std::move(remade),
                               .open_controlling = [&](const pb::OpenFile& file) { return terminals->open(file); },
                               .process_of = [&](uint32_t pid) { return builder.process_of(pid); }});
   files.create_terminals();

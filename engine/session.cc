@@ -87,7 +87,8 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
               .precopy_rounds = config.precopy ? 3u : 0u,
               .dedup = config.dedup,
               .keep = config.keep_tracking,
-              .root = {}}) {
+              .root = {}}),
+      directories(config.directories, config.identity) {
   if (config.checkpoint_files == CheckpointFiles::kOpen)
     kept_files.save_whole([this](int fd, const std::string& path) { return memory.object_of_open_file(fd, path); });
   start_seconds = ::time(nullptr);
@@ -142,6 +143,7 @@ SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) 
 }
 
 void Session::Impl::prepare(VersionWriter& writer, const std::string& image_path) {
+  directories.begin(writer, image_path, last_version);
   memory.begin(
       writer, last_version == 0 ? std::function<VersionReader()>() : [this, image_path] {
         return ImageDir::open(image_path, config.identity, config.node).open_version(last_version);
@@ -173,6 +175,8 @@ void Session::Impl::prepare(VersionWriter& writer, const std::string& image_path
   for (KeptFiles::OpenFile& file : kept_files.take_large()) files.push_back({std::move(file.fd), std::move(file.path)});
   memory.set_open_files(std::move(files));
   memory.precopy(running);
+  // What has changed during the first, long one is read before the stop rather than in it.
+  for (int times = 0; times < 2; ++times) directories.read();
 }
 
 // The namespace cannot change but by setns(2), which a process with rights would have to make: then the helper is of
@@ -206,6 +210,7 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
       stopped, states, outer(), [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); },
       capsule, config.network, &kept_files);
   memory.collect(stopped, states, capsule);
+  directories.read();
   capture_undo(stopped, states, capsule);
   describe_tasks(refs, capsule);
   if (config.describe) config.describe(capsule);
@@ -327,12 +332,14 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
       return write_version(writer, begin, options);
     } catch (const Error& error) {
       memory.abandon();
+      directories.abandon();
       // A process that ended in the middle: the others are looked at afresh.
       const bool passing = error.kind() == ErrorKind::kGone || error.kind() == ErrorKind::kBusy;
       // The other capsules of a job would have to try again, too: that is their caller's.
       if (!passing || options.gate || config.network.inside_job || tries == kPassingTries || !alive()) throw;
     } catch (...) {
       memory.abandon();
+      directories.abandon();
       throw;
     }
     std::this_thread::sleep_for(kPassingWait);
@@ -376,6 +383,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   const uint64_t stop_end = now_ns(CLOCK_MONOTONIC);
 
   const MemoryStats memory_stats = memory.write();
+  directories.write();
   std::string state;
   if (!capsule.SerializeToString(&state)) throw_error(ErrorKind::kSystem, "the state of the processes is too large");
   writer.write_sealed("state.icp", state);
@@ -456,8 +464,13 @@ std::vector<OuterStreamId> outer_streams_of(pid_t root, int rank, bool include_r
         S_ISCHR(status.st_mode) && (::major(status.st_rdev) == 4 || ::major(status.st_rdev) == 5 ||
                                     (::major(status.st_rdev) >= 136 && ::major(status.st_rdev) <= 143));
     const bool stream = S_ISFIFO(status.st_mode) || S_ISSOCK(status.st_mode) || terminal;
-    if (!stream && !(include_regular && S_ISREG(status.st_mode))) continue;
-    streams.push_back({rank, fd, status.st_dev, status.st_ino, include_regular});
+    // A file that the user may not open could not be opened again: "sudo icp run --user U CMD > log".
+    const bool others = S_ISREG(status.st_mode) &&
+                        ::faccessat(AT_FDCWD, fmt::format("/proc/{}/fd/{}", root, fd).c_str(), fd == 0 ? R_OK : W_OK,
+                                    AT_EACCESS) != 0 &&
+                        errno == EACCES;
+    if (!stream && !others && !(include_regular && S_ISREG(status.st_mode))) continue;
+    streams.push_back({rank, fd, status.st_dev, status.st_ino, include_regular || others});
   }
   return streams;
 }

@@ -35,6 +35,7 @@ struct SessionConfig {
   bool keep_tracking = false;
   // Content of regular files that are open for writing, in the version: none but small ones, or all.
   CheckpointFiles checkpoint_files = CheckpointFiles::kNone;
+  std::vector<std::string> directories;  // kept whole: see saved_directories.h
   bool dedup = false;  // pages rewritten with what they held are not stored again; 16 bytes of memory a page
   std::vector<OuterStreamId> outer;  // standard streams and PMI connections the tasks were started with
   // Further ones, which came since; asked before each version. May be empty.

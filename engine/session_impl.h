@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "engine/files/kept_files.h"
+#include "engine/files/saved_directories.h"
 #include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_capture.h"
 #include "engine/process/stopped_tree.h"
@@ -54,6 +55,7 @@ struct Session::Impl {
   InterruptedCalls calls;
   MemoryCapture memory;
   KeptFiles kept_files;
+  SavedDirectories directories;
   uint32_t last_version = 0;
   std::map<std::string, UniqueFd> claims;  // of images, by path
   std::string last_image;                  // the path of the image that holds it

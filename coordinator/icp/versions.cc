@@ -1,8 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "coordinator/icp/versions.h"
 
+#include <stdlib.h>
+#include <sys/stat.h>
 #include <sys/utsname.h>
 
+#include <memory>
 #include <utility>
 
 #include "coordinator/icp/cli.h"
@@ -28,8 +31,13 @@ void VersionOptions::add_chain(CLI::App& app) {
   app.add_option("--keep", keep, "Keep only the newest N versions")->check(check_positive)->type_name("N");
   app.add_flag("--dedup", dedup, "Do not store pages that were rewritten with what they held");
   app.add_option("--checkpoint-files", checkpoint_files,
-                 "Content of files open for writing, in the version: none but small ones (none), all (open)")
-      ->check(CLI::IsMember({"none", "open"}))
+                 "Content of files, in the version: small ones open for writing (none), all open for writing (open), "
+                 "a whole directory (dir:PATH); may be repeated")
+      ->check([](const std::string& text) {
+        return text == "none" || text == "open" || (text.starts_with("dir:") && text.size() > 4)
+                   ? std::string()
+                   : fmt::format("\"{}\" is none of none, open and dir:PATH", text);
+      })
       ->type_name("WHAT");
   app.add_option("--compression", compression, "Of page data: none, lz4, zstd")->type_name("KIND");
   app.add_flag("--no-precopy", no_precopy, "Copy no pages ahead of the stop: a longer stop, and each page once");
@@ -42,6 +50,24 @@ std::string host_name() {
   return name.substr(0, name.find('.'));
 }
 
+namespace {
+
+std::string directory_to_keep(const std::string& given) {
+  const std::unique_ptr<char, void (*)(void*)> path(::realpath(given.c_str(), nullptr), ::free);
+  struct stat status {
+  }, parent{};
+  if (!path || ::stat(path.get(), &status) != 0) throw_errno("--checkpoint-files: cannot find {}", given);
+  const std::string text(path.get());
+  if (!S_ISDIR(status.st_mode)) throw_error(ErrorKind::kUsage, "--checkpoint-files: {} is not a directory", text);
+  // What is newer than a version is moved beside it, at a restart.
+  if (text == "/" || ::stat((text + "/..").c_str(), &parent) != 0 || parent.st_dev != status.st_dev)
+    throw Error(ErrorKind::kUsage, fmt::format("--checkpoint-files: {} is a mount point", text), 0,
+                "name a directory below it");
+  return text;
+}
+
+}  // namespace
+
 TrackerKind tracker_from(const std::string& name) { return name == "auto" ? TrackerKind::kAuto : parse_tracker(name); }
 
 SessionConfig session_config(const VersionOptions& options, const Identity& identity, const std::string& command) {
@@ -50,7 +76,10 @@ SessionConfig session_config(const VersionOptions& options, const Identity& iden
   config.network.external = options.external_tcp == "reset" ? ExternalTcp::kReset : ExternalTcp::kRefuse;
   config.compression = parse_compression(options.compression);
   config.dedup = options.dedup;
-  if (options.checkpoint_files == "open") config.checkpoint_files = CheckpointFiles::kOpen;
+  for (const std::string& what : options.checkpoint_files) {
+    if (what == "open") config.checkpoint_files = CheckpointFiles::kOpen;
+    if (what.starts_with("dir:")) config.directories.push_back(directory_to_keep(what.substr(4)));
+  }
   config.precopy = !options.no_precopy;
   config.image_path = options.dir;
   config.identity = identity;

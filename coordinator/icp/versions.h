@@ -19,7 +19,7 @@ struct VersionOptions {
   std::string tracker = "auto", compression = "none";
   std::string external_tcp = "refuse";
   bool dedup = false, no_precopy = false;
-  std::string checkpoint_files = "none";
+  std::vector<std::string> checkpoint_files;
   uint32_t keep = 0;  // newest versions that stay, 0: all
 
   CLI::Option* add_dir(CLI::App& app, const char* help);  // --dir

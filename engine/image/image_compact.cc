@@ -19,6 +19,7 @@
 #include "engine/image/image_root.h"
 #include "engine/image/page_file.h"
 #include "engine/image/page_index_file.h"
+#include "engine/image/saved_directories.pb.h"
 #include "engine/image/version_reader_impl.h"
 #include "engine/image/version_writer_impl.h"
 
@@ -188,6 +189,11 @@ uint32_t ImageCompaction::write_version() {
   }
   stores_.clear();
   writer_->write_sealed(std::string(kStateName), top.read_state().SerializeAsString());
+  if (const std::string name(kDirectoriesName); top.has_file(name)) {
+    pb::SavedDirectories directories;
+    top.read_sealed(name, directories);
+    writer_->write_sealed(name, directories.SerializeAsString());
+  }
 
   pb::Manifest manifest = top.manifest();
   manifest.set_parent(number);

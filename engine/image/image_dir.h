@@ -88,6 +88,9 @@ class VersionReader {
   uint32_t version() const;
   const pb::Manifest& manifest() const;
   pb::Capsule read_state() const;
+  // Whether the version has a file of this name itself; and reads the message in such a sealed file.
+  bool has_file(const std::string& name) const;
+  void read_sealed(const std::string& name, google::protobuf::Message& message) const;
   // A file of this version or of one that its manifest names in `needs`; O_NOFOLLOW, regular files only.
   UniqueFd open_file(uint32_t version, const std::string& name) const;
   // Full name of such a file, for messages.

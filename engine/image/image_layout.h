@@ -12,6 +12,8 @@ namespace icp {
 inline constexpr uint32_t kImageFormat = 3;
 // Of a manifest whose version has AddressSpace.shared_pages, which a program that knows 3 alone would leave out.
 inline constexpr uint32_t kSharedPagesFormat = 4;
+// Of a manifest whose version keeps directories, which a program that knows 4 alone would leave as they are.
+inline constexpr uint32_t kDirectoriesFormat = 5;
 // A page's place is packed into 64 bits in the index: 24 bits of version, 40 of record.
 inline constexpr uint32_t kMaxVersion = (1u << 24) - 1;
 // One less than fits, so that "next record" never carries into the version.
@@ -21,6 +23,9 @@ inline constexpr uint64_t kMaxManifestBytes = 64ull << 20;
 inline constexpr uint64_t kMaxStateBytes = 1ull << 30;
 inline constexpr std::string_view kManifestName = "manifest.icp";
 inline constexpr std::string_view kStateName = "state.icp";
+// Of versions that keep whole directories: the list of what is in them, and the store of its content.
+inline constexpr std::string_view kDirectoriesName = "directories.icp";
+inline constexpr std::string_view kDirectoriesStore = "directories";
 // What the manifest of a version is called once the version is pruned: what is left of it serves later versions only.
 inline constexpr std::string_view kPrunedName = "pruned.icp";
 

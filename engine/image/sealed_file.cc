@@ -57,9 +57,9 @@ void unseal(int fd, std::string_view name, uint64_t limit, const std::string& pa
   if (std::memcmp(header.magic, kMagic, sizeof kMagic) != 0) {
     throw_error(ErrorKind::kImage, "{} is not a file of an image", path);
   }
-  if (header.format != kImageFormat && header.format != kSharedPagesFormat) {
-    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads formats {} and {}", path, header.format,
-                kImageFormat, kSharedPagesFormat);
+  if (header.format < kImageFormat || header.format > kDirectoriesFormat) {
+    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads formats {} to {}", path, header.format,
+                kImageFormat, kDirectoriesFormat);
   }
   if (header.name_hash != name_hash(name)) throw_error(ErrorKind::kImage, "{} is another file, renamed", path);
   if (header.bytes != bytes) {

@@ -15,9 +15,9 @@ namespace icp {
 
 void VersionReader::Impl::check_numbers() const {
   const std::string path = own_path(kManifestName);
-  if (manifest.format() != kImageFormat && manifest.format() != kSharedPagesFormat) {
-    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads formats {} and {}", path,
-                manifest.format(), kImageFormat, kSharedPagesFormat);
+  if (manifest.format() < kImageFormat || manifest.format() > kDirectoriesFormat) {
+    throw_error(ErrorKind::kImage, "{} has image format {}, this program reads formats {} to {}", path,
+                manifest.format(), kImageFormat, kDirectoriesFormat);
   }
   if (manifest.version() != version) {
     throw_error(ErrorKind::kImage, "{} is the manifest of version {}, not {}", path, manifest.version(), version);
@@ -118,7 +118,14 @@ std::string VersionReader::file_path(uint32_t version, const std::string& name) 
 }
 
 pb::Capsule VersionReader::read_state() const {
-  const std::string name(kStateName);
+  pb::Capsule capsule;
+  read_sealed(std::string(kStateName), capsule);
+  return capsule;
+}
+
+bool VersionReader::has_file(const std::string& name) const { return impl_->entry(name) != nullptr; }
+
+void VersionReader::read_sealed(const std::string& name, google::protobuf::Message& message) const {
   const std::string path = impl_->own_path(name);
   const pb::FileEntry* entry = impl_->entry(name);
   if (entry == nullptr) throw_error(ErrorKind::kImage, "{} is not in the version's manifest", path);
@@ -128,11 +135,9 @@ pb::Capsule VersionReader::read_state() const {
     fd = impl_->open_own(name);
   }
   uint64_t xxh3 = 0;
-  pb::Capsule capsule;
-  unseal(fd.get(), name, kMaxStateBytes, path, capsule, &xxh3);
+  unseal(fd.get(), name, kMaxStateBytes, path, message, &xxh3);
   // A whole state file of another version has a right checksum of its own.
   if (xxh3 != entry->xxh3()) throw_error(ErrorKind::kImage, "{} is not the file that the manifest describes", path);
-  return capsule;
 }
 
 UniqueFd VersionReader::open_file(uint32_t version, const std::string& name) const {

@@ -231,7 +231,8 @@ uint64_t VersionWriter::bytes_written() const {
 
 void VersionWriter::finish(pb::Manifest manifest) {
   Impl& impl = *impl_;
-  if (manifest.format() != kSharedPagesFormat) manifest.set_format(kImageFormat);
+  manifest.set_format(std::max(manifest.format(), kImageFormat));
+  if (impl.files.contains(std::string(kDirectoriesName))) manifest.set_format(kDirectoriesFormat);
   manifest.set_version(impl.version);
   manifest.clear_files();
   for (const auto& [name, file] : impl.files) {
