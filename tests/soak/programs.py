@@ -143,7 +143,9 @@ class Moment:
 
     def answer(self, out):
         self.end_of_output()
-        return answer(self.program, self.top / "work", self.text(f"{out}.out"))
+        # A version may have been taken after the last line.
+        output = self.text("run.out") + (self.text("again.out") if out == "again" else "")
+        return answer(self.program, self.top / "work", output)
 
     def icp_command(self, *words):
         if self.rights == "user":
