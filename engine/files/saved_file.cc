@@ -288,10 +288,12 @@ void settle_changes(RestoreContext& context, const pb::OpenFile& file, const Fou
   if (same_inode(found.stat, file.identity()) && looks_untouched(found.stat, file.identity())) return;
   bool proven = false;
   Change change = compare(context, file, found, proven);
-  if (change != Change::kNone && context.options.changed == ChangedFiles::kRefuse) refuse_change(file, text_of(change));
+  const bool whole = file.regular().object() != 0;  // and no hash: it has been touched since, that is all that is known
+  if (context.options.changed == ChangedFiles::kRefuse && (whole || change != Change::kNone))
+    refuse_change(file, change == Change::kNone ? "has been written to since the checkpoint" : text_of(change));
   // What was mapped to be written to comes back with the memory, and so does what was saved whole.
-  const bool other = change == Change::kOther || change == Change::kShorter;
-  if ((change == Change::kOther && context.mapped.count(inode) != 0) || (other && file.regular().object() != 0))
+  const bool other = whole || change == Change::kOther || change == Change::kShorter;
+  if ((change == Change::kOther && context.mapped.count(inode) != 0) || whole)
     change = static_cast<uint64_t>(found.stat.st_size) > saved ? Change::kGrown : Change::kNone;
   if (change == Change::kNone) {
     if (other && context.options.changed == ChangedFiles::kRestore) put_journal_aside(context, path);

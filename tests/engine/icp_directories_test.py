@@ -53,15 +53,28 @@ def content(directory):
     return found
 
 
-class Directories(Case):
-    def program(self, work, rounds=60):
-        (self.dir / "program.pl").write_text(PROGRAM)
-        return ["perl", str(self.dir / "program.pl"), str(rounds)]
+def children_of(pid):
+    return [int(child) for child in pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
+
+class FilesCase(Case):
     def work(self, name):
         path = self.dir / name
         path.mkdir()
         return path
+
+    def kill_below(self, run):
+        """The program of `icp run`, below its keeper."""
+        for keeper in children_of(run.pid):
+            for pid in children_of(keeper) or [keeper]:
+                os.kill(pid, signal.SIGKILL)
+        run.wait(20)
+
+
+class Directories(FilesCase):
+    def program(self, work, rounds=60):
+        (self.dir / "program.pl").write_text(PROGRAM)
+        return ["perl", str(self.dir / "program.pl"), str(rounds)]
 
     def kept(self, work, *options, versions=3, after=0.25):
         """Killed some rounds after the last of so many versions."""
@@ -78,12 +91,8 @@ class Directories(Case):
                 wait_for(lambda wanted=version: len(self.versions()) >= wanted, what="a version")
             for _ in range(int(after * 30)):
                 lines.readline()
-            children = pathlib.Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split()
-            for keeper in children:
-                for pid in pathlib.Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split() or [keeper]:
-                    os.kill(int(pid), signal.SIGKILL)
+            self.kill_below(run)
             lines.read()
-        run.wait(20)
 
     def expected(self):
         alone = self.work("alone")
@@ -154,7 +163,7 @@ class Directories(Case):
         self.assertEqual(self.versions(), [1, 2, 3])
 
 
-class Files(Case):
+class Files(FilesCase):
     """Without a directory that is kept."""
 
     @unittest.skipUnless(icp_harness.ABLE, "no namespaces")
@@ -190,10 +199,7 @@ class Files(Case):
                 for number in range(3):  # one of them gets the inode number of the file that is gone
                     (work / f"new{number}").write_text("another program's")
                 (work / "journal").write_text("of a later time")
-                for keeper in pathlib.Path(f"/proc/{run.pid}/task/{run.pid}/children").read_text().split():
-                    for pid in pathlib.Path(f"/proc/{keeper}/task/{keeper}/children").read_text().split() or [keeper]:
-                        os.kill(int(pid), signal.SIGKILL)
-                run.wait(20)
+                self.kill_below(run)
                 (work / "go").touch()
                 self.assert_ends(icp("restart", "--dir", self.image), 0)
                 self.assertEqual((work / "journal").read_bytes(), b"a" * size + b"end")
@@ -201,10 +207,26 @@ class Files(Case):
                 for number in range(3):
                     self.assertEqual((work / f"new{number}").read_text(), "another program's")
 
-    def work(self, name):
-        path = self.dir / name
-        path.mkdir()
-        return path
+    @unittest.skipUnless(icp_harness.ABLE, "no namespaces")
+    def test_journal_of_a_later_time(self):
+        """SQLite's is made for each transaction: it would be played back into a database that is as of the version."""
+        work = self.work("w")
+        code = ("import os, time\nf = open('base', 'w+b', 0)\nf.write(b'a' * 600000)\nopen('up', 'w')\n"
+                "while not os.path.exists('go'): time.sleep(0.02)\n")
+        run = self.start(icp_harness.program(), "run", "--dir", self.image, "--interval", "1h", "--checkpoint-files", "open",
+                         "--", "/usr/bin/python3", "-c", code, cwd=work, stdout=subprocess.DEVNULL)
+        wait_for((work / "up").exists)
+        run.send_signal(signal.SIGUSR1)
+        wait_for(self.versions)
+        with (work / "base").open("r+b") as base:  # no longer than before
+            base.write(b"b" * 5000)
+        (work / "base-journal").write_text("how it was before that")
+        self.kill_below(run)
+        (work / "go").touch()
+        self.assert_ends(icp("restart", "--dir", self.image), 0)
+        self.assertEqual((work / "base").read_bytes(), b"a" * 600000)
+        self.assertFalse((work / "base-journal").exists())
+        self.assertEqual((work / "base-journal.after-checkpoint").read_text(), "how it was before that")
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ RESULT on standard output, and all that `answer` prints afterwards.
 
 import dataclasses
 
-from program_texts import (BLAS, FORTRAN, FUTURES, GIT, GO, INOTIFY, JAVA, LOKY, MAKEFILE, MEMCACHED, MEMCACHED_CLIENT, NODE, OPENMP, POOL, REDIS_CLIENT, R_SCRIPT, SERVE, SQLITE, TMUX, TORCH)
+from program_texts import (BLAS, FORTRAN, FUTURES, GIT, GO, INOTIFY, JAVA, LOKY, MAKEFILE, MEMCACHED,
+                           MEMCACHED_CLIENT, NODE, OPENMP, POOL, REDIS_CLIENT, R_SCRIPT, SERVE, SQLITE, TMUX, TORCH)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,7 +45,8 @@ SQLITE_PREPARE = script("bank.py", SQLITE) + """sqlite3 bank.db "create table ac
 create table turn (n integer primary key, pad text);
 with recursive n(i) as (select 0 union all select i + 1 from n where i < 4999) insert into account select i, 1000, hex(zeroblob(40)) from n"
 """
-SQLITE_ANSWER = """sqlite3 bank.db "pragma integrity_check; select sum(money), sum(money * id) from account; select count(*), sum(n) from turn" """
+SQLITE_ANSWER = """sqlite3 bank.db "pragma integrity_check;
+select sum(money), sum(money * id) from account; select count(*), sum(n) from turn" """
 
 
 def kept(options):
@@ -82,7 +84,8 @@ kill -INT $!; wait $! || true
 """
 
 MARIADB = "mariadbd --no-defaults --datadir=$PWD/data --socket=$PWD/s --skip-networking --pid-file=$PWD/pid " \
-          "--innodb-use-native-aio=0 --innodb-buffer-pool-size=16M --innodb-log-file-size=8M --innodb-flush-log-at-trx-commit=2 --log-error=$PWD/log"
+          "--innodb-use-native-aio=0 --innodb-buffer-pool-size=16M --innodb-log-file-size=8M " \
+          "--innodb-flush-log-at-trx-commit=2 --log-error=$PWD/log"
 MARIADB_UP = "for i in $(seq 300); do mariadb-admin --no-defaults -S s ping > /dev/null 2>&1 && break; sleep 0.1; done"
 MARIADB_RUN = MARIADB + """ > /dev/null 2>&1 &
 """ + MARIADB_UP + """

@@ -40,7 +40,8 @@ import program_list
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 BUILD = pathlib.Path(os.environ.get("ICP_BUILD_DIR", ROOT / "build" / "release"))
-USER = pwd.getpwnam(os.environ.get("ICP_SOAK_USER", "icptest"))
+USER_NAME = os.environ.get("ICP_SOAK_USER", "icptest")
+USER = next((each for each in pwd.getpwall() if each.pw_name == USER_NAME), None)
 BAD = ("not again", "own error", "WRONG", "HANG")
 PRINT = threading.Lock()
 
@@ -340,8 +341,8 @@ def arguments():
 
 def main():
     given = arguments()
-    if os.geteuid() != 0:
-        print("programs.py needs root")
+    if os.geteuid() != 0 or USER is None:
+        print(f"programs.py needs root, and the user {USER_NAME} (ICP_SOAK_USER)")
         return 77
     wanted = [each for each in program_list.PROGRAMS if not given.name or each.name in given.name]
     present, missing = [], []
