@@ -17,6 +17,7 @@
 #include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 #include "engine/broker/broker.h"
+#include "engine/files/held_connections.h"
 #include "engine/image/image_layout.h"
 #include "engine/memory/host_facts.h"
 #include "engine/memory/memory_capture.h"
@@ -189,7 +190,7 @@ void Session::Impl::open_ipc(pid_t process) {
   memory.set_ipc(ipc);
 }
 
-void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
+void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule, HeldConnections* held) {
   std::vector<StoppedProcess>& stopped = tree.processes();
   std::vector<ProcessRef> refs;
   for (const StoppedProcess& process : stopped) refs.push_back(process.ref);
@@ -206,9 +207,11 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule) {
   ipc->capture(ipc->select(sysv_scope(stopped)), *capsule.mutable_sysv());
   capture_process_state(stopped, states);
   capture_filters(stopped, capsule);
+  NetworkScope network = config.network;
+  network.held = held;
   capture_files(
       stopped, states, outer(), [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); },
-      capsule, config.network, &kept_files);
+      capsule, network, &kept_files);
   memory.collect(stopped, states, capsule);
   directories.read();
   capture_undo(stopped, states, capsule);
@@ -372,12 +375,13 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   pb::Manifest manifest;
   const std::vector<ProcessRef> found = processes();
   const uint64_t stop_begin = now_ns(CLOCK_MONOTONIC);
+  HeldConnections held;  // which are let go when the processes go on, or after them
   StoppedTree tree(
       found, [this] { return root_pids(); }, calls);
   pass(Phase::kStopped);
   manifest.set_taken_unix_ns(now_ns(CLOCK_REALTIME));
   manifest.set_taken_boot_ns(now_ns(CLOCK_MONOTONIC));
-  collect(tree, capsule);
+  collect(tree, capsule, options.kill ? &held : nullptr);
   pass(Phase::kCollected);
   if (!options.kill) tree.resume();
   const uint64_t stop_end = now_ns(CLOCK_MONOTONIC);
@@ -419,6 +423,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   stats.set_total_ns(now_ns(CLOCK_MONOTONIC) - begin);
   result.stats = stats;
   if (options.committed) options.committed(result);
+  if (options.kill) held.outlive();
   if (options.kill) tree.kill();
   return result;
 }

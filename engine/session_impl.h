@@ -39,7 +39,7 @@ struct Session::Impl {
   // Before the first version: goes on from the latest one with trackings that an earlier session kept.
   void resume_kept(const ImageDir& image);
   void prepare(VersionWriter& writer, const std::string& image_path);
-  void collect(StoppedTree& tree, pb::Capsule& capsule);
+  void collect(StoppedTree& tree, pb::Capsule& capsule, HeldConnections* held);
   CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
 
   std::vector<OuterStreamId> outer() const;

@@ -22,8 +22,8 @@ void VersionOptions::add_to(CLI::App& app) {
   app.add_option("--tracker", tracker,
                  "How written pages are found: auto, kernel-module, userfaultfd, soft-dirty, everything")
       ->type_name("KIND");
-  app.add_option("--external-tcp", external_tcp, "TCP connections that lead out of the tree: refuse, reset")
-      ->check(CLI::IsMember({"refuse", "reset"}))
+  app.add_option("--external-tcp", external_tcp, "TCP connections that lead out of the tree: refuse, reset, keep")
+      ->check(CLI::IsMember({"refuse", "reset", "keep"}))
       ->type_name("WHAT");
 }
 
@@ -73,7 +73,8 @@ TrackerKind tracker_from(const std::string& name) { return name == "auto" ? Trac
 SessionConfig session_config(const VersionOptions& options, const Identity& identity, const std::string& command) {
   SessionConfig config;
   config.tracker = tracker_from(options.tracker);
-  config.network.external = options.external_tcp == "reset" ? ExternalTcp::kReset : ExternalTcp::kRefuse;
+  if (options.external_tcp == "reset") config.network.external = ExternalTcp::kReset;
+  if (options.external_tcp == "keep") config.network.external = ExternalTcp::kKeep;
   config.compression = parse_compression(options.compression);
   config.dedup = options.dedup;
   for (const std::string& what : options.checkpoint_files) {

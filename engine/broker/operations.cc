@@ -2,6 +2,7 @@
 #include "engine/broker/operations.h"
 
 #include <fcntl.h>
+#include <linux/filter.h>
 #include <linux/nsfs.h>
 #include <linux/sched.h>
 #include <netinet/in.h>
@@ -29,6 +30,7 @@
 #include "engine/base/procfs.h"
 #include "engine/base/socket_pair.h"
 #include "engine/broker/rights.h"
+#include "engine/broker/tcp_queue.h"
 #include "engine/sysv/ipc_namespace.h"
 
 namespace icp::privileged {
@@ -368,6 +370,13 @@ size_t most_buffer(bool receive) {
 
 void set_tcp_repair(int socket, int mode) {
   check_tcp(socket);
+  if (mode == kTcpDeaf) {
+    sock_filter nothing{BPF_RET | BPF_K, 0, 0, 0};
+    const sock_fprog program{1, &nothing};
+    if (::setsockopt(socket, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0)
+      throw_errno("cannot hold a TCP connection");
+    return;
+  }
   if (::setsockopt(socket, IPPROTO_TCP, TCP_REPAIR, &mode, sizeof mode) != 0)
     throw_errno("cannot change the repair mode of a TCP socket");
   if (mode == TCP_REPAIR_ON) forgo_ports(socket);

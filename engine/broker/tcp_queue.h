@@ -8,6 +8,10 @@
 
 namespace icp {
 
+// Beside TCP_REPAIR_*: nothing that comes is taken in, nor answered. SO_DETACH_FILTER ends it. Some kernels let only
+// root attach a filter.
+constexpr int kTcpDeaf = 100;
+
 // One thread.
 class TcpQueuePeek {
  public:

@@ -49,12 +49,12 @@ class RestoreContext {
   // Runs from apply_side_effects(), in the order of the calls. `action` throws on failure.
   void later(std::function<void()> action) { side_effects.push_back(std::move(action)); }
 
-  bool is_pidfd(uint32_t id) const { return pidfds.count(id) != 0; }
-  bool added_inside(uint32_t id) const { return is_pidfd(id) || signalfds.count(id) != 0; }
+  bool is_made_inside(uint32_t id) const { return made_inside.count(id) != 0; }
+  bool added_inside(uint32_t id) const { return is_made_inside(id) || signalfds.count(id) != 0; }
 
   std::map<uint32_t, UniqueFd> fds;
-  std::set<uint32_t> pidfds;     // made later, inside the processes
-  std::set<uint32_t> signalfds;  // added to epoll sets inside the processes
+  std::set<uint32_t> made_inside;  // made later, inside the processes
+  std::set<uint32_t> signalfds;    // added to epoll sets inside the processes
   AddressMap addresses;
   std::map<uint32_t, RestoredPty> ptys;         // by number
   std::vector<ConnectionEnd> open_ends;         // connections to other capsules

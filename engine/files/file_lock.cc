@@ -49,9 +49,9 @@ struct flock to_flock(const pb::PosixLock& lock, const pb::OpenFile& file) {
 void check_locks(FileScan& scan, Description& description) {
   for (const FdUse& use : description.uses) {
     for (const LockLine& lock : use.locks) {
-      if (lock.kind != LockLine::Kind::kOther && lock.kind != LockLine::Kind::kLease) continue;
-      scan.refuse(description, fmt::format("lease or delegation on {}", description.target),
-                  "give the lease up before a checkpoint");
+      if (lock.kind != LockLine::Kind::kOther) continue;
+      scan.refuse(description, fmt::format("lease on {} that another program waits for", description.target),
+                  "let the program give it up", true);
     }
   }
 }
@@ -78,19 +78,35 @@ void capture_locks(Description& description, const std::vector<pb::Process*>& st
   }
 }
 
-void restore_locks(const pb::OpenFile& file, int fd) {
-  if (file.has_flock()) {
-    const int type = file.flock().type();
-    if (type != F_RDLCK && type != F_WRLCK) throw_bad_file(file, "a lock on it is of unknown type");
-    if (::flock(fd, (type == F_WRLCK ? LOCK_EX : LOCK_SH) | LOCK_NB) != 0) throw_taken(file, errno);
-  }
+namespace {
+
+int flock_operation(const pb::OpenFile& file) {
+  const int type = file.flock().type();
+  if (type != F_RDLCK && type != F_WRLCK) throw_bad_file(file, "a lock on it is of unknown type");
+  return (type == F_WRLCK ? LOCK_EX : LOCK_SH) | LOCK_NB;
+}
+
+}  // namespace
+
+void restore_locks(const pb::OpenFile& file, int fd, bool in_process) {
+  if (!in_process && file.has_flock() && ::flock(fd, flock_operation(file)) != 0) throw_taken(file, errno);
   for (const pb::PosixLock& lock : file.ofd_locks()) {
     struct flock request = to_flock(lock, file);
     if (::fcntl(fd, F_OFD_SETLK, &request) != 0) throw_taken(file, errno);
   }
+}
+
+void restore_own_locks(RemoteProcess& remote, const pb::OpenFile& file, int fd) {
+  const auto number = static_cast<uint64_t>(fd);
+  if (file.has_flock()) {
+    const auto operation = static_cast<uint64_t>(flock_operation(file));
+    const int64_t result = remote.syscall(SYS_flock, {number, operation});
+    if (result != 0) throw_taken(file, static_cast<int>(-result));
+  }
   if (!file.has_lease()) return;
   if (file.lease() != F_RDLCK && file.lease() != F_WRLCK) throw_bad_file(file, "a lease on it is of unknown type");
-  if (::fcntl(fd, F_SETLEASE, file.lease()) != 0) throw_taken(file, errno);
+  const int64_t result = remote.syscall(SYS_fcntl, {number, F_SETLEASE, static_cast<uint64_t>(file.lease())});
+  if (result != 0) throw_taken(file, static_cast<int>(-result));
 }
 
 void restore_posix_locks(RemoteProcess& remote, const pb::Process& process,

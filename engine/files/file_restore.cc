@@ -35,6 +35,7 @@ void set_flags(const pb::OpenFile& file, int fd) {
     case pb::OpenFile::kUnixSocket:
     case pb::OpenFile::kTcp:
     case pb::OpenFile::kUdp:
+    case pb::OpenFile::kNetlink:
       break;
     default:
       return;
@@ -129,34 +130,39 @@ void FileRestore::create() {
   for (const FileKind* kind : file_kinds()) {
     if (by_kind.count(kind)) kind->connect(impl_->context, by_kind[kind]);
   }
+  std::set<uint32_t> held;  // by processes
+  for (const pb::Process& process : impl_->capsule.processes())
+    for (const pb::FileDescriptor& descriptor : process.fds()) held.insert(descriptor.file());
   for (const auto& [id, file] : impl_->files) {
     const int fd = impl_->context.get(id);
     if (fd < 0 || file->has_outer()) continue;
     set_flags(*file, fd);
-    if (!impl_->options.dry) restore_locks(*file, fd);
+    if (!impl_->options.dry) restore_locks(*file, fd, held.count(id) != 0);
   }
 }
 
 int FileRestore::local_fd(uint32_t id) const {
   const int fd = impl_->context.get(id);
-  if (fd < 0 && !impl_->context.is_pidfd(id)) throw_error(ErrorKind::kImage, "the image has no open file {}", id);
+  if (fd < 0 && !impl_->context.is_made_inside(id)) throw_error(ErrorKind::kImage, "the image has no open file {}", id);
   return fd;
 }
 
 void FileRestore::finish_process(RemoteProcess& remote, const pb::Process& process) {
   FinishContext context{remote, process, impl_->files};
   impl_->context.senders[process.pid()] = {&remote, &process};
-  for (const bool pidfds : {true, false}) {  // epoll sets may watch pidfds
+  for (const bool made_inside : {true, false}) {  // epoll sets may watch pidfds
     for (const pb::FileDescriptor& descriptor : process.fds()) {
       const auto file = impl_->files.find(descriptor.file());
       if (file == impl_->files.end())
         throw_error(ErrorKind::kImage, "the image has no open file {}", descriptor.file());
-      if (file->second->has_pidfd() == pidfds) file_kind(*file->second).finish(context, descriptor, *file->second);
+      if (impl_->context.is_made_inside(file->first) == made_inside)
+        file_kind(*file->second).finish(context, descriptor, *file->second);
     }
   }
   for (const pb::FileDescriptor& descriptor : process.fds()) {
     const pb::OpenFile& file = *impl_->files.at(descriptor.file());
     if (file.has_outer() || !impl_->owned.insert(file.id()).second) continue;
+    if (!impl_->options.dry) restore_own_locks(remote, file, descriptor.fd());
     restore_owner(remote, file, descriptor.fd(), impl_->context.get(file.id()));
   }
   if (!impl_->options.dry) restore_posix_locks(remote, process, impl_->files);

@@ -79,6 +79,9 @@ struct FileScan::Found {
   struct stat stat {};
   FdInfo info;
 
+  static bool has_in_flight(const Found& one) {
+    return S_ISSOCK(one.stat.st_mode) && one.info.number("scm_fds").value_or(0) != 0;
+  }
   auto key() const { return std::tuple(stat.st_dev, stat.st_ino, info.flags, info.position); }
 };
 
@@ -97,6 +100,7 @@ void FileScan::run() {
   for (size_t i = 0; i < processes_.size(); i++)
     if (!tables_[i]->shared_with) read_table(i, found);
   if (!checking()) take_in_flight(found);
+  unseen_ = checking() && std::any_of(found.begin(), found.end(), Found::has_in_flight);
   sort_into_descriptions(found);
   number_descriptions();
   for (const auto& description : descriptions_) {
@@ -170,7 +174,7 @@ UniqueFd FileScan::duplicate(const FdUse& use) {
 void FileScan::take_in_flight(std::vector<Found>& found) {
   const size_t agent = processes_.size();
   for (size_t i = 0; i < found.size(); ++i) {
-    if (!S_ISSOCK(found[i].stat.st_mode) || found[i].info.number("scm_fds").value_or(0) == 0) continue;
+    if (!Found::has_in_flight(found[i])) continue;
     const UniqueFd socket = duplicate(found[i].use);
     if (!socket)
       throw_errno("cannot take over descriptor {} of process {}", found[i].use.fd,

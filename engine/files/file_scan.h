@@ -64,6 +64,8 @@ class FileScan {
   void run();
 
   bool checking() const { return findings_ != nullptr; }
+  // A check does not look into sockets: what is there is seen at the capture only.
+  bool misses_descriptors() const { return unseen_; }
   const std::vector<ProcessRef>& processes() const { return processes_; }
   std::vector<std::unique_ptr<Description>>& descriptions() { return descriptions_; }
   Description* find(size_t process, int fd);
@@ -123,6 +125,7 @@ class FileScan {
   std::vector<std::optional<int>> ranks_;
   std::vector<std::unique_ptr<Table>> tables_;
   std::vector<UniqueFd> in_flight_;  // copies
+  bool unseen_ = false;
   std::vector<std::unique_ptr<Description>> descriptions_;
   std::set<size_t> pmix_relays_;  // processes
   std::vector<std::pair<dev_t, long>> filesystems_;

@@ -26,6 +26,7 @@ void for_each_kind(FileScan& scan, Each each) {
 // All kinds have looked: asks the other capsules about what leads there.
 void survey(FileScan& scan, const NetworkScope& network) {
   scan.inet.external = network.external;
+  scan.inet.held = network.held;
   scan.inet.several = network.inside_job != nullptr;
   for_each_kind(scan, [&](const FileKind& kind, Descriptions all) { kind.survey(scan, all); });
   if (!network.inside_job) return;

@@ -4,10 +4,12 @@
 #include <arpa/inet.h>
 #include <linux/inet_diag.h>
 #include <linux/netlink.h>
+#include <linux/rtnetlink.h>
 #include <linux/sock_diag.h>
 #include <netinet/in.h>
 
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #include "engine/base/error.h"
@@ -135,6 +137,63 @@ void InetDiagSocket::end_leftovers(const InetAddress& local, const std::optional
     if (::send(fd_.get(), &target, sizeof target, 0) < 0) return;
     (void)::recv(fd_.get(), buffer, sizeof buffer, 0);  // the acknowledgement, or why not
   }
+}
+
+namespace {
+
+// "idiag_cookie": two halves of what SO_COOKIE tells.
+uint64_t cookie_of(const inet_diag_msg& message) {
+  return message.id.idiag_cookie[0] | static_cast<uint64_t>(message.id.idiag_cookie[1]) << 32;
+}
+
+int shutdown_in(const nlmsghdr& header) {
+  const auto* message = static_cast<const inet_diag_msg*>(NLMSG_DATA(&header));
+  size_t left = header.nlmsg_len - NLMSG_LENGTH(sizeof *message);
+  for (const auto* attribute = reinterpret_cast<const rtattr*>(message + 1); RTA_OK(attribute, left);
+       attribute = RTA_NEXT(attribute, left))
+    if (attribute->rta_type == INET_DIAG_SHUTDOWN) return *static_cast<const uint8_t*>(RTA_DATA(attribute));
+  return 0;
+}
+
+// Calls `each` with every socket of the kind; with none where the kernel does not tell.
+void dump(int domain, int protocol, const std::function<void(const nlmsghdr&)>& each) {
+  const UniqueFd kernel(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+  Request request = request_for(SOCK_DIAG_BY_FAMILY, domain, NLM_F_DUMP);
+  request.body.sdiag_protocol = static_cast<uint8_t>(protocol);
+  if (!kernel || ::send(kernel.get(), &request, sizeof request, 0) < 0) return;
+  alignas(nlmsghdr) char buffer[32768];
+  for (;;) {
+    const ssize_t got = ::recv(kernel.get(), buffer, sizeof buffer, 0);
+    if (got <= 0) return;
+    size_t left = static_cast<size_t>(got);
+    for (const auto* header = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(header, left);
+         header = NLMSG_NEXT(header, left)) {
+      if (header->nlmsg_type != SOCK_DIAG_BY_FAMILY) return;
+      each(*header);
+    }
+  }
+}
+
+}  // namespace
+
+int DatagramDiag::shutdown_of(int fd) {
+  int domain = 0, protocol = 0, type = 0;
+  uint64_t cookie = 0;
+  const auto ask = [fd](int name, auto& value) {
+    socklen_t length = sizeof value;
+    return ::getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0;
+  };
+  if (!ask(SO_DOMAIN, domain) || !ask(SO_PROTOCOL, protocol) || !ask(SO_TYPE, type) || !ask(SO_COOKIE, cookie))
+    return 0;
+  if (type != SOCK_DGRAM) return 0;
+  const auto [table, is_new] = known_.try_emplace({domain, protocol});
+  if (is_new)
+    dump(domain, protocol, [&](const nlmsghdr& header) {
+      const int how = shutdown_in(header);
+      if (how != 0) table->second.emplace(cookie_of(*static_cast<const inet_diag_msg*>(NLMSG_DATA(&header))), how);
+    });
+  const auto found = table->second.find(cookie);
+  return found == table->second.end() ? 0 : found->second;
 }
 
 }  // namespace icp

@@ -6,7 +6,9 @@
 
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <optional>
+#include <utility>
 
 #include "engine/base/unique_fd.h"
 #include "engine/files/inet_address.h"
@@ -63,6 +65,16 @@ class InetDiagSocket {
   // Asks for a list, and shows each connection of the answer.
   void list(const void* request, size_t bytes, const std::function<void(const inet_diag_msg&)>& visit);
   UniqueFd fd_;
+};
+
+// What shutdown(2) has closed of datagram sockets, of which all of a host are asked for at once.
+class DatagramDiag {
+ public:
+  int shutdown_of(int fd);  // 1: no more reading, 2: no more writing
+
+ private:
+  using Table = std::map<uint64_t, int>;        // by cookie
+  std::map<std::pair<int, int>, Table> known_;  // by domain and protocol
 };
 
 }  // namespace icp

@@ -28,6 +28,7 @@ struct TcpFacts {
     kEnded,       // the other end was closed
     kBroken,      // reset by the other end, or another error
     kUrgent,      // urgent data
+    kKept,        // kOutside, and goes on after a restart
   };
   Role role = Role::kGone;
   uint8_t state = 0;  // TcpState
@@ -42,6 +43,7 @@ struct TcpFacts {
 
 struct InetSurvey {
   ExternalTcp external = ExternalTcp::kRefuse;
+  HeldConnections* held = nullptr;
   bool several = false;              // the capsule is one of several of a job
   std::map<uint32_t, TcpFacts> tcp;  // by Description::id
   std::vector<ConnectionEnd> open_ends;

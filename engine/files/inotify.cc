@@ -30,7 +30,8 @@ struct Watch {
   int wd = 0;
   uint32_t mask = 0;
   uint64_t dev = 0, ino = 0;
-  std::string path;  // "": its name is not known
+  std::string path;   // "": its name is not known
+  uint32_t file = 0;  // removed, and open: Description::id
 };
 
 std::vector<Watch> watches_of(const Description& description) {
@@ -56,6 +57,12 @@ bool leads_to(FileScan& scan, size_t process, const std::string& path, const Wat
          now.st_ino == watch.ino;
 }
 
+// A directory that has been removed is another one after a restart, as is a file of other kinds.
+bool is_removed_and_open(const Description& description, const Watch& watch) {
+  return description.stat.st_dev == watch.dev && description.stat.st_ino == watch.ino &&
+         description.stat.st_nlink == 0 && S_ISREG(description.stat.st_mode);
+}
+
 // What is watched is often open as well (tail -f), or somebody's working directory. Else the kernel is asked for its
 // name, by way of root.
 void find_paths(FileScan& scan, const Description& description, std::vector<Watch>& watches) {
@@ -68,8 +75,9 @@ void find_paths(FileScan& scan, const Description& description, std::vector<Watc
         watch.path = other->target;
         break;
       }
+      if (is_removed_and_open(*other, watch)) watch.file = other->id;
     }
-    if (!watch.path.empty()) continue;
+    if (!watch.path.empty() || watch.file != 0) continue;
     if (!asked) {
       try {
         known = broker().watched_paths(scan.processes()[use.process].pid, use.fd);
@@ -116,6 +124,7 @@ class InotifyKind final : public FileKind {
       std::vector<Watch> watches = watches_of(*description);
       find_paths(scan, *description, watches);
       for (const Watch& watch : watches) {
+        if (watch.file != 0) continue;
         if (watch.path.empty())
           scan.refuse(*description,
                       fmt::format("inotify watch {} of a file whose name is gone or not known any more (inode {})",
@@ -142,6 +151,7 @@ class InotifyKind final : public FileKind {
         saved.set_path(watch.path);
         saved.set_dev(watch.dev);
         saved.set_ino(watch.ino);
+        saved.set_file(watch.file);
       }
     }
   }
@@ -150,15 +160,22 @@ class InotifyKind final : public FileKind {
     for (const pb::OpenFile* file : files) {
       UniqueFd fd(::inotify_init1(IN_NONBLOCK | IN_CLOEXEC));
       if (!fd) throw_errno("cannot make an inotify instance");
+      context.put(*file, std::move(fd));
+    }
+  }
+
+  // When what is watched is there.
+  void connect(RestoreContext& context, ImageFiles files) const override {
+    for (const pb::OpenFile* file : files) {
+      const int fd = context.get(file->id());
       int last = 0;
       for (const pb::InotifyWatch& watch : file->inotify().watches()) {
         if (watch.wd() <= last || watch.wd() > kMostWatch)
           throw_bad_file(*file, fmt::format("inotify watch {} follows {}", watch.wd(), last));
         last = watch.wd();
-        add_watch(context, *file, fd.get(), watch);
+        add_watch(context, *file, fd, watch);
       }
-      drop_events(fd.get());
-      context.put(*file, std::move(fd));
+      drop_events(fd);
     }
   }
 
@@ -174,8 +191,13 @@ class InotifyKind final : public FileKind {
   static void add_watch(const RestoreContext& context, const pb::OpenFile& file, int fd,
                         const pb::InotifyWatch& watch) {
     const FsIdentity as_user(context.options.identity);
-    const UniqueFd target = find(context, file, watch.path());
-    const std::string path = fmt::format("/proc/self/fd/{}", target.get());
+    const UniqueFd target = watch.file() == 0 ? find(context, file, watch.path()) : UniqueFd();
+    const int open = watch.file() == 0 ? target.get() : context.get(watch.file());
+    struct stat status {};
+    // Of files alone, whatever the image says: they are restored where files are.
+    if (open < 0 || (watch.file() != 0 && (::fstat(open, &status) != 0 || !S_ISREG(status.st_mode))))
+      throw_bad_file(file, fmt::format("inotify watch {} is of no file", watch.wd()));
+    const std::string path = fmt::format("/proc/self/fd/{}", open);
     for (int tries = 0;; ++tries) {
       const int got = ::inotify_add_watch(fd, path.c_str(), (watch.mask() & kMasks) | IN_MASK_CREATE);
       if (got < 0 && errno == EEXIST) throw_bad_file(file, fmt::format("{} is watched twice", watch.path()));

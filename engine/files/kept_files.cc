@@ -141,13 +141,24 @@ void KeptFiles::hash(File& file, int fd, const struct stat& now, uint64_t most, 
   }
 }
 
+// Another description for one that cannot be read so, with the rights of the user, or root's for root's own processes.
+// To open a file breaks the leases on it.
+static UniqueFd open_to_read(const Description& description, int own) {
+  if (description.access() != O_WRONLY && (description.info.flags & O_DIRECT) == 0)
+    return UniqueFd(::fcntl(own, F_DUPFD_CLOEXEC, 0));
+  const auto& locks = description.uses.front().locks;
+  const bool leased =
+      std::any_of(locks.begin(), locks.end(), [](const LockLine& lock) { return lock.kind == LockLine::Kind::kLease; });
+  return UniqueFd(leased ? -1
+                         : ::open(fmt::format("/proc/self/fd/{}", own).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+}
+
 void KeptFiles::read(FileScan& scan, Description& description, bool keep, uint64_t most, bool stopped) {
   const int own = scan.take(description);
   if (own < 0) return;
   struct stat now {};
   const int64_t begin = now_ns();
-  // May be open for writing only; the agent has its user's rights, or is root for root's own processes.
-  const UniqueFd fd(::open(fmt::format("/proc/self/fd/{}", own).c_str(), O_RDONLY | O_CLOEXEC | O_NONBLOCK));
+  const UniqueFd fd = open_to_read(description, own);
   if (!fd || ::fstat(fd.get(), &now) != 0) return;
   File& file = files_[{now.st_dev, now.st_ino}];
   const uint64_t before = file.hash.bytes();

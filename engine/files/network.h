@@ -23,11 +23,15 @@ struct ConnectionEnd {
 enum class ExternalTcp {
   kRefuse,  // no checkpoint
   kReset,   // saved as one that the other end has reset: the program gets ECONNRESET after a restart
+  kKeep,    // of a version with which the job ends: goes on where it was. Of others, or without root: kReset
 };
+
+class HeldConnections;
 
 // At a checkpoint.
 struct NetworkScope {
   ExternalTcp external = ExternalTcp::kRefuse;
+  HeldConnections* held = nullptr;  // with kKeep, at the capture: takes the connections
   // Set when the capsule is one of several of a job. Given all ends that lead out of this capsule, returns those whose
   // other ends (local and remote exchanged) are in another one. Called in the thread of the session:
   //   stopped == false  while the processes run, before anything is stopped; perhaps several times

@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <linux/magic.h>
+#include <sys/stat.h>
 
 #include "engine/base/error.h"
 #include "engine/files/image_path.h"
@@ -63,6 +64,11 @@ class ObjectFileKind final : public SingleFileKind {
     UniqueFd fd = context.options.open_object(file.object().object(), file.flags() & keep);
     if (!fd) throw_bad_file(file, fmt::format("memory object {} cannot be opened", file.object().object()));
     seek_to_position(file, fd.get());
+    if (file.identity().path().ends_with(" (deleted)")) {  // filling it has changed the time
+      const int64_t when = file.identity().mtime_ns();
+      const timespec times[2] = {{0, UTIME_OMIT}, {when / 1'000'000'000, when % 1'000'000'000}};
+      ::futimens(fd.get(), times);
+    }
     return fd;
   }
 };

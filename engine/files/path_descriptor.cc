@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
@@ -23,6 +24,27 @@ std::string link_text(int fd) {
   return length < 0 ? "" : std::string(text, static_cast<size_t>(length));
 }
 
+bool is_removed_link(const struct stat& status) { return S_ISLNK(status.st_mode) && status.st_nlink == 0; }
+
+// One that nothing leads to: made somewhere and removed at once.
+UniqueFd make_removed_link(const RestoreContext& context, const pb::OpenFile& file) {
+  const std::string& text = file.link().text();
+  if (text.empty() || text.size() >= PATH_MAX || text.find('\0') != std::string::npos)
+    throw_bad_file(file, "it is a symbolic link to nothing");
+  const FsIdentity as_user(context.options.identity);
+  std::string directory = "/tmp/.icp-link-XXXXXX";
+  if (::mkdtemp(directory.data()) == nullptr) throw_errno("cannot make a symbolic link again");
+  const std::string path = directory + "/" + last_name_of(file.identity().path());
+  UniqueFd fd;
+  if (::symlink(text.c_str(), path.c_str()) == 0) fd.reset(::open(path.c_str(), O_PATH | O_NOFOLLOW | O_CLOEXEC));
+  const int error = errno;
+  ::unlink(path.c_str());
+  ::rmdir(directory.c_str());
+  errno = error;
+  if (!fd) throw_errno("cannot make the symbolic link {} again", file.identity().path());
+  return fd;
+}
+
 class PathDescriptorKind final : public SingleFileKind {
  public:
   pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kLink; }
@@ -34,16 +56,20 @@ class PathDescriptorKind final : public SingleFileKind {
     return !S_ISREG(mode) || (target.starts_with("/dev/shm/") && description.stat.st_nlink > 0);
   }
 
-  void check_one(FileScan& scan, Description& description) const override { path_leads_back(scan, description); }
+  void check_one(FileScan& scan, Description& description) const override {
+    if (!is_removed_link(description.stat)) path_leads_back(scan, description);
+  }
 
   void capture_one(FileScan& scan, const ObjectResolver&, Description& description) const override {
     capture_identity(description);
     pb::SymbolicLink& link = *description.message->mutable_link();
     if (S_ISLNK(description.stat.st_mode)) link.set_text(link_text(scan.take(description)));
+    link.set_removed(is_removed_link(description.stat));
   }
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
     const std::string& path = file.identity().path();
+    if (file.link().removed()) return make_removed_link(context, file);
     if (!is_usable_path(path)) throw_bad_file(file, "it has no usable path");
     const FsIdentity as_user(context.options.identity);
     UniqueFd fd = open_below(context.options.root_fd, path, O_PATH | O_NOFOLLOW);

@@ -2,15 +2,13 @@
 #include "engine/files/pidfd.h"
 
 #include <fcntl.h>
-#include <sched.h>
-#include <signal.h>
 #include <sys/syscall.h>
-#include <sys/wait.h>
 
 #include <charconv>
 #include <optional>
 
 #include "engine/base/error.h"
+#include "engine/files/made_inside.h"
 
 namespace icp {
 namespace {
@@ -24,29 +22,6 @@ std::optional<pid_t> pid_of(const Description& description) {
   if (!text || std::from_chars(text->data(), text->data() + text->size(), pid).ec != std::errc()) return {};
   return pid;
 }
-
-// A child of the process that never runs, for a pidfd of one that has ended: nothing can be learnt of that any more, so
-// one is like another. Its number is free again before any thread needs it.
-class BriefChild {
- public:
-  explicit BriefChild(RemoteProcess& remote)
-      : remote_(remote),
-        number_(static_cast<uint64_t>(remote.call("cannot start a process", SYS_clone, {CLONE_VM, 0, 0, 0, 0}))),
-        pid_(remote.last_child()),
-        thread_(Tracee::adopt(pid_)) {}
-  uint64_t number() const { return number_; }
-  void end() {
-    ::kill(pid_, SIGKILL);
-    thread_.forget_ended();
-    remote_.call("cannot wait for a process", SYS_wait4, {number_, 0, __WALL, 0});
-  }
-
- private:
-  RemoteProcess& remote_;
-  uint64_t number_;  // in the capsule
-  pid_t pid_;        // the agent's view
-  Tracee thread_;
-};
 
 class PidfdKind final : public FileKind {
  public:
@@ -72,31 +47,51 @@ class PidfdKind final : public FileKind {
     for (Description* description : descriptions) {
       const pid_t seen = pid_of(*description).value_or(0);
       description->message->mutable_pidfd()->set_ended(seen == kEnded);
+      if (seen == kEnded) description->message->mutable_pidfd()->set_ino(description->stat.st_ino);
       const pid_t pid = scan.vpid(seen).value_or(0);
       description->message->mutable_pidfd()->set_pid(static_cast<uint32_t>(pid));
     }
   }
 
   void create(RestoreContext& context, ImageFiles files) const override {
-    for (const pb::OpenFile* file : files) context.pidfds.insert(file->id());
+    for (const pb::OpenFile* file : files) context.made_inside.insert(file->id());
   }
 
-  // Processes that shared the description get one each: it has no state but its flags.
   void finish(FinishContext& context, const pb::FileDescriptor& descriptor, const pb::OpenFile& file) const override {
     RemoteProcess& remote = context.remote;
-    const uint64_t flags = file.flags() & (O_NONBLOCK | O_EXCL);  // PIDFD_NONBLOCK, PIDFD_THREAD
-    std::optional<BriefChild> ended;
-    if (file.pidfd().ended()) ended.emplace(remote);
-    const uint64_t pid = ended ? ended->number() : file.pidfd().pid();
-    const auto made = static_cast<uint64_t>(remote.call("cannot open a pidfd", SYS_pidfd_open, {pid, flags}));
-    if (ended) ended->end();
-    const auto want = static_cast<uint64_t>(descriptor.fd());
-    if (made == want) {
-      remote.call("cannot set up a pidfd", SYS_fcntl, {want, F_SETFD, descriptor.cloexec() ? FD_CLOEXEC : 0ul});
+    if (!file.pidfd().ended()) {
+      if (!duplicate_made(context, descriptor)) open(remote, descriptor, file, file.pidfd().pid());
       return;
     }
-    remote.call("cannot move a pidfd", SYS_dup3, {made, want, descriptor.cloexec() ? O_CLOEXEC : 0ul});
-    remote.call("cannot close a pidfd", SYS_close, {made});
+    // All at once, since one child stands for the process that they are about.
+    if (first_of_inode(context, file.pidfd().ino()) != &descriptor) return;
+    BriefChild child(remote);
+    for (const pb::FileDescriptor& other : context.process.fds()) {
+      const auto found = context.files.find(other.file());
+      if (found == context.files.end() || !is_about(*found->second, file.pidfd().ino())) continue;
+      if (!duplicate_made(context, other)) open(remote, other, *found->second, child.number());
+    }
+    child.end();
+  }
+
+ private:
+  static bool is_about(const pb::OpenFile& file, uint64_t ino) {
+    return file.has_pidfd() && file.pidfd().ended() && file.pidfd().ino() == ino;
+  }
+
+  static const pb::FileDescriptor* first_of_inode(const FinishContext& context, uint64_t ino) {
+    for (const pb::FileDescriptor& descriptor : context.process.fds()) {
+      const auto found = context.files.find(descriptor.file());
+      if (found != context.files.end() && is_about(*found->second, ino)) return &descriptor;
+    }
+    return nullptr;
+  }
+
+  static void open(RemoteProcess& remote, const pb::FileDescriptor& descriptor, const pb::OpenFile& file,
+                   uint64_t pid) {
+    const uint64_t flags = file.flags() & (O_NONBLOCK | O_EXCL);  // PIDFD_NONBLOCK, PIDFD_THREAD
+    move_to(remote, static_cast<uint64_t>(remote.call("cannot open a pidfd", SYS_pidfd_open, {pid, flags})),
+            descriptor);
   }
 };
 

@@ -70,6 +70,7 @@ void check_pipe(FileScan& scan, const PipeEnds& ends) {
   if (fifo && !path_leads_back(scan, first)) return;
   const std::string what = fifo ? fmt::format("FIFO {} whose other end is outside of the job", first.target)
                                 : fmt::format("pipe {} whose other end is outside of the job", first.target);
+  if (scan.misses_descriptors()) return;
   const std::string remedy = "start the other program inside the job too, or use a file";
   if (!ends.writer) {
     const int reader = scan.take(*ends.reader);

@@ -90,8 +90,12 @@ void create_anonymous(RestoreContext& context, const std::vector<const pb::OpenF
   UniqueFd reader(fds[0]), writer(fds[1]);
   set_capacity(*files.front(), writer.get());
   if (with_data) fill(*with_data, writer.get());
+  const int in = reader.get(), out = writer.get();
   for (const pb::OpenFile* file : files) {
-    context.put(*file, reopen(*file, access_of(*file) == O_RDONLY ? reader.get() : writer.get()));
+    // What open(2) gives has a flag (O_LARGEFILE) that pipe(2) does not give.
+    UniqueFd& first = access_of(*file) == O_RDONLY ? reader : writer;
+    const bool plain = access_of(*file) != O_RDWR && first;
+    context.put(*file, plain ? std::move(first) : reopen(*file, access_of(*file) == O_RDONLY ? in : out));
   }
 }
 

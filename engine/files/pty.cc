@@ -137,6 +137,14 @@ class MasterKind final : public FileKind {
     });
   }
 
+  // A user cannot give it away.
+  static void capture_access(const struct stat& status, pb::PtyMaster& message) {
+    message.set_mode(status.st_mode & 07777);
+    if (::geteuid() != 0) return;
+    message.set_uid(status.st_uid);
+    message.set_gid(status.st_gid);
+  }
+
   static void capture_settings(FileScan& scan, uint32_t number, const Ends& ends) {
     const int fd = scan.take(*ends.master);
     pb::PtyMaster& message = *ends.master->message->mutable_pty_master();
@@ -153,7 +161,7 @@ class MasterKind final : public FileKind {
     message.set_exclusive_master(flag_of(fd, TIOCGEXCL) != 0);
     message.set_opened(!ends.slaves.empty() || (poll_events(fd) & POLLHUP) != 0);
     for (Description* slave : ends.slaves) {
-      if (slave->stat.st_rdev != kControllingDevice) message.set_mode(slave->stat.st_mode & 07777);
+      if (slave->stat.st_rdev != kControllingDevice) capture_access(slave->stat, message);
       message.set_exclusive(flag_of(scan.take(*slave), TIOCGEXCL) != 0);
     }
   }
@@ -179,7 +187,7 @@ class MasterKind final : public FileKind {
     const int master = scan.take(*ends.master);
     const UniqueFd slave = open_slave(scan, ends, message.locked());
     if (struct stat status{}; message.mode() == 0 && ::fstat(slave.get(), &status) == 0)
-      message.set_mode(status.st_mode & 07777);
+      capture_access(status, message);
     const int flags = ::fcntl(slave.get(), F_GETFL);
     ::fcntl(slave.get(), F_SETFL, flags | O_NONBLOCK);
     PtyContent content = peek_pty(master, slave.get());

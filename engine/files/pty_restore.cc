@@ -90,6 +90,9 @@ void restore_state(const RestoreContext& context, const pb::OpenFile& file, Rest
   {
     const FsIdentity as_user(context.options.identity);
     if (::fchmod(pty.slave.get(), image.mode() & 0777) != 0) throw_errno("cannot set the mode of a pseudo terminal");
+    if (image.has_uid() && context.options.identity.uid == 0 &&
+        ::fchown(pty.slave.get(), image.uid(), image.gid()) != 0)
+      throw_errno("cannot set the owner of a pseudo terminal");
   }
   fill_pty(pty.master, pty.slave.get(), settings, content);
 }

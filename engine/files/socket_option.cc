@@ -4,6 +4,7 @@
 #include <fcntl.h>
 #include <linux/filter.h>
 #include <linux/in6.h>
+#include <linux/netlink.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
@@ -22,6 +23,7 @@
 #include <optional>
 #include <sstream>
 #include <thread>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -37,7 +39,8 @@ namespace {
 constexpr size_t kMostIpOptions = 40;  // bytes, RFC 791
 constexpr size_t kMostBytes = 16;      // of a value: struct timeval, names of interfaces and algorithms
 
-enum Applies { kAll, kTcp, kTcpUnused, kUdp, kPackets };  // kPackets: kUdp, and what packets leave in a connection
+// kUdp: raw sockets, too; kPackets: kUdp, and what packets leave in a connection
+enum Applies { kAll, kTcp, kTcpUnused, kUdp, kPackets };
 
 struct Row {
   int level, name;
@@ -73,6 +76,7 @@ constexpr Row kRows[] = {
     {SOL_SOCKET, 76},        // SO_PASSPIDFD
     {SOL_SOCKET, 74, kTcp},  // SO_TXREHASH
     {SOL_SOCKET, SO_PEEK_OFF, kUdp},
+    {SOL_SOCKET, SO_NO_CHECK},
     {IPPROTO_IP, IP_TOS},
     {IPPROTO_IP, IP_TTL},
     {IPPROTO_IP, IP_PKTINFO},
@@ -104,7 +108,20 @@ constexpr Row kRows[] = {
     {IPPROTO_IP, 26, kUdp},  // IP_RECVERR_RFC4884
     {IPPROTO_IP, IP_MULTICAST_ALL, kUdp},
     {IPPROTO_IP, IP_UNICAST_IF},
-    {IPPROTO_IP, 51},          // IP_LOCAL_PORT_RANGE
+    {IPPROTO_IP, 51},  // IP_LOCAL_PORT_RANGE
+    {IPPROTO_IP, IP_HDRINCL, kUdp},
+    {IPPROTO_IP, 22, kUdp},  // IP_NODEFRAG
+    {IPPROTO_IPV6, IPV6_CHECKSUM, kUdp},
+    {IPPROTO_RAW, 1, kUdp},                           // ICMP_FILTER
+    {IPPROTO_ICMPV6, 1, kUdp, INT_MIN, INT_MAX, 32},  // ICMPV6_FILTER
+    {IPPROTO_UDPLITE, 10, kUdp},                      // UDPLITE_SEND_CSCOV
+    {IPPROTO_UDPLITE, 11, kUdp},                      // UDPLITE_RECV_CSCOV
+    {SOL_NETLINK, NETLINK_PKTINFO},
+    {SOL_NETLINK, NETLINK_BROADCAST_ERROR},
+    {SOL_NETLINK, NETLINK_NO_ENOBUFS},
+    {SOL_NETLINK, NETLINK_CAP_ACK},
+    {SOL_NETLINK, NETLINK_EXT_ACK},
+    {SOL_NETLINK, NETLINK_GET_STRICT_CHK},
     {IPPROTO_UDP, 101, kUdp},  // UDP_NO_CHECK6_TX
     {IPPROTO_UDP, 102, kUdp},  // UDP_NO_CHECK6_RX
     {IPPROTO_UDP, 103, kUdp},  // UDP_SEGMENT
@@ -178,9 +195,9 @@ bool applies(const Row& row, int type, bool connected) {
     case kTcpUnused:
       return type == SOCK_STREAM && !connected;
     case kUdp:
-      return type == SOCK_DGRAM;
+      return type != SOCK_STREAM;
     case kPackets:
-      return type == SOCK_DGRAM || connected;
+      return type != SOCK_STREAM || connected;
     case kAll:
       break;
   }
@@ -248,15 +265,17 @@ void check_socket_options(FileScan& scan, Description& description) {
 namespace {
 
 // What an unused socket of the kind has, in the order of the rows.
-const std::vector<std::optional<std::string>>& unused_values(int domain, int type) {
-  static std::map<std::pair<int, int>, std::vector<std::optional<std::string>>> known;
-  std::vector<std::optional<std::string>>& values = known[{domain, type}];
+const std::vector<std::optional<std::string>>& unused_values(int domain, int type, int protocol) {
+  static std::map<std::tuple<int, int, int>, std::vector<std::optional<std::string>>> known;
+  std::vector<std::optional<std::string>>& values = known[{domain, type, protocol}];
   if (!values.empty()) return values;
-  const UniqueFd unused(::socket(domain, type | SOCK_CLOEXEC, 0));
+  const UniqueFd unused(::socket(domain, type | SOCK_CLOEXEC, protocol));
   if (!unused) throw_errno("cannot make a socket to compare with");
   for (const Row& row : kRows) values.push_back(get(unused.get(), row));
   return values;
 }
+
+bool is_plain(const Row& row) { return row.level == SOL_NETLINK || row.level == SOL_SOCKET; }
 
 // Classic filters: instructions of 8 bytes. getsockopt counts them by number.
 void capture_filter(int fd, SocketOptions& options) {
@@ -301,10 +320,11 @@ void restore_filter(const pb::OpenFile& file, const pb::SocketOption& option, in
 
 void capture_socket_options(int fd, bool connected, SocketOptions& options) {
   const int type = socket_option(fd, SOL_SOCKET, SO_TYPE), domain = socket_option(fd, SOL_SOCKET, SO_DOMAIN);
-  const auto& unused = unused_values(domain, type);
+  const auto& unused = unused_values(domain, type, socket_option(fd, SOL_SOCKET, SO_PROTOCOL));
+  const bool plain = domain == AF_UNIX || domain == AF_NETLINK;  // without the options of a network protocol
   for (size_t i = 0; i < std::size(kRows); ++i) {
     const Row& row = kRows[i];
-    if (!unused[i] || (domain == AF_UNIX ? row.level != SOL_SOCKET : !applies(row, type, connected))) continue;
+    if (!unused[i] || (plain ? !is_plain(row) : !applies(row, type, connected))) continue;
     const auto value = get(fd, row);
     if (!value || value == unused[i]) continue;
     pb::SocketOption& option = *options.Add();
@@ -376,9 +396,9 @@ void restore_socket_buffers(const pb::SocketBuffers& buffers, int fd) {
   ::setsockopt(fd, SOL_SOCKET, SO_BUF_LOCK, &locked, sizeof locked);
 }
 
-UniqueFd make_inet_socket(const RestoreContext& context, int domain, int type) {
+UniqueFd make_inet_socket(const RestoreContext& context, int domain, int type, int protocol) {
   const FsIdentity as_user(context.options.identity);
-  UniqueFd fd(::socket(domain, type | SOCK_CLOEXEC, 0));
+  UniqueFd fd(::socket(domain, type | SOCK_CLOEXEC, protocol));
   if (!fd) throw_errno("cannot make a socket");
   return fd;
 }

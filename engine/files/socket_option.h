@@ -33,7 +33,7 @@ int socket_option(int fd, int level, int name);  // 0 on failure
 void set_socket_option(int fd, int level, int name, int value, const char* what);
 
 // A socket's user matters to firewalls and to those who may end its leftovers. Effective user while it is made.
-UniqueFd make_inet_socket(const RestoreContext& context, int domain, int type);
+UniqueFd make_inet_socket(const RestoreContext& context, int domain, int type, int protocol = 0);
 
 int first_unprivileged_port();  // net.ipv4.ip_unprivileged_port_start
 // Only root may bind ports below that: the agent must not do it for the image of a user.

@@ -14,6 +14,7 @@
 
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
+#include "engine/files/held_connections.h"
 #include "engine/files/inet_diag.h"
 #include "engine/files/socket_option.h"
 #include "engine/files/tcp_reconnect.h"
@@ -138,7 +139,21 @@ void pair_ends(InetSurvey& survey) {
   }
 }
 
-bool is_connection(Role role) { return role == Role::kConnected || role == Role::kOpenEnd; }
+bool is_connection(Role role) { return role == Role::kConnected || role == Role::kOpenEnd || role == Role::kKept; }
+
+// From here on such a connection hears nothing any more.
+void keep_outside(FileScan& scan, Descriptions descriptions) {
+  const bool can = broker().privileged() && !scan.inet.several && (scan.checking() || scan.inet.held != nullptr);
+  if (scan.inet.external != ExternalTcp::kKeep || !can) return;
+  for (Description* description : descriptions) {
+    TcpFacts& facts = scan.inet.tcp[description->id];
+    if (facts.role != Role::kOpenEnd && facts.role != Role::kOutside) continue;
+    const int fd = scan.take(*description);
+    if (fd < 0 || !can_be_held(fd) || scan.is_pmix_relay(description->uses.front().process)) continue;
+    facts.role = Role::kKept;
+    if (!scan.checking()) scan.inet.held->hold(fd);
+  }
+}
 
 // What the process has written goes on being delivered while it is stopped. It is copied first, here, and what has
 // arrived only afterwards, in capture(): so that what is missing in the first copy is in the second one.
@@ -170,11 +185,12 @@ void check_without_repair(FileScan& scan, Description& description, const TcpFac
 }
 
 void refuse_outside(FileScan& scan, Description& description, const TcpFacts& facts) {
-  if (scan.inet.external == ExternalTcp::kReset || scan.is_pmix_relay(description.uses.front().process)) return;
+  if (scan.inet.external != ExternalTcp::kRefuse || scan.is_pmix_relay(description.uses.front().process)) return;
   // With several capsules: another one may be about to accept it.
   scan.refuse(description,
               fmt::format("TCP connection {} to {}, which is not in the job", facts.local.text(), facts.remote.text()),
-              "close the connection before a checkpoint, or let it be reset at a restart (external_tcp: reset)",
+              "close the connection before a checkpoint, or let it be reset at a restart (external_tcp: reset), or go "
+              "on (keep)",
               scan.inet.several);
 }
 
@@ -262,6 +278,8 @@ pb::TcpSocket::State image_state(Role role) {
     case Role::kConnected:
     case Role::kOpenEnd:
       return pb::TcpSocket::CONNECTED;
+    case Role::kKept:
+      return pb::TcpSocket::OUTSIDE;
     case Role::kEnded:
       return pb::TcpSocket::ENDED;
     case Role::kOutside:
@@ -270,6 +288,14 @@ pb::TcpSocket::State image_state(Role role) {
     default:
       return pb::TcpSocket::UNCONNECTED;
   }
+}
+
+void drop_filters(SocketOptions& options) {
+  options.erase(std::remove_if(options.begin(), options.end(),
+                               [](const pb::SocketOption& option) {
+                                 return option.level() == SOL_SOCKET && option.name() == SO_ATTACH_FILTER;
+                               }),
+                options.end());
 }
 
 void capture_socket(FileScan& scan, Description& description, std::optional<TcpReader>& reader) {
@@ -282,9 +308,10 @@ void capture_socket(FileScan& scan, Description& description, std::optional<TcpR
   facts.local.store(*message.mutable_local());
   const bool unused = message.state() == pb::TcpSocket::UNCONNECTED || message.state() == pb::TcpSocket::LISTENING;
   capture_socket_options(fd, !unused, *message.mutable_options());
+  if (facts.role == Role::kKept) drop_filters(*message.mutable_options());  // it is held by one of ours
   capture_socket_buffers(fd, *message.mutable_buffers());
   if (facts.role == Role::kListening) message.set_backlog(facts.backlog);
-  if (message.state() == pb::TcpSocket::CONNECTED) {
+  if (is_connection(facts.role)) {
     facts.remote.store(*message.mutable_remote());
     if (!reader) reader.emplace();
     capture_connection(*reader, description, fd, facts, message);
@@ -315,6 +342,7 @@ class TcpSocketKind final : public FileKind {
     for (Description* description : descriptions)
       scan.inet.tcp[description->id] = look_at(scan, *description, own_namespace);
     pair_ends(scan.inet);
+    keep_outside(scan, descriptions);
     if (!scan.checking()) capture_outgoing(scan, descriptions);
   }
 

@@ -14,6 +14,7 @@
 #include "engine/base/error.h"
 #include "engine/base/own_network.h"
 #include "engine/broker/broker.h"
+#include "engine/files/held_connections.h"
 #include "engine/files/inet_diag.h"
 #include "engine/files/packet_options.h"
 #include "engine/files/socket_option.h"
@@ -43,6 +44,16 @@ std::string name_of(const pb::OpenFile& file) {
   return fmt::format("TCP connection {} to {}", local_of(file).text(), remote_of(file).text());
 }
 
+bool is_connection(const pb::TcpSocket& socket) {
+  return socket.state() == pb::TcpSocket::CONNECTED || socket.state() == pb::TcpSocket::OUTSIDE;
+}
+
+// A connection to the outside can go on where its address is.
+bool goes_on(const RestoreContext& context, const pb::OpenFile& file) {
+  return file.tcp().state() != pb::TcpSocket::OUTSIDE ||
+         (broker().privileged() && context.addresses.is_local(local_of(file)));
+}
+
 void check_address(const pb::OpenFile& file, const pb::InetAddress& address) {
   const bool fits = address.ip().size() == 4 || (address.ip().size() == 16 && file.tcp().v6());
   if (!fits || address.port() > UINT16_MAX) throw_bad_file(file, "a TCP socket has no usable address");
@@ -52,7 +63,7 @@ void check_values(const pb::OpenFile& file) {
   const pb::TcpSocket& socket = file.tcp();
   if (!pb::TcpSocket::State_IsValid(socket.state())) throw_bad_file(file, "a TCP socket is in no known state");
   const bool unused = socket.state() == pb::TcpSocket::UNCONNECTED || socket.state() == pb::TcpSocket::LISTENING;
-  if (unused || socket.state() == pb::TcpSocket::CONNECTED) check_address(file, socket.local());
+  if (unused || is_connection(socket)) check_address(file, socket.local());
   if (socket.backlog() > INT_MAX) throw_bad_file(file, "a TCP socket's backlog is out of range");
   if (socket.receive_queue().size() > kMostQueued || socket.send_queue().size() > kMostQueued) {
     throw_bad_file(file, "too much data waits in a TCP connection");
@@ -60,7 +71,7 @@ void check_values(const pb::OpenFile& file) {
   if (unused && (!socket.receive_queue().empty() || !socket.send_queue().empty())) {
     throw_bad_file(file, "data waits in an unconnected TCP socket");
   }
-  if (socket.state() != pb::TcpSocket::CONNECTED) return;
+  if (!is_connection(socket)) return;
   check_address(file, socket.remote());
   const bool same_size = socket.local().ip().size() == socket.remote().ip().size();
   if (!same_size || socket.local().port() == 0 || socket.remote().port() == 0) {
@@ -153,7 +164,7 @@ UniqueFd create_ended(RestoreContext& context, const pb::OpenFile& file) {
       ::send(other.get(), data.data(), data.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(data.size())) {
     throw_bad_file(file, "more data waits in a closed TCP connection than fits in");
   }
-  if (socket.state() == pb::TcpSocket::RESET) {
+  if (socket.state() == pb::TcpSocket::RESET || socket.state() == pb::TcpSocket::OUTSIDE) {
     const linger at_once{1, 0};
     ::setsockopt(other.get(), SOL_SOCKET, SO_LINGER, &at_once, sizeof at_once);
   } else if (socket.shut_write()) {
@@ -182,6 +193,8 @@ class Connection {
     if (delivered_ == 0) return;
     set(TCP_REPAIR_QUEUE, kSendQueue, "TCP_REPAIR_QUEUE");
     send_all(socket_.send_queue().data(), delivered_);
+    // A FIN that is still to be sent would keep the kernel from sending again what is lost.
+    if (socket_.state() == pb::TcpSocket::OUTSIDE && socket_.shut_write()) ::shutdown(fd_, SHUT_WR);
   }
   // The kernel asks the other end about its window.
   void leave_repair() {
@@ -255,6 +268,7 @@ void Connection::join_addresses() {
     std::tie(local, remote) = moved->second;
   }
   check_port(context_, file_, local.port);
+  if (socket_.state() == pb::TcpSocket::OUTSIDE && !context_.options.dry) HeldConnections::release(local, remote);
   broker().end_leftovers(local, remote, context_.options.identity.uid);
   const InetAddress own = address_to_bind(local, remote, domain_of(socket_), fd_);
   if (const int error = broker().bind_in_repair(fd_, own, domain_of(socket_)); error != 0) throw_not_bound(own, error);
@@ -314,10 +328,10 @@ void Connection::send_all(const char* data, size_t bytes) {
 
 using Connections = std::vector<std::unique_ptr<Connection>>;
 
-std::map<Ends, const pb::OpenFile*> connections_of(ImageFiles files) {
+std::map<Ends, const pb::OpenFile*> connections_of(const RestoreContext& context, ImageFiles files) {
   std::map<Ends, const pb::OpenFile*> all;
   for (const pb::OpenFile* file : files) {
-    if (file->tcp().state() != pb::TcpSocket::CONNECTED) continue;
+    if (!is_connection(file->tcp()) || !goes_on(context, *file)) continue;
     if (!all.emplace(Ends{local_of(*file), remote_of(*file)}, file).second) {
       throw_bad_file(*file, name_of(*file) + " is in the image twice");
     }
@@ -337,11 +351,13 @@ void check_order(const pb::OpenFile& sender, uint32_t received) {
 
 void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
   for (const pb::OpenFile* file : files) check_values(*file);
-  const std::map<Ends, const pb::OpenFile*> by_ends = connections_of(files);
+  const std::map<Ends, const pb::OpenFile*> by_ends = connections_of(context, files);
   for (const auto& [ends, file] : by_ends) {
     const auto other = by_ends.find({ends.second, ends.first});
     if (other != by_ends.end()) {
       check_order(*file, other->second->tcp().received());
+    } else if (file->tcp().state() == pb::TcpSocket::OUTSIDE) {
+      continue;
     } else if (context.options.network.meet || context.options.dry) {
       context.open_ends.push_back({ends.first, ends.second, file->tcp().received()});
       context.open_files.push_back(file);
@@ -376,7 +392,8 @@ void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
   }
   for (const pb::OpenFile* file : files) {
     const auto state = file->tcp().state();
-    if (state == pb::TcpSocket::ENDED || state == pb::TcpSocket::RESET)
+    const bool lost = state == pb::TcpSocket::OUTSIDE && !goes_on(context, *file);
+    if (state == pb::TcpSocket::ENDED || state == pb::TcpSocket::RESET || lost)
       context.put(*file, create_ended(context, *file));
   }
   if (connections->empty()) return;

@@ -6,16 +6,53 @@
 
 #include "engine/base/error.h"
 #include "engine/base/own_network.h"
+#include "engine/files/inet_diag.h"
 #include "engine/files/packet_options.h"
 #include "engine/files/socket_option.h"
 
 namespace icp {
 namespace {
 
+bool is_datagram_protocol(int protocol) {
+  return protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE || protocol == IPPROTO_ICMP ||
+         protocol == IPPROTO_ICMPV6;
+}
+
+constexpr int kMostProtocol = 263;  // IPPROTO_MAX of newer kernels
+
+// Whose numbers other programs use, and of which the low ones are root's; the others' are no ports.
+bool has_ports(int type, int protocol) {
+  return type == SOCK_DGRAM && (protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE);
+}
+
+std::string name_of(int fd) {
+  const int protocol = socket_option(fd, SOL_SOCKET, SO_PROTOCOL);
+  const std::string local = InetAddress::local_of(fd).text();
+  if (socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_RAW)
+    return fmt::format("raw socket {} of IP protocol {}", local, protocol);
+  if (protocol == IPPROTO_UDP) return "UDP socket " + local;
+  return protocol == IPPROTO_UDPLITE ? "UDP-Lite socket " + local : "ICMP socket " + local;
+}
+
+void check_kind(const RestoreContext& context, const pb::OpenFile& file, int type, int protocol) {
+  if (type == SOCK_RAW && context.options.identity.uid != 0) throw_bad_file(file, "raw sockets are root's");
+  const bool known = type == SOCK_RAW ? protocol >= 0 && protocol < kMostProtocol : is_datagram_protocol(protocol);
+  if (!known || (type != SOCK_RAW && type != SOCK_DGRAM))
+    throw_bad_file(file, fmt::format("a socket of type {} and IP protocol {}", type, protocol));
+}
+
+// `how` of shutdown(2), or nothing.
+void shut(const pb::UdpSocket& socket, int fd) {
+  if (socket.shut_read()) ::shutdown(fd, SHUT_RD);  // ENOTCONN of one that is not connected says nothing
+  if (socket.shut_write()) ::shutdown(fd, SHUT_WR);
+}
+
 void check_address(const pb::OpenFile& file, const pb::InetAddress& address) {
   const bool fits = address.ip().size() == 4 || (address.ip().size() == 16 && file.udp().v6());
   if (!fits || address.port() > UINT16_MAX) throw_bad_file(file, "a UDP socket has no usable address");
 }
+
+constexpr int kUdpCork = 1;  // UDP_CORK
 
 class UdpSocketKind final : public SingleFileKind {
  public:
@@ -24,19 +61,36 @@ class UdpSocketKind final : public SingleFileKind {
   bool recognises(FileScan& scan, Description& description) const override {
     if (!S_ISSOCK(description.stat.st_mode)) return false;
     const int fd = scan.take(description);
-    if (fd < 0 || socket_option(fd, SOL_SOCKET, SO_PROTOCOL) != IPPROTO_UDP) return false;
-    const int domain = socket_option(fd, SOL_SOCKET, SO_DOMAIN);
-    return (domain == AF_INET || domain == AF_INET6) && socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_DGRAM;
+    const int domain = fd < 0 ? 0 : socket_option(fd, SOL_SOCKET, SO_DOMAIN);
+    if (domain != AF_INET && domain != AF_INET6) return false;
+    const int type = socket_option(fd, SOL_SOCKET, SO_TYPE);
+    return type == SOCK_RAW || (type == SOCK_DGRAM && is_datagram_protocol(socket_option(fd, SOL_SOCKET, SO_PROTOCOL)));
   }
 
   void check_one(FileScan& scan, Description& description) const override {
     const int fd = scan.take(description);
     check_socket_options(scan, description);
-    const uint64_t space = fd >= 0 ? network_namespace_of(fd) : 0;
+    if (fd < 0) return;
+    if (socket_option(fd, SOL_SOCKET, SO_TYPE) == SOCK_RAW && ::geteuid() != 0) {
+      scan.refuse(description, name_of(fd) + ", which only root can make", "close it before a checkpoint");
+      return;
+    }
+    if (socket_option(fd, IPPROTO_UDP, kUdpCork) != 0)
+      scan.refuse(description, name_of(fd) + " with a datagram that is half made (UDP_CORK)", "try again in a moment",
+                  true);
+    const uint64_t space = network_namespace_of(fd);
     if (space == 0 || space == own_network_namespace()) return;
-    scan.refuse(description,
-                fmt::format("UDP socket {} of another network namespace", InetAddress::local_of(fd).text()),
-                "close it before a checkpoint");
+    scan.refuse(description, name_of(fd) + " of another network namespace", "close it before a checkpoint");
+  }
+
+  void capture(FileScan& scan, const ObjectResolver& objects, Descriptions descriptions) const override {
+    SingleFileKind::capture(scan, objects, descriptions);
+    DatagramDiag kernel;
+    for (Description* description : descriptions) {
+      const int how = kernel.shutdown_of(scan.take(*description));
+      description->message->mutable_udp()->set_shut_read((how & 1) != 0);
+      description->message->mutable_udp()->set_shut_write((how & 2) != 0);
+    }
   }
 
   void capture_one(FileScan& scan, const ObjectResolver&, Description& description) const override {
@@ -45,6 +99,9 @@ class UdpSocketKind final : public SingleFileKind {
     message.set_v6(socket_option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6);
     InetAddress::local_of(fd).store(*message.mutable_local());
     if (const auto remote = InetAddress::peer_of(fd)) remote->store(*message.mutable_remote());
+    const int type = socket_option(fd, SOL_SOCKET, SO_TYPE), protocol = socket_option(fd, SOL_SOCKET, SO_PROTOCOL);
+    if (type != SOCK_DGRAM) message.set_type(type);
+    if (protocol != IPPROTO_UDP) message.set_protocol(protocol);
     capture_socket_options(fd, message.has_remote(), *message.mutable_options());
     capture_socket_buffers(fd, *message.mutable_buffers());
   }
@@ -54,7 +111,10 @@ class UdpSocketKind final : public SingleFileKind {
     check_address(file, socket.local());
     if (socket.has_remote()) check_address(file, socket.remote());
     const int domain = socket.v6() ? AF_INET6 : AF_INET;
-    UniqueFd fd = make_inet_socket(context, domain, SOCK_DGRAM);
+    const int type = socket.type() != 0 ? socket.type() : SOCK_DGRAM;
+    const int protocol = socket.protocol() != 0 ? socket.protocol() : IPPROTO_UDP;
+    check_kind(context, file, type, protocol);
+    UniqueFd fd = make_inet_socket(context, domain, type, protocol);
     restore_socket_options(file, socket.options(), fd.get());
     restore_socket_buffers(socket.buffers(), fd.get());
     if (context.options.dry && !in_own_network()) {
@@ -66,15 +126,20 @@ class UdpSocketKind final : public SingleFileKind {
     const InetAddress remote =
         socket.has_remote() ? context.addresses.remote(InetAddress::of(socket.remote())) : InetAddress();
     if (socket.has_remote()) local = address_to_bind(local, remote, domain, fd.get());
-    check_port(context, file, local.port);
-    if (local.port != 0 && !bind_with_patience(context, fd.get(), local, domain)) {
-      throw_errno("cannot bind a UDP socket to {}", local.text());
+    if (has_ports(type, protocol)) check_port(context, file, local.port);
+    const bool bound = type == SOCK_RAW ? !local.any() : local.port != 0;
+    if (bound && !bind_with_patience(context, fd.get(), local, domain)) {
+      throw_errno("cannot bind a {} to {}", has_ports(type, protocol) ? "UDP socket" : "socket", local.text());
     }
-    if (!socket.has_remote()) return fd;
+    if (!socket.has_remote()) {
+      shut(socket, fd.get());
+      return fd;
+    }
     const socklen_t length = remote.to_sockaddr(domain, name);
     if (::connect(fd.get(), reinterpret_cast<sockaddr*>(&name), length) != 0) {
       throw_errno("cannot connect a UDP socket to {}", remote.text());
     }
+    shut(socket, fd.get());
     return fd;
   }
 };

@@ -120,7 +120,6 @@ void check_pending(FileScan& scan, const SocketSet& all, Description& socket, co
                 fmt::format("connections to Unix socket {} waiting to be accepted, {}", printable(diag.name), what),
                 "try again in a moment", true);
   };
-  struct stat file {};
   if (diag.queued > diag.pending.size()) return refuse("by nobody");
   for (const uint32_t ino : diag.pending) {
     const UnixDiag* client = all.inside(ino);
@@ -128,13 +127,12 @@ void check_pending(FileScan& scan, const SocketSet& all, Description& socket, co
     if (client->outgoing > 0) return refuse("with data in them");
     if (client->shutdown != 0) return refuse("and closed already");
   }
-  if (!diag.pending.empty() && diag.name[0] != '\0' && (diag.name[0] != '/' || !place_of(scan, socket, diag, file)))
-    refuse("whose path is gone");
 }
 
 void check_datagrams(FileScan& scan, const SocketSet& all, Description& socket, const UnixDiag& diag) {
   const std::string name = all.name_of(diag.peer_ino);
   struct stat file {};
+  if (all.inside(diag.peer_ino) != nullptr && !name.empty()) return;  // by whatever name, or none any more
   if (name.empty()) {
     scan.refuse(socket, "Unix datagram socket connected to a process outside of the job",
                 "close it before a checkpoint");
@@ -248,7 +246,10 @@ void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socke
   }
   message.set_listening(diag.listening);
   message.set_backlog(diag.backlog);
-  if (diag.has_peer) message.set_peer_name(all.name_of(diag.peer_ino));
+  if (diag.has_peer) {
+    message.set_peer_name(all.name_of(diag.peer_ino));
+    if (all.inside(diag.peer_ino) != nullptr) message.set_peer_ino(diag.peer_ino);
+  }
   if (diag.type == SOCK_DGRAM && !diag.name.empty()) capture_queue(scan, fd, true, message);
 }
 

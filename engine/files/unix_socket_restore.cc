@@ -92,6 +92,8 @@ void in_capsule_root(const FileRestoreOptions& options, const std::function<void
   if (error) std::rethrow_exception(error);
 }
 
+using Visitor = std::function<void(int fd)>;
+
 std::string printable(const std::string& name) { return name[0] == '\0' ? "@" + name.substr(1) : name; }
 
 void check_values(const pb::OpenFile& file) {
@@ -193,7 +195,9 @@ bool is_name_free(const pb::OpenFile& file, const UnixAddress& address, const st
   }
 }
 
-void bind_socket(const pb::OpenFile& file, const UnixAddress& address, int fd) {
+// `visitors`: those who connect by a name that only now leads here, in this thread.
+void bind_socket(const pb::OpenFile& file, const UnixAddress& address, int fd,
+                 const std::map<uint32_t, Visitor>& visitors) {
   const pb::UnixSocket& socket = file.unix_socket();
   const std::string& name = socket.name();
   const std::string& place = socket.place().empty() ? name : socket.place();
@@ -205,22 +209,25 @@ void bind_socket(const pb::OpenFile& file, const UnixAddress& address, int fd) {
     const std::string base = place.substr(0, place.size() - name.size());
     if (::chdir(base.c_str()) != 0) throw_errno("cannot enter {}", base);
   }
-  if (socket.unlinked() && !is_name_free(file, address, name)) {
+  const bool without_name = socket.unlinked() && !is_name_free(file, address, name);
+  if (without_name) {
     const sa_family_t family = AF_UNIX;  // alone: any abstract name, so that it can listen
-    if (socket.listening()) ::bind(fd, reinterpret_cast<const sockaddr*>(&family), sizeof family);
+    if (socket.listening() || !visitors.empty()) ::bind(fd, reinterpret_cast<const sockaddr*>(&family), sizeof family);
   } else {
     if (!socket.unlinked()) check_free(file, address, name, false);
     if (is_path) ::unlink(name.c_str());
-    if (is_path) ::umask(~socket.mode() & 0777);  // of this thread only, see in_capsule_root()
+    const unsigned mode = socket.unlinked() ? 0600 : socket.mode();
+    if (is_path) ::umask(~mode & 0777);  // of this thread only, see in_capsule_root()
     if (::bind(fd, address.get(), address.length) != 0) throw_errno("cannot bind a Unix socket to {}", printable(name));
-    if (socket.unlinked() && is_path) ::unlink(name.c_str());
   }
-  if (socket.unlinked())
-    for (auto directory = directories.rbegin(); directory != directories.rend(); ++directory)
-      ::rmdir(directory->c_str());
   if (socket.listening() && ::listen(fd, static_cast<int>(socket.backlog())) != 0) {
     throw_errno("cannot listen on Unix socket {}", printable(name));
   }
+  for (const auto& [order, visitor] : visitors) visitor(fd);
+  if (socket.unlinked() && is_path && !without_name) ::unlink(name.c_str());
+  if (socket.unlinked())
+    for (auto directory = directories.rbegin(); directory != directories.rend(); ++directory)
+      ::rmdir(directory->c_str());
 }
 
 // Datagrams that came to a name are sent there again, by the sockets that bear their senders' names. Who no longer is
@@ -252,6 +259,9 @@ struct Names {
   // In this order.
   std::vector<std::function<void()>> unlinked_binds, binds, refills, connections;
   std::map<std::pair<uint64_t, uint32_t>, std::function<void()>> pending;  // by listener and place in its queue
+  // Who connects while a socket has its name, by that one's inode.
+  std::shared_ptr<std::map<uint64_t, std::map<uint32_t, Visitor>>> visitors =
+      std::make_shared<std::map<uint64_t, std::map<uint32_t, Visitor>>>();
 };
 
 void bind_later(const RestoreContext& context, const pb::OpenFile& file, int fd, Names& names) {
@@ -261,8 +271,9 @@ void bind_later(const RestoreContext& context, const pb::OpenFile& file, int fd,
   if (!file.unix_socket().unlinked() && (name[0] == '\0' || name[0] == '/'))
     in_capsule_root(options, [&] { check_free(file, address, name, options.dry); });
   auto& list = file.unix_socket().unlinked() ? names.unlinked_binds : names.binds;
-  list.emplace_back(
-      [&file, &options, address, fd] { in_capsule_root(options, [&] { bind_socket(file, address, fd); }); });
+  list.emplace_back([&file, &options, address, fd, visitors = names.visitors] {
+    in_capsule_root(options, [&] { bind_socket(file, address, fd, (*visitors)[file.unix_socket().ino()]); });
+  });
 }
 
 void connect_now(const UnixAddress& address, int fd, const std::string& name) {
@@ -273,6 +284,26 @@ void connect_now(const UnixAddress& address, int fd, const std::string& name) {
   ::fcntl(fd, F_SETFL, flags);
   errno = error;
   if (failed != 0) throw_errno("cannot connect a Unix socket to {} again", printable(name));
+}
+
+// By the name that the other one has at this moment.
+void connect_to(int fd, int other) {
+  sockaddr_un name{};
+  socklen_t length = sizeof name;
+  if (::getsockname(other, reinterpret_cast<sockaddr*>(&name), &length) != 0)
+    throw_errno("cannot read the name of a Unix socket");
+  const int flags = ::fcntl(fd, F_GETFL);
+  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);  // a full queue must not hold us up
+  const int failed = ::connect(fd, reinterpret_cast<const sockaddr*>(&name), length);
+  const int error = errno;
+  ::fcntl(fd, F_SETFL, flags);
+  errno = error;
+  if (failed != 0) throw_errno("cannot connect a Unix socket again");
+}
+
+// Whether it is reached only while it is being bound: by a name that goes again, or that depends on the directory.
+bool needs_visit(const pb::UnixSocket& socket) {
+  return !socket.name().empty() && socket.name()[0] != '\0' && (socket.unlinked() || socket.name()[0] != '/');
 }
 
 // A listener of an abstract name: the image's, else one for the time of the restart.
@@ -386,7 +417,7 @@ bool listens_now(RestoreContext& context, const pb::OpenFile& file, int fd, Name
   const UnixAddress address(file, socket.name());
   const MakerIdentity as_user(context.options.identity);
   check_free(file, address, socket.name(), context.options.dry);
-  bind_socket(file, address, fd);
+  bind_socket(file, address, fd, {});
   names.listening.emplace(socket.name(), file.id());
   return true;
 }
@@ -413,7 +444,11 @@ void create_lone(RestoreContext& context, const pb::OpenFile& file, Names& names
       });
     }
   }
-  if (!socket.peer_name().empty()) {
+  const auto peer = names.by_inode.find(socket.peer_ino());
+  if (!socket.peer_name().empty() && peer != names.by_inode.end() && needs_visit(peer->second->unix_socket())) {
+    auto& visitors = (*names.visitors)[socket.peer_ino()];
+    visitors.emplace(visitors.size(), [fd](int to) { connect_to(fd, to); });
+  } else if (!socket.peer_name().empty()) {
     const UnixAddress address(file, socket.peer_name());
     names.connections.emplace_back([&options, address, fd, name = socket.peer_name()] {
       in_capsule_root(options, [&] { connect_now(address, fd, name); });
@@ -425,6 +460,10 @@ void create_lone(RestoreContext& context, const pb::OpenFile& file, Names& names
       throw_bad_file(file, "a Unix socket waits to be accepted by none that listens");
     }
     const std::string& name = listener->second->unix_socket().name();
+    if (needs_visit(listener->second->unix_socket())) {
+      (*names.visitors)[socket.pending_of()].emplace(socket.backlog(), [fd](int to) { connect_to(fd, to); });
+      return;
+    }
     names.pending[{socket.pending_of(), socket.backlog()}] = [&options, address = UnixAddress(*listener->second, name),
                                                               fd, name] {
       in_capsule_root(options, [&] { connect_now(address, fd, name); });

@@ -83,7 +83,9 @@ void MemoryRestore::check() const {
 
 void MemoryRestore::create_objects() { impl_->objects.create(); }
 
-UniqueFd MemoryRestore::open_object(uint32_t object, uint32_t flags) { return impl_->objects.open(object, flags); }
+UniqueFd MemoryRestore::open_object(uint32_t object, uint32_t flags) {
+  return impl_->objects.open_for_process(object, flags);
+}
 
 std::set<std::pair<uint64_t, uint64_t>> MemoryRestore::remade() const { return impl_->objects.remade(); }
 

@@ -503,6 +503,19 @@ UniqueFd ObjectRestore::open(uint32_t id, uint32_t flags) const {
   return fd;
 }
 
+UniqueFd ObjectRestore::open_for_process(uint32_t id, uint32_t flags) {
+  const auto made = made_.find(id);
+  const bool first = made != made_.end() && made->second.fd && !made->second.given;
+  const pb::MemoryObject& object = find(id);
+  if (!first || object.kind() != pb::MemoryObject::MEMFD || (flags & O_ACCMODE) != O_RDWR || runs(object))
+    return open(id, flags);
+  made->second.given = true;
+  UniqueFd fd(::fcntl(made->second.fd.get(), F_DUPFD_CLOEXEC, 0));
+  if (!fd || ::fcntl(fd.get(), F_SETFL, flags & (O_APPEND | O_NONBLOCK)) != 0)
+    throw_errno("cannot open {} again", describe(object));
+  return fd;
+}
+
 // The parts of a file that were mapped shared; only these were saved.
 std::vector<Range> ObjectRestore::windows(const pb::MemoryObject& object) const {
   const bool open_whole = std::any_of(capsule_.files().begin(), capsule_.files().end(), [&](const pb::OpenFile& file) {

@@ -36,6 +36,9 @@ class ObjectRestore {
   void create();
   // A new open file description; not for System V.
   UniqueFd open(uint32_t id, uint32_t flags) const;
+  // The same for a descriptor of a process. Of a memfd the first is the one that made it: a program in one that has
+  // been opened for writing by another way cannot be run (ETXTBSY).
+  UniqueFd open_for_process(uint32_t id, uint32_t flags);
   // The description of the image, kImage when there is none with this number.
   const pb::MemoryObject& find(uint32_t id) const;
   // The object if the capsule's processes have all that a mapping of a file shows mapped for writing, and so in the
@@ -53,6 +56,7 @@ class ObjectRestore {
   struct Made {
     UniqueFd fd;
     bool remade = false;                         // it was gone
+    bool given = false;                          // a process has this description
     bool late = false;                           // content comes with apply_side_effects()
     std::vector<std::string> directories;        // the same
     std::vector<std::string> names;              // made here, to be removed unless all goes well

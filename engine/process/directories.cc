@@ -30,8 +30,11 @@ void capture(pid_t pid, pid_t tid, State& state) {
   state.set_cwd(read_proc_link(pid, cwd));
   struct stat directory {};
   constexpr std::string_view kDeleted = " (deleted)";
-  if (state.cwd().ends_with(kDeleted) && ::stat(fmt::format("/proc/{}/{}", pid, cwd).c_str(), &directory) == 0 &&
-      directory.st_nlink == 0) {
+  const auto removed = [&] {
+    if (state.cwd().starts_with("/proc/")) return true;  // of a process that has ended
+    return ::stat(fmt::format("/proc/{}/{}", pid, cwd).c_str(), &directory) == 0 && directory.st_nlink == 0;
+  };
+  if (state.cwd().ends_with(kDeleted) && removed()) {
     state.set_cwd_removed(true);
     state.mutable_cwd()->resize(state.cwd().size() - kDeleted.size());
   }

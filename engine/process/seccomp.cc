@@ -207,37 +207,70 @@ std::shared_ptr<const SeccompFilter> filter_of(const pb::Capsule& capsule, uint3
   throw_error(ErrorKind::kImage, "thread {} has seccomp filter {}, which is not in the image", tid, id);
 }
 
-void install(RemoteProcess& remote, const SeccompFilter& filter, long by, uint32_t tid) {
+void install(RemoteProcess& remote, const SeccompFilter& filter, long by, uint32_t tid, uint32_t more_flags) {
   remote.reset_scratch();
   struct Program {  // struct sock_fprog
     uint64_t length, address;
   };
   const RemoteAddr code = remote.stage(std::as_bytes(std::span(filter.program)));
   const RemoteAddr program = remote.stage_value(Program{filter.program.size(), code.value});
-  const int64_t result = by == SYS_seccomp
-                             ? remote.syscall(SYS_seccomp, {SECCOMP_SET_MODE_FILTER, filter.flags, program.value})
-                             : remote.syscall(SYS_prctl, {PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program.value});
-  if (result < 0)
+  const int64_t result =
+      by == SYS_seccomp
+          ? remote.syscall(SYS_seccomp, {SECCOMP_SET_MODE_FILTER, filter.flags | more_flags, program.value})
+          : remote.syscall(SYS_prctl, {PR_SET_SECCOMP, SECCOMP_MODE_FILTER, program.value});
+  if (result != 0)  // more: the thread that cannot have it (TSYNC)
     throw_error(ErrorKind::kImage, "a seccomp filter of thread {} cannot be installed: {}", tid,
-                errno_text(static_cast<int>(-result)));
+                result < 0 ? errno_text(static_cast<int>(-result)) : "another thread has others");
+}
+
+struct Part {
+  size_t begin, end;
+};
+
+// Filters of a thread by their place among them; those before are there already.
+void install_some(RemoteProcess& remote, const pb::Capsule& capsule, const pb::Thread& thread, bool leader, Part part,
+                  uint32_t more_flags) {
+  const bool suspended = remote.thread().seccomp_suspended();
+  SeccompChain chain;
+  for (size_t i = 0; i < part.end; ++i) {
+    const auto filter = filter_of(capsule, thread.filters(static_cast<int>(i)), thread.tid());
+    // prctl(2) knows no flags.
+    const auto by = suspended || more_flags != 0 ? std::optional<long>(SYS_seccomp) : installing_call(chain);
+    chain.push_back(filter);
+    if (i < part.begin) continue;
+    const bool ends = !suspended && is_deadly(seccomp_action(chain, seccomp_call(SYS_munmap, {})));
+    if (!by || (ends && leader))
+      throw_error(ErrorKind::kImage, "seccomp filter {} of thread {} cannot be installed",
+                  thread.filters(static_cast<int>(i)), thread.tid());
+    install(remote, *filter, *by, thread.tid(), more_flags);
+  }
 }
 
 }  // namespace
 
 bool has_filters(const pb::Thread& thread) { return thread.seccomp_strict() || thread.filters_size() > 0; }
 
-void restore_filters(RemoteProcess& remote, const pb::Capsule& capsule, const pb::Thread& thread, bool leader) {
-  const bool suspended = remote.thread().seccomp_suspended();
-  SeccompChain chain;
-  for (const uint32_t id : thread.filters()) {
-    const auto filter = filter_of(capsule, id, thread.tid());
-    const auto by = suspended ? std::optional<long>(SYS_seccomp) : installing_call(chain);
-    chain.push_back(filter);
-    const bool ends = !suspended && is_deadly(seccomp_action(chain, seccomp_call(SYS_munmap, {})));
-    if (!by || (ends && leader))
-      throw_error(ErrorKind::kImage, "seccomp filter {} of thread {} cannot be installed", id, thread.tid());
-    install(remote, *filter, *by, thread.tid());
+size_t filters_of_all(const pb::Process& state) {
+  if (state.threads_size() < 2) return 0;
+  const auto& first = state.threads(0).filters();
+  int count = first.size();
+  for (const pb::Thread& thread : state.threads()) {
+    if (thread.has_credentials()) return 0;  // it would get the main one's no_new_privs
+    const auto& own = thread.filters();
+    const auto [end, other] = std::mismatch(first.begin(), first.begin() + count, own.begin(), own.end());
+    count = static_cast<int>(end - first.begin());
   }
+  return static_cast<size_t>(count);
+}
+
+void restore_shared_filters(RemoteProcess& leader, const pb::Capsule& capsule, const pb::Process& state, size_t count) {
+  install_some(leader, capsule, state.threads(0), true, {0, count}, SECCOMP_FILTER_FLAG_TSYNC);
+}
+
+void restore_filters(RemoteProcess& remote, const pb::Capsule& capsule, const pb::Thread& thread, bool leader,
+                     size_t shared) {
+  const bool suspended = remote.thread().seccomp_suspended();
+  install_some(remote, capsule, thread, leader, {shared, static_cast<size_t>(thread.filters_size())}, 0);
   if (!thread.seccomp_strict()) return;
   if (leader && !suspended)
     throw_error(ErrorKind::kRefused, "process {} was in seccomp's strict mode, which only root may restore",

@@ -27,8 +27,15 @@ void avoid_restart_call(const SeccompChain& chain, TimeoutPlaces& places, Thread
 void capture_filters(const std::vector<StoppedProcess>& processes, pb::Capsule& capsule);
 
 bool has_filters(const pb::Thread& thread);
-// All filters of one thread, by calls in it. Unless they are suspended those are its last, but for one that unmaps what
-// they are made from (`leader`). Throws kImage for filters that the image does not have or the kernel does not take.
-void restore_filters(RemoteProcess& remote, const pb::Capsule& capsule, const pb::Thread& thread, bool leader);
+// How many filters, from the first one, all threads of a process have. They are one list for the kernel, which
+// seccomp(2) with SECCOMP_FILTER_FLAG_TSYNC wants.
+size_t filters_of_all(const pb::Process& state);
+// These, for all threads by a call in the main one, while no thread has filters.
+void restore_shared_filters(RemoteProcess& leader, const pb::Capsule& capsule, const pb::Process& state, size_t count);
+// The filters of one thread but the first `shared`, by calls in it. Unless they are suspended those are its last, but
+// for one that unmaps what they are made from (`leader`). Throws kImage for filters that the image does not have or the
+// kernel does not take.
+void restore_filters(RemoteProcess& remote, const pb::Capsule& capsule, const pb::Thread& thread, bool leader,
+                     size_t shared);
 
 }  // namespace icp

@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <sys/syscall.h>
 
+#include <algorithm>
+
 #include "engine/base/error.h"
 #include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
@@ -142,11 +144,19 @@ void ProcessRestore::close() {
 
 // The main thread last: there is one more call in it.
 void ProcessRestore::restore_filters(bool suspended) {
+  const bool alike = std::all_of(stopped_.threads.begin(), stopped_.threads.end(),
+                                 [&](const Tracee& thread) { return thread.seccomp_suspended() == suspended; });
+  size_t shared = alike ? filters_of_all(state_) : 0;
+  if (!suspended && shared > 1) shared = 0;  // the first may forbid the call that puts the second into all threads
+  if (shared > 0) {
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads[0]);
+    restore_shared_filters(in_thread, shared_.capsule, state_, shared);
+  }
   for (size_t i = stopped_.threads.size(); i-- > 0;) {
     const pb::Thread& thread = state_.threads(static_cast<int>(i));
     if (!has_filters(thread) || stopped_.threads[i].seccomp_suspended() != suspended) continue;
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
-    icp::restore_filters(in_thread, shared_.capsule, thread, i == 0);
+    icp::restore_filters(in_thread, shared_.capsule, thread, i == 0, shared);
   }
 }
 

@@ -372,6 +372,47 @@ TEST_F(OutsideConnection, IsResetWhereThatIsWanted) {
       0);
 }
 
+// The other end hears nothing of the restart: neither what it sends meanwhile is lost, nor what it has been sent.
+TEST_F(OutsideConnection, GoesOnWhereThatIsWanted) {
+  if (!broker().privileged()) GTEST_SKIP() << "repair mode is root's";
+  const auto target = name_of(listener_.fd());
+  std::thread meanwhile;
+  const UniqueFd* other = nullptr;
+  UniqueFd accepted;
+  const auto keep = [](SessionConfig& config) { config.network.external = ExternalTcp::kKeep; };
+  const auto body = [target](Gate& gate) {
+    const int fd = connect_to(target);
+    CHECK_OR_DIE(::write(fd, "before", 6) == 6);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(read_exactly(fd, 9) == "meanwhile" && ::write(fd, "after", 5) == 5);
+    CHECK_OR_DIE(at_end(fd) && ::write(fd, "last", 4) == 4);
+    return 0;
+  };
+  std::thread server([&] {
+    accepted.reset(::accept(listener_.fd(), nullptr, nullptr));
+    EXPECT_EQ(read_exactly(accepted.get(), 6), "before");
+    other = &accepted;
+  });
+  EXPECT_EQ(roundtrip(body, {.pause_ms = 200,
+                             .session = keep,
+                             .restore =
+                                 [&](RestoreOptions&) {
+                                   server.join();
+                                   ASSERT_NE(other, nullptr);
+                                   EXPECT_EQ(::write(other->get(), "meanwhile", 9), 9);
+                                   meanwhile = std::thread([&] {
+                                     EXPECT_EQ(read_exactly(other->get(), 5), "after");
+                                     ::shutdown(other->get(), SHUT_WR);
+                                     EXPECT_EQ(read_exactly(other->get(), 4), "last");
+                                     EXPECT_TRUE(at_end(other->get()));
+                                   });
+                                 }}),
+            0);
+  if (server.joinable()) server.join();
+  if (meanwhile.joinable()) meanwhile.join();
+}
+
 TEST_F(TcpRoundtrip, AddressesAreExchanged) {
   const auto body = [](Gate& gate) {
     auto [one, other] = tcp_pair(AF_INET);

@@ -106,6 +106,31 @@ TEST(ThreadState, Filter) {
   expect_refused_without_root([] { install_filter(SECCOMP_RET_KILL_PROCESS); }, "has a seccomp filter");
 }
 
+// Its threads have one list of filters, so that a further one can be put into all of them (SECCOMP_FILTER_FLAG_TSYNC).
+TEST(ThreadState, AFilterThatAllThreadsHave) {
+  if (::geteuid() != 0) GTEST_SKIP() << "only root sees what a filter does";
+  const auto body = [](Gate& gate) {
+    install_filter(SECCOMP_RET_ALLOW);
+    std::atomic<bool> look{false};
+    std::atomic<int> answer{-1};
+    std::thread other([&] {
+      while (!look) ::usleep(1000);
+      answer = ::syscall(SYS_getppid) < 0 ? errno : 0;
+    });
+    gate.ready_and_go();
+    sock_filter code[] = {BPF_STMT(BPF_LD | BPF_W | BPF_ABS, 0), BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_getppid, 0, 1),
+                          BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EXDEV),
+                          BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW)};
+    const sock_fprog program{4, code};
+    CHECK_OR_DIE(::syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_TSYNC, &program) == 0);
+    look = true;
+    other.join();
+    CHECK_OR_DIE(answer == EXDEV);
+    return 0;
+  };
+  for (const bool as_root : {true, false}) EXPECT_EQ(roundtrip(body, {.generations = 2, .as_root = as_root}), 0);
+}
+
 TEST(ThreadState, SupervisedFilter) {
   if (::geteuid() != 0) GTEST_SKIP() << "only root sees what a filter does";
   expect_refused([] { install_filter(SECCOMP_RET_USER_NOTIF); }, "has a seccomp filter that asks a supervisor");

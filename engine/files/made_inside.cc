@@ -1,0 +1,46 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "engine/files/made_inside.h"
+
+#include <fcntl.h>
+#include <sched.h>
+#include <signal.h>
+#include <sys/syscall.h>
+#include <sys/wait.h>
+
+namespace icp {
+
+BriefChild::BriefChild(RemoteProcess& remote)
+    : remote_(remote),
+      number_(static_cast<uint64_t>(remote.call("cannot start a process", SYS_clone, {CLONE_VM, 0, 0, 0, 0}))),
+      pid_(remote.last_child()),
+      thread_(Tracee::adopt(pid_)) {}
+
+void BriefChild::end() {
+  ::kill(pid_, SIGKILL);
+  thread_.forget_ended();
+  remote_.call("cannot wait for a process", SYS_wait4, {number_, 0, __WALL, 0});
+}
+
+void move_to(RemoteProcess& remote, uint64_t made, const pb::FileDescriptor& descriptor) {
+  const auto want = static_cast<uint64_t>(descriptor.fd());
+  if (made == want) {
+    remote.call("cannot set up a descriptor", SYS_fcntl, {want, F_SETFD, descriptor.cloexec() ? FD_CLOEXEC : 0ul});
+    return;
+  }
+  remote.call("cannot move a descriptor", SYS_dup3, {made, want, descriptor.cloexec() ? O_CLOEXEC : 0ul});
+  remote.call("cannot close a descriptor", SYS_close, {made});
+}
+
+bool duplicate_made(FinishContext& context, const pb::FileDescriptor& descriptor) {
+  for (const pb::FileDescriptor& other : context.process.fds()) {
+    if (&other == &descriptor) return false;
+    if (other.file() != descriptor.file()) continue;
+    context.remote.call("cannot duplicate a descriptor", SYS_dup3,
+                        {static_cast<uint64_t>(other.fd()), static_cast<uint64_t>(descriptor.fd()),
+                         descriptor.cloexec() ? O_CLOEXEC : 0ul});
+    return true;
+  }
+  return false;
+}
+
+}  // namespace icp

@@ -1,0 +1,32 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+// Descriptors that only the process itself can make, since what they are about has its old number there alone.
+#pragma once
+
+#include "engine/files/file_kind.h"
+#include "engine/trace/tracee.h"
+
+namespace icp {
+
+// A child of the process that never runs, for descriptors about one that has ended: nothing can be learnt of that any
+// more, so one is like another. Its number is free again before any thread needs it.
+class BriefChild {
+ public:
+  explicit BriefChild(RemoteProcess& remote);
+  uint64_t number() const { return number_; }  // in the capsule
+  void end();
+
+ private:
+  RemoteProcess& remote_;
+  uint64_t number_;
+  pid_t pid_;  // the agent's view
+  Tracee thread_;
+};
+
+// Moves what the process has made to where the image has it.
+void move_to(RemoteProcess& remote, uint64_t made, const pb::FileDescriptor& descriptor);
+
+// Another descriptor of what the process has made already, for one that comes later in its table. False: this is the
+// first. Processes that shared the description get one each.
+bool duplicate_made(FinishContext& context, const pb::FileDescriptor& descriptor);
+
+}  // namespace icp
