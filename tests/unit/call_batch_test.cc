@@ -94,7 +94,7 @@ class CallBatchTest : public ::testing::Test {
     batch.ask<Name>("prctl(PR_GET_NAME)", SYS_prctl, {PR_GET_NAME, CallBatch::kAnswer},
                     [&](const Name& name) { std::memcpy(answers.name, name.text, sizeof name.text); });
   }
-  static bool start_batch(CallBatch& batch, StoppedProcess& process, int signal) {
+  bool start_batch(CallBatch& batch, StoppedProcess& process, int signal) {
     const std::vector<std::byte> xstate = process.threads[0].xstate();
     const ThreadStart& start = process.starts[0];
     return batch.start(process.threads[0], process.ref.pid, process.remote->batch_stub(),
