@@ -3,7 +3,6 @@
 
 #include <grp.h>
 #include <pwd.h>
-#include <sys/prctl.h>
 #include <sys/stat.h>
 #include <sys/xattr.h>
 #include <unistd.h>
@@ -107,9 +106,9 @@ void work_as(const Identity& identity) {
 
 void take_rights_of(const Identity& identity) {
   if (geteuid() != 0 || identity.uid == 0) return;
-  if (const char* what = take_identity(identity, 0, false); what != nullptr) throw_errno("cannot {}", what);
+  // Not for a moment may the user look into it.
+  if (const char* what = take_identity(identity, 0, false, false); what != nullptr) throw_errno("cannot {}", what);
   check_identity(identity, 0);
-  if (prctl(PR_SET_DUMPABLE, 0) != 0) throw_errno("cannot keep others from looking into this process");
 }
 
 namespace {

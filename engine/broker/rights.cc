@@ -25,7 +25,7 @@ int set_capabilities(uint64_t mask) {
 
 }  // namespace
 
-const char* take_identity(const Identity& identity, uint64_t kept, bool ambient) noexcept {
+const char* take_identity(const Identity& identity, uint64_t kept, bool ambient, bool dumpable) noexcept {
   const uid_t uid = identity.uid;
   const gid_t gid = identity.gid;
   if (::syscall(SYS_setgroups, identity.groups.size(), identity.groups.data()) != 0) return "take the user's groups";
@@ -33,17 +33,17 @@ const char* take_identity(const Identity& identity, uint64_t kept, bool ambient)
   if (uid == 0) return nullptr;
   if (::prctl(PR_SET_KEEPCAPS, 1) != 0 || ::syscall(SYS_setresuid, uid, uid, uid) != 0) return "take the user's id";
   if (::prctl(PR_SET_KEEPCAPS, 0) != 0) return "give capabilities up";
-  return keep_capabilities(kept, ambient);
+  return keep_capabilities(kept, ambient, dumpable);
 }
 
-const char* keep_capabilities(uint64_t kept, bool ambient) noexcept {
+const char* keep_capabilities(uint64_t kept, bool ambient, bool dumpable) noexcept {
   if (set_capabilities(kept) != 0) return "give capabilities up";
   for (int capability = 0; ambient && capability < 64; ++capability) {
     if ((kept >> capability & 1) == 0) continue;
     if (::prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_RAISE, capability, 0, 0) != 0) return "keep a capability over exec";
   }
   if (::prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0) return "set no_new_privs";
-  if (::prctl(PR_SET_DUMPABLE, 1) != 0) return "become dumpable";
+  if (::prctl(PR_SET_DUMPABLE, dumpable ? 1 : 0) != 0) return "become dumpable, or not";
   return nullptr;
 }
 

@@ -19,10 +19,10 @@ inline constexpr int kCheckpointRestore = 40;  // CAP_CHECKPOINT_RESTORE, Linux 
 // file-system ones. Of its capabilities `kept` stays (a mask), also over an exec where `ambient`; nothing of them when
 // the user is root, who has them all. No program it executes gets more (no_new_privs), unless root. The process may be
 // looked into by its like (PR_SET_DUMPABLE). Returns null, or what failed, with errno; async-signal-safe.
-const char* take_identity(const Identity& identity, uint64_t kept, bool ambient) noexcept;
+const char* take_identity(const Identity& identity, uint64_t kept, bool ambient, bool dumpable = true) noexcept;
 
 // The last part alone: capabilities and no_new_privs, for a process that has the ids.
-const char* keep_capabilities(uint64_t kept, bool ambient) noexcept;
+const char* keep_capabilities(uint64_t kept, bool ambient, bool dumpable = true) noexcept;
 
 // Checks the result: throws kPermission unless the calling process has the ids of `identity` and no capability but
 // `kept`.

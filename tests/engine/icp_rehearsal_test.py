@@ -133,10 +133,11 @@ class Rehearsal(Case):
 
     def test_says_what_a_restart_would(self):
         holder, base = self.start_holder()
+        # One that was there before: a newer one is put aside.
+        (base.parent / "other").write_bytes((base / "mapped").read_bytes())
         self.assert_ends(icp("checkpoint", "--pid", holder.pid, "--dir", self.image), 0)
-        with open(base / "mapped", "r+b") as file:
-            os.rename(base / "mapped", base.parent / "mapped")
-            (base / "mapped").write_bytes(file.read())
+        os.rename(base / "mapped", base.parent / "mapped")
+        os.rename(base.parent / "other", base / "mapped")
         result = icp("verify", "--restore", self.image)
         self.assert_ends(result, 1, "version 1: cannot be restored: .*mapped is another file than at the checkpoint")
         self.assertEqual(result.stdout, "version 1: whole, does not restore\n")

@@ -103,7 +103,7 @@ class Rights(icp_harness.Case):
         os.close(writing)
         wait_for(lambda: status(show.pid)["Uid"].split() == [str(NOBODY)] * 4, what="the rights of its owner")
         seen = status(show.pid)
-        owner = os.stat(f"/proc/{show.pid}").st_uid
+        owner = os.stat(f"/proc/{show.pid}/environ").st_uid  # of the directory itself it is always the user
         self.assertEqual(rest.read(), shown.stdout)
         self.assertEqual(seen["Gid"].split(), [str(NOBODY)] * 4)
         self.assertNotIn("0", seen["Groups"].split())

@@ -200,8 +200,7 @@ class SuspendedLinuxProc(Suspended):
 class Told(JobCase):
     def setUp(self):
         super().setUp()
-        (self.work / "refused.py").write_text("import socket, time\n"
-                                              "s = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); time.sleep(5)\n")
+        (self.work / "refused.py").write_text("import time\nopened = open('/proc/self/mem', 'r+b', 0); time.sleep(5)\n")
 
     def lines(self, script):
         job = self.submit(script, "--checkpoint-interval=1s")

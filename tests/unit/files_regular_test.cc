@@ -467,7 +467,8 @@ TEST(OuterStream, IsReplacedByTheNewTasks) {
   for (const int fd : {in[0], in[1], out[0], out[1], fresh[0], fresh[1]}) ::close(fd);
 }
 
-TEST(Locks, FlockAndOfdComeBackUnlessTaken) {
+// flock() is the process's own call: tests/engine/descriptors_roundtrip_test.cc.
+TEST(Locks, FlockIsKnownAndOfdComeBackUnlessTaken) {
   TempDir dir("/tmp");
   const std::string path = dir.write("lock", "0123456789");
   Captured captured;
@@ -488,13 +489,14 @@ TEST(Locks, FlockAndOfdComeBackUnlessTaken) {
   const UniqueFd other(::open(path.c_str(), O_RDWR | O_CLOEXEC));
   {
     Restored restored(captured);
-    EXPECT_EQ(::flock(other.get(), LOCK_SH | LOCK_NB), -1);
     struct flock probe {};
     probe.l_type = F_RDLCK, probe.l_start = 4, probe.l_len = 1;
     EXPECT_EQ(::fcntl(other.get(), F_OFD_GETLK, &probe), 0);
     EXPECT_EQ(probe.l_type, F_WRLCK);
   }
-  ASSERT_EQ(::flock(other.get(), LOCK_SH | LOCK_NB), 0);
+  struct flock taken {};
+  taken.l_type = F_RDLCK, taken.l_start = 4, taken.l_len = 1;
+  ASSERT_EQ(::fcntl(other.get(), F_OFD_SETLK, &taken), 0);
   EXPECT_THAT(error_of(ErrorKind::kSystem, [&] { Restored restored(captured); }), HasSubstr(path + " was locked"));
 }
 
