@@ -48,7 +48,7 @@ add_library(icp_pmix_relay STATIC pmix/message.cc pmix/peer_check.cc pmix/relay.
 target_link_libraries(icp_pmix_relay PUBLIC icp_flags icp_protocol)
 
 # How srun is called for an MPI launcher of a batch script, beside what is saved.
-add_library(icp_launch STATIC launch/launcher.cc launch/request.cc launch/stand_in.cc)
+add_library(icp_launch STATIC launch/agent_socket.cc launch/launcher.cc launch/request.cc launch/stand_in.cc)
 target_link_libraries(icp_launch PUBLIC icp_flags icp_protocol)
 
 # Started before the task's program in place of it: small, and quick to start.

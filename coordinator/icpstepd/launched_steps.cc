@@ -4,17 +4,15 @@
 #include <fcntl.h>
 #include <fmt/format.h>
 #include <spdlog/spdlog.h>
-#include <sys/mman.h>
 #include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <charconv>
-#include <cstring>
 
+#include "coordinator/launch/agent_socket.h"
 #include "coordinator/launch/request.h"
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
@@ -37,30 +35,6 @@ std::string random_name(uint32_t job) {
   return fmt::format("slurm-icp-launch-{}-{:016x}{:016x}", job, random[0], random[1]);
 }
 
-UniqueFd memory_file(const std::string& bytes) {
-  UniqueFd file(::memfd_create("srun", MFD_CLOEXEC));
-  if (!file || ::pwrite(file.get(), bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size()))
-    throw_errno("cannot make a file in memory");
-  return file;
-}
-
-// Empty when there is none, or none that could be a request.
-std::string content_of(int file) {
-  struct stat facts {};
-  if (::fstat(file, &facts) != 0 || !S_ISREG(facts.st_mode) || facts.st_size <= 0 ||
-      static_cast<size_t>(facts.st_size) > launch::kMaxRequest)
-    return {};
-  std::string bytes(static_cast<size_t>(facts.st_size), '\0');
-  if (::pread(file, bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) return {};
-  return bytes;
-}
-
-bool is_same_user(int socket) {
-  ucred peer{};
-  socklen_t size = sizeof peer;
-  return ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &size) == 0 && peer.uid == ::getuid();
-}
-
 }  // namespace
 
 std::string launched_capsule(const std::string& node, uint32_t number) {
@@ -77,12 +51,6 @@ uint32_t launch_in_name(const std::string& capsule) {
   return error == std::errc() && end == last && number <= kMostNumber ? number : 0;
 }
 
-void LaunchedSteps::watch(Socket& socket, std::function<void()> ready) {
-  socket.async_wait(Socket::wait_read, [ready = std::move(ready)](boost::system::error_code error) {
-    if (!error) ready();
-  });
-}
-
 // ---- the script's task ---------------------------------------------------------------------------------------------
 
 void LaunchedSteps::begin(Packet& answer, const std::string& directory, const std::string& image) {
@@ -96,7 +64,7 @@ void LaunchedSteps::begin(Packet& answer, const std::string& directory, const st
   }
   SocketPair pair(SOCK_SEQPACKET);
   launcher_ = std::make_unique<Socket>(io_, pair.here.release());
-  watch(*launcher_, [this] { on_launcher(); });
+  when_readable(*launcher_, [this] { on_launcher(); });
   for (auto& [number, step] : steps_) launch(number, restored_from_);
   answer.set("launcher", directory + "/icp-proxy");
   answer.set("launch_path", directory + "/launch").set("launch_socket", name_);
@@ -104,18 +72,11 @@ void LaunchedSteps::begin(Packet& answer, const std::string& directory, const st
 }
 
 void LaunchedSteps::listen() {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (name_.size() >= sizeof address.sun_path)
-    throw_error(ErrorKind::kImage, "the name of the socket for launched steps is too long");
-  std::memcpy(address.sun_path + 1, name_.data(), name_.size());
-  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name_.size());
-  UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0));
-  if (!socket || ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
-      ::listen(socket.get(), SOMAXCONN) != 0)
-    throw_errno("cannot listen at @{}", name_);
+  UniqueFd socket = launch::listen_at(name_);
+  if (!socket) throw_errno("cannot listen at @{}", name_);
+  ::fcntl(socket.get(), F_SETFL, O_NONBLOCK);
   listener_ = std::make_unique<Socket>(io_, socket.release());
-  watch(*listener_, [this] { on_connection(); });
+  when_readable(*listener_, [this] { on_connection(); });
 }
 
 // Anybody on the node may connect, and must not keep the agent from all else.
@@ -125,19 +86,20 @@ void LaunchedSteps::on_connection() {
     const UniqueFd connection(::accept4(listener_->native_handle(), nullptr, nullptr, SOCK_CLOEXEC));
     if (!connection) break;
     try {
-      if (is_same_user(connection.get())) take_request(connection.get());
+      if (launch::is_same_user(connection.get())) take_request(connection.get());
     } catch (const Error& error) {
       spdlog::warn("a step cannot be launched: {}", error.what());
     }
   }
-  watch(*listener_, [this] { on_connection(); });
+  when_readable(*listener_, [this] { on_connection(); });
 }
 
 void LaunchedSteps::take_request(int connection) {
   Packet packet;
   if (protocol::receive_packet(connection, packet, kRequestTimeout) != Received::kPacket) return;
   Step step;
-  if (packet.type == protocol::kLaunch && packet.fds.size() == 1) step.request = content_of(packet.fds[0]);
+  if (packet.type == protocol::kLaunch && packet.fds.size() == 1)
+    step.request = launch::read_from_memory(packet.fds[0]);
   packet.close_fds();
   if (!launch::Request::decode(step.request)) throw_error(ErrorKind::kUsage, "the request is none");
   if (steps_.size() >= kMostRunning || last_ >= kMostNumber)
@@ -149,7 +111,7 @@ void LaunchedSteps::take_request(int connection) {
   step.theirs.reset();
   const uint32_t number = ++last_;
   steps_.emplace(number, std::move(step));
-  watch(*steps_.at(number).here, [this, number] { on_stand_in(number); });
+  when_readable(*steps_.at(number).here, [this, number] { on_stand_in(number); });
   launch(number, "none");
 }
 
@@ -164,7 +126,8 @@ void LaunchedSteps::make_sockets(Step& step) const {
 }
 
 void LaunchedSteps::launch(uint32_t number, const std::string& restart_dir) const {
-  const UniqueFd request = memory_file(steps_.at(number).request);
+  const UniqueFd request = launch::put_in_memory(steps_.at(number).request);
+  if (!request) throw_errno("cannot make a file in memory");
   Packet packet(protocol::kLaunch);
   packet.set_number("number", number).set("restart_dir", restart_dir);
   packet.set("checkpoint_dir", image_.substr(0, image_.rfind('/')));
@@ -186,7 +149,7 @@ void LaunchedSteps::on_stand_in(uint32_t number) {
     if (packet.type == protocol::kSignal && launcher_)
       protocol::send_packet(launcher_->native_handle(), packet.set_number("number", number));
   }
-  if (got == Received::kNothing) return watch(*found->second.here, [this, number] { on_stand_in(number); });
+  if (got == Received::kNothing) return when_readable(*found->second.here, [this, number] { on_stand_in(number); });
   // It was killed: so is srun.
   if (launcher_)
     protocol::send_packet(launcher_->native_handle(),
@@ -195,7 +158,7 @@ void LaunchedSteps::on_stand_in(uint32_t number) {
 }
 
 void LaunchedSteps::on_launcher() {
-  if (hear_launcher()) watch(*launcher_, [this] { on_launcher(); });
+  if (hear_launcher()) when_readable(*launcher_, [this] { on_launcher(); });
 }
 
 // False: it is gone.
@@ -285,7 +248,7 @@ void LaunchedSteps::restored() {
   std::erase_if(steps_, [](const auto& entry) { return entry.second.ended; });
   for (auto& [number, step] : steps_) {
     step.theirs.reset();
-    watch(*step.here, [this, number = number] { on_stand_in(number); });
+    when_readable(*step.here, [this, number = number] { on_stand_in(number); });
   }
 }
 

@@ -10,7 +10,7 @@
 #include <string>
 #include <vector>
 
-#include "coordinator/protocol/asio.h"
+#include "coordinator/icpstepd/watched_socket.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/base/unique_fd.h"
 #include "engine/files/file_table.h"
@@ -51,7 +51,6 @@ class LaunchedSteps {
   void describe(pb::Capsule& capsule) const;
 
  private:
-  using Socket = boost::asio::posix::stream_descriptor;
   struct Step {
     std::string request;           // encoded launch::Request
     std::unique_ptr<Socket> here;  // to the stand-in
@@ -59,7 +58,6 @@ class LaunchedSteps {
     uint64_t dev = 0, ino = 0;     // of the stand-in's end
     bool ended = false;
   };
-  static void watch(Socket& socket, std::function<void()> ready);
   void listen();
   void on_connection();
   void take_request(int connection);

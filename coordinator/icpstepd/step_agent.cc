@@ -32,13 +32,15 @@ StreamId stream_in(const Packet& packet, const std::string& name) {
   return {number("dev"), number("ino"), static_cast<uint32_t>(number("mode")), number("rdev")};
 }
 
-// It lies beside this program.
-std::string proxy_path() {
+// Of this program: the others lie beside it.
+std::string own_directory() {
   std::string self(4096, '\0');
   const ssize_t length = ::readlink("/proc/self/exe", self.data(), self.size());
   self.resize(length > 0 ? static_cast<size_t>(length) : 0);
-  return self.substr(0, self.rfind('/') + 1) + "icp-proxy";
+  return self.substr(0, self.rfind('/'));
 }
+
+std::string proxy_path() { return own_directory() + "/icp-proxy"; }
 
 // Empty when it has ended.
 std::string processors_of(pid_t pid) {
@@ -81,8 +83,8 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
 StepAgent::~StepAgent() = default;
 
 void StepAgent::run() {
-  watch(control_, [this] { on_control(); });
-  watch(ready_, [this] { on_ready(); });
+  when_readable(control_, [this] { on_control(); });
+  when_readable(ready_, [this] { on_ready(); });
   signals_.async_wait([this](boost::system::error_code error, int) {
     if (!error) finish(false);
   });
@@ -123,13 +125,6 @@ void StepAgent::charge(pid_t task) {
 
 std::string StepAgent::step() const { return fmt::format("{}.{}", facts_.job, protocol::step_name(facts_.step)); }
 
-// Calls `ready` each time the socket can be read (or has ended). The socket may be destroyed meanwhile.
-void StepAgent::watch(Socket& socket, std::function<void()> ready) {
-  socket.async_wait(Socket::wait_read, [ready = std::move(ready)](boost::system::error_code error) {
-    if (!error) ready();
-  });
-}
-
 StepAgent::Task* StepAgent::find(int64_t rank) {
   const auto found = rank < 0 || rank > INT32_MAX ? tasks_.end() : tasks_.find(static_cast<int>(rank));
   return found == tasks_.end() ? nullptr : &found->second;
@@ -148,7 +143,7 @@ void StepAgent::on_control() {
     if (packet.type == protocol::kGoodbye) return finish(true);
     slurmstepd_said(packet);
   }
-  watch(control_, [this] { on_control(); });
+  when_readable(control_, [this] { on_control(); });
 }
 
 void StepAgent::slurmstepd_said(const Packet& packet) {
@@ -249,7 +244,7 @@ void StepAgent::on_ready() {
     task->cpus = processors_of(task->pid);
     answer(*task);
   }
-  watch(ready_, [this] { on_ready(); });
+  when_readable(ready_, [this] { on_ready(); });
 }
 
 void StepAgent::decide(const std::string& cwd) {
@@ -307,7 +302,7 @@ void StepAgent::answer(Task& task) {
   }
   protocol::send_packet(task.socket->native_handle(), packet);
   packet.close_fds();
-  watch(*task.socket, [this, &task] { on_task_socket(task); });
+  when_readable(*task.socket, [this, &task] { on_task_socket(task); });
 }
 
 // A version of several steps needs icpctld.
@@ -318,9 +313,8 @@ bool StepAgent::may_launch() const {
 
 void StepAgent::begin_launching(Packet& answer) {
   if (!may_launch()) return;
-  const std::string proxy = proxy_path();
   try {
-    launched_.begin(answer, proxy.substr(0, proxy.rfind('/')), image_);
+    launched_.begin(answer, own_directory(), image_);
   } catch (const Error& error) {
     spdlog::warn("no launcher beside the script: {}", error.what());
     if (launched_.any()) refuse_restart(error);
@@ -340,16 +334,16 @@ void StepAgent::on_task_socket(Task& task) {
   if (!task.socket) return;
   Packet packet;
   const Received got = protocol::receive_packet(task.socket->native_handle(), packet, 0);
-  if (got == Received::kNothing) return watch(*task.socket, [this, &task] { on_task_socket(task); });
+  if (got == Received::kNothing) return when_readable(*task.socket, [this, &task] { on_task_socket(task); });
   if (task.state == Task::kProxy && got == Received::kPacket) {
     on_proxy(task, packet);
-    if (task.socket) watch(*task.socket, [this, &task] { on_task_socket(task); });
+    if (task.socket) when_readable(*task.socket, [this, &task] { on_task_socket(task); });
     return;
   }
   packet.close_fds();
   if (got == Received::kPacket) {
     on_guard(task, packet);
-    if (task.socket) watch(*task.socket, [this, &task] { on_task_socket(task); });
+    if (task.socket) when_readable(*task.socket, [this, &task] { on_task_socket(task); });
     return;
   }
   task.socket.reset();

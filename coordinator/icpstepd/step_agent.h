@@ -27,6 +27,7 @@
 #include "coordinator/icpstepd/pmix_link.h"
 #include "coordinator/icpstepd/restart.h"
 #include "coordinator/icpstepd/versions.h"
+#include "coordinator/icpstepd/watched_socket.h"
 #include "coordinator/protocol/asio.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/base/error.h"
@@ -44,7 +45,6 @@ class StepAgent {
   void run();
 
  private:
-  using Socket = boost::asio::posix::stream_descriptor;
   struct Task {
     enum State { kForked, kStarting, kRunning, kProxy, kEnded };
     State state = kForked;
@@ -61,7 +61,6 @@ class StepAgent {
     std::optional<int> status;  // as slurmstepd says, when it has ended
   };
 
-  void watch(Socket& socket, std::function<void()> ready);
   void on_control();
   void slurmstepd_said(const protocol::Packet& packet);
   void hear_slurmstepd();
@@ -101,7 +100,6 @@ class StepAgent {
   // With a coordinator that says nothing, until the user hears of it.
   static constexpr std::chrono::seconds kPatience{3};
   RestartTogether with_the_others();
-  void join_network(SessionConfig& config);
   void find_sockets(SessionConfig& config);
   void on_link_changed(const std::string& why);
   void tell_absence(const std::string& why);

@@ -14,6 +14,7 @@
 #include <string>
 #include <vector>
 
+#include "coordinator/launch/agent_socket.h"
 #include "coordinator/launch/request.h"
 #include "coordinator/launch/stand_in.h"
 #include "coordinator/protocol/packet.h"
@@ -67,21 +68,12 @@ class Launcher {
   }
 
   void launch(int number, const Packet& packet) {
-    const auto request = packet.fds.empty() ? std::nullopt : read_request(packet.fds[0]);
+    const auto request = packet.fds.empty() ? std::nullopt : Request::decode(read_from_memory(packet.fds[0]));
     const pid_t pid = request ? start(prepare(*request, number, packet)) : -1;
     if (pid > 0)
       running_[pid] = number;
     else
       ended(number, kNotStarted);
-  }
-
-  static std::optional<Request> read_request(int file) {
-    struct stat facts {};
-    if (::fstat(file, &facts) != 0 || facts.st_size <= 0 || static_cast<size_t>(facts.st_size) > kMaxRequest)
-      return std::nullopt;
-    std::string bytes(static_cast<size_t>(facts.st_size), '\0');
-    if (::pread(file, bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size())) return std::nullopt;
-    return Request::decode(bytes);
   }
 
   Request prepare(Request request, int number, const Packet& packet) const {

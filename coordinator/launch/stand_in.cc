@@ -4,20 +4,19 @@
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
-#include <sys/mman.h>
 #include <sys/signalfd.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
-#include <sys/un.h>
 #include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
-#include <cstddef>
 #include <cstdlib>
 #include <cstring>
 #include <string>
+#include <vector>
 
+#include "coordinator/launch/agent_socket.h"
 #include "coordinator/launch/request.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/base/unique_fd.h"
@@ -37,26 +36,29 @@ void complain(const std::string& text) {
 }
 
 // Without the directory that leads here.
-std::string path_without(const std::string& path, const std::string& left_out) {
-  std::string rest;
+std::vector<std::string> search_path(const std::string& path, const std::string& left_out) {
+  std::vector<std::string> directories;
   for (size_t at = 0; at <= path.size();) {
     const size_t end = std::min(path.find(':', at), path.size());
-    const std::string directory = path.substr(at, end - at);
-    if (directory != left_out) rest += (rest.empty() ? "" : ":") + directory;
+    if (path.compare(at, end - at, left_out) != 0) directories.push_back(path.substr(at, end - at));
     at = end + 1;
   }
-  return rest;
+  return directories;
 }
 
-std::string find_srun(const std::string& path) {
-  for (size_t at = 0; at <= path.size();) {
-    const size_t end = std::min(path.find(':', at), path.size());
-    const std::string file = path.substr(at, end - at) + "/srun";
+std::string join(const std::vector<std::string>& directories) {
+  std::string path;
+  for (size_t i = 0; i < directories.size(); i++) path += (i == 0 ? "" : ":") + directories[i];
+  return path;
+}
+
+std::string find_srun(const std::vector<std::string>& directories) {
+  for (const std::string& directory : directories) {
+    const std::string file = directory + "/srun";
     struct stat facts {};
     if (file[0] == '/' && ::stat(file.c_str(), &facts) == 0 && S_ISREG(facts.st_mode) &&
         ::access(file.c_str(), X_OK) == 0)
       return file;
-    at = end + 1;
   }
   return {};
 }
@@ -66,31 +68,12 @@ std::string variable(const char* name) {
   return value == nullptr ? "" : value;
 }
 
-// Only an agent that works with this user's rights hears what the environment holds.
-UniqueFd connect_to_agent(const std::string& name) {
-  sockaddr_un address{};
-  address.sun_family = AF_UNIX;
-  if (name.empty() || name.size() >= sizeof address.sun_path) return {};
-  std::memcpy(address.sun_path + 1, name.data(), name.size());
-  const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + name.size());
-  UniqueFd socket(::socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0));
-  ucred peer{};
-  socklen_t size = sizeof peer;
-  if (!socket || ::connect(socket.get(), reinterpret_cast<const sockaddr*>(&address), length) != 0 ||
-      ::getsockopt(socket.get(), SOL_SOCKET, SO_PEERCRED, &peer, &size) != 0 || peer.uid != ::getuid())
-    return {};
-  return socket;
-}
-
 // Sends the request, and gets the socket that is used from then on.
 UniqueFd ask(const std::string& name, const Request& request) {
-  const UniqueFd agent = connect_to_agent(name);
-  if (!agent) return {};
+  const UniqueFd agent = connect_to(name);
   const std::string bytes = request.encode();
-  UniqueFd file(::memfd_create("srun", MFD_CLOEXEC));
-  if (!file || bytes.size() > kMaxRequest ||
-      ::pwrite(file.get(), bytes.data(), bytes.size(), 0) != static_cast<ssize_t>(bytes.size()))
-    return {};
+  const UniqueFd file = bytes.size() > kMaxRequest ? UniqueFd() : put_in_memory(bytes);
+  if (!agent || !file) return {};
   Packet packet(protocol::kLaunch);
   packet.fds = {file.get()};
   if (!protocol::send_packet(agent.get(), packet)) return {};
@@ -133,9 +116,9 @@ int wait_for_end(int agent, int signals) {
 }  // namespace
 
 int stand_in_for_srun(int argc, char** argv) {
-  const std::string rest = path_without(variable("PATH"), variable(kPathVariable));
-  const std::string socket = variable(kSocketVariable), srun = find_srun(rest);
-  ::setenv("PATH", rest.c_str(), 1);
+  const std::vector<std::string> directories = search_path(variable("PATH"), variable(kPathVariable));
+  const std::string socket = variable(kSocketVariable), srun = find_srun(directories);
+  ::setenv("PATH", join(directories).c_str(), 1);
   ::unsetenv(kPathVariable);
   ::unsetenv(kSocketVariable);
   if (srun.empty()) {
