@@ -64,11 +64,17 @@ std::vector<CapsulePart> capsules_of(const std::string& image, uint32_t version,
   return parts;
 }
 
-std::set<std::string> capsule_names(const std::string& image, uint32_t version, const Identity& identity) {
-  std::set<std::string> names;
-  for (const std::string& node : ImageDir::nodes_of(image, identity))
-    if (ImageDir::open(image, identity, node).has_version(version)) names.insert(node);
-  return names;
+size_t keep_versions_of_same_capsules(const std::string& image, const Identity& identity,
+                                      std::vector<uint32_t>& versions) {
+  size_t count = 0;
+  const uint32_t first = versions.at(0);
+  for (const std::string& node : ImageDir::nodes_of(image, identity)) {
+    const ImageDir dir = ImageDir::open(image, identity, node);
+    const bool wanted = dir.has_version(first);
+    count += wanted ? 1 : 0;
+    std::erase_if(versions, [&](uint32_t version) { return dir.has_version(version) != wanted; });
+  }
+  return count;
 }
 
 std::vector<CapsulePart> capsules_here(std::vector<CapsulePart> all, const std::string& image,

@@ -25,8 +25,10 @@ struct CapsulePart {
 // version has those. Throws Error.
 std::vector<CapsulePart> capsules_of(const std::string& image, uint32_t version, const Identity& identity,
                                      const std::set<int>& ranks, uint32_t launched);
-// The names of all, those of launched steps included.
-std::set<std::string> capsule_names(const std::string& image, uint32_t version, const Identity& identity);
+// Leaves of `versions` those that have the same capsules as the first one, those of launched steps included; returns
+// how many that are. Throws Error.
+size_t keep_versions_of_same_capsules(const std::string& image, const Identity& identity,
+                                      std::vector<uint32_t>& versions);
 
 // Those of `all` whose tasks are those of this node, by rank, and with them what tasks of theirs had ended and have one
 // of this node to end again. Throws kUsage, saying how tasks are laid out in the image

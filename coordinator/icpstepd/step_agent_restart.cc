@@ -40,11 +40,8 @@ void StepAgent::refuse_restart(Error error) {
 void StepAgent::keep_versions_of_all(size_t own) {
   capsules_to_restore_ = static_cast<uint32_t>(own);
   if (facts_.launched == 0 && !launched_.any()) return;
-  const Identity identity = identity_of(facts_);
-  const std::set<std::string> all = capsule_names(plan_->image, plan_->versions.front(), identity);
-  capsules_to_restore_ = static_cast<uint32_t>(all.size());
-  std::erase_if(plan_->versions,
-                [&](uint32_t version) { return capsule_names(plan_->image, version, identity) != all; });
+  capsules_to_restore_ =
+      static_cast<uint32_t>(keep_versions_of_same_capsules(plan_->image, identity_of(facts_), plan_->versions));
 }
 
 // Which part of the image the tasks of this node are.
@@ -226,7 +223,7 @@ void StepAgent::after_restore(RestartResult result) {
   for (const TaskExit& ended : capsule_->ended())
     if (Task* const task = find(ended.rank); task != nullptr) end_task(*task, ended.status);
   capsule_events_ = std::make_unique<Socket>(io_, ::fcntl(capsule_->event_fd(), F_DUPFD_CLOEXEC, 3));
-  watch(*capsule_events_, [this] { on_capsule(); });
+  when_readable(*capsule_events_, [this] { on_capsule(); });
   if (interval_.count() == 0 && moments_.empty() && config_.coordinators.empty()) return;
   try {
     const bool same_image = plan_->image == image_;
@@ -237,7 +234,6 @@ void StepAgent::after_restore(RestartResult result) {
     find_sockets(config);
     config.more_processes = [this] { return read_children(capsule_->init_pid()); };
     config.ended_tasks = [this] { return ended_tasks(); };
-    join_network(config);
     start_versions(same_image ? capsule_->continue_session(std::move(config))
                               : Session(std::move(config), capsule_->roots()));
   } catch (const Error& error) {
@@ -275,7 +271,7 @@ void StepAgent::on_capsule() {
   for (const TaskExit& ended : capsule_->take_exits()) {
     if (Task* const task = find(ended.rank); task != nullptr) end_task(*task, ended.status);
   }
-  watch(*capsule_events_, [this] { on_capsule(); });
+  when_readable(*capsule_events_, [this] { on_capsule(); });
 }
 
 void StepAgent::end_task(Task& task, int status) {

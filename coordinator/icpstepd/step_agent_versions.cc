@@ -118,7 +118,6 @@ void StepAgent::begin_versions_when_all_run() {
     config.more_processes = [this] { return orphans(); };
     find_sockets(config);
     config.ended_tasks = [this] { return ended_tasks(); };
-    join_network(config);
     start_versions(Session(std::move(config), roots));
   } catch (const Error& error) {
     spdlog::error("{}", error.what());
@@ -225,14 +224,6 @@ void StepAgent::find_sockets(SessionConfig& config) {
   if (!may_launch()) return;
   config.more_outer = [this] { return launched_.streams(); };
   config.describe = [this](pb::Capsule& capsule) { launched_.describe(capsule); };
-}
-
-void StepAgent::join_network(SessionConfig& config) {
-  if (!several_capsules() && !may_launch()) return;
-  config.network.inside_job = [this](const std::vector<ConnectionEnd>& ends, bool stopped) {
-    if (!several_capsules()) return std::vector<ConnectionEnd>();
-    return versions_.connections_inside(ends, stopped);
-  };
 }
 
 // One that runs now; 0 if none does. A restored step's are the capsule's: the proxies are in another namespace.

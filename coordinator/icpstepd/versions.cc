@@ -145,8 +145,8 @@ bool Versions::take() {
   }
 }
 
+// What the step's connections to the other nodes are, asked in the round under way.
 std::vector<ConnectionEnd> Versions::connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped) {
-  if (round_ == nullptr) throw_error(ErrorKind::kBusy, "no version of all nodes is under way");
   if (!stopped) {
     if (ends.empty() && surveyed_) return {};
     net::Survey question;
@@ -234,6 +234,9 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
     // Alone there is nobody to wait for. Of several nodes, the end of the phase STOP is said by connections_inside().
     if (!begin.alone()) {
       options.nodes.assign(begin.nodes().begin(), begin.nodes().end());
+      options.inside_job = [this](const std::vector<ConnectionEnd>& ends, bool is_stopped) {
+        return connections_inside(ends, is_stopped);
+      };
       options.gate = [&](CheckpointOptions::Phase phase) {
         using Phase = CheckpointOptions::Phase;
         switch (phase) {

@@ -36,9 +36,6 @@ class Versions {
   // What a session of this step is told, with its image at `image`.
   SessionConfig session_config(const std::string& image, const std::vector<TaskStreams>& tasks) const;
   void begin(Session session, std::string image);
-  // For the session of a step on several nodes: what its connections to the other nodes are, asked in the round under
-  // way.
-  std::vector<ConnectionEnd> connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped);
   bool begun() const { return session_ != nullptr; }
   // A batch script that has begun steps: those get versions, it does not.
   bool left_to_steps() const { return begun() && script_has_steps(); }
@@ -64,6 +61,7 @@ class Versions {
   Suspension suspension();
   const char* nothing_to_save();
   CoordinatorLink::Wanted while_it_runs() const;
+  std::vector<ConnectionEnd> connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped);
   void check_launched(const net::BeginRound& begin) const;
   void report(const CheckpointResult& result);
   bool failed(const Error& error);
