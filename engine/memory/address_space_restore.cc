@@ -232,7 +232,7 @@ void AddressSpaceRestore::map_anonymous(const pb::Mapping& mapping) {
 
 // Mappings of one file mostly follow each other.
 void AddressSpaceRestore::open_file(const pb::Mapping& mapping) {
-  const pb::MemoryObject* const written = objects_.find_written(mapping);
+  const pb::MemoryObject* const written = objects_.written_files().find(mapping);
   const std::string name =
       written == nullptr ? "file " + mapping.file().path() : fmt::format("object {} {}", written->id(), false);
   if (open_name_ == name) return;

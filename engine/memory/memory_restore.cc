@@ -54,7 +54,7 @@ void MemoryRestore::Impl::check_process(const pb::Process& process) const {
   for (const pb::Mapping& mapping : memory.mappings()) {
     if (mapping.object() != 0) objects.find(mapping.object());
     if (mapping.kind() == pb::Mapping::FILE_PRIVATE || mapping.kind() == pb::Mapping::FILE_READONLY_SHARED) {
-      if (objects.find_written(mapping) == nullptr) files.mapped_file(mapping.file());
+      if (objects.written_files().find(mapping) == nullptr) files.mapped_file(mapping.file());
     }
   }
   if (!is_object(memory.exe())) files.mapped_file(memory.exe());

@@ -13,6 +13,7 @@
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
 #include "engine/base/procfs.h"
+#include "engine/base/times.h"
 #include "engine/trace/remote_addr.h"
 
 namespace icp {
@@ -125,46 +126,22 @@ UniqueFd anonymous_shared(uint64_t size) {
 
 ObjectRestore::ObjectRestore(const VersionReader& version, const pb::Capsule& capsule, RestoredFiles& files,
                              const RestoredSysv* sysv, IpcAccess* ipc)
-    : version_(version), capsule_(capsule), files_(files), sysv_(sysv), ipc_(ipc) {
+    : version_(version), capsule_(capsule), files_(files), sysv_(sysv), ipc_(ipc), written_files_(capsule) {
   for (const pb::MemoryObject& object : capsule.objects()) {
     if (object.id() == 0 || !by_id_.emplace(object.id(), &object).second) {
       throw_error(ErrorKind::kImage, "damaged image: two memory objects are numbered {}", object.id());
     }
   }
-  find_written_files();
 }
 
 ObjectRestore::~ObjectRestore() {
   if (done_) return;
   for (const auto& [id, made] : made_) {
     for (const std::string& name : made.names) files_.unlink(name);
+    if (!made.aside.empty()) files_.rename(made.aside, by_id_.at(id)->path());
     for (auto directory = made.directories.rbegin(); directory != made.directories.rend(); ++directory)
       files_.remove_directory(*directory);
   }
-}
-
-void ObjectRestore::find_written_files() {
-  std::map<uint32_t, std::vector<Range>> ranges;
-  for (const pb::Process& process : capsule_.processes())
-    for (const pb::Mapping& mapping : process.memory().mappings())
-      if (mapping.kind() == pb::Mapping::OBJECT)
-        ranges[mapping.object()].push_back({mapping.offset(), mapping.offset() + (mapping.end() - mapping.start())});
-  for (const pb::OpenFile& file : capsule_.files())
-    if (file.has_regular() && file.regular().object() != 0) ranges[file.regular().object()].push_back({0, UINT64_MAX});
-  for (const auto& [id, object] : by_id_) {
-    if (object->kind() != pb::MemoryObject::MAPPED_FILE) continue;
-    normalise(ranges[id]);
-    written_files_[{object->dev(), object->ino()}] = {object, std::move(ranges[id])};
-  }
-}
-
-const pb::MemoryObject* ObjectRestore::find_written(const pb::Mapping& mapping) const {
-  const auto found = written_files_.find({mapping.file().dev(), mapping.file().ino()});
-  if (found == written_files_.end()) return nullptr;
-  const uint64_t end = mapping.offset() + (mapping.end() - mapping.start());
-  for (const Range& range : found->second.ranges)
-    if (range.start <= mapping.offset() && end <= range.end) return found->second.object;
-  return nullptr;
 }
 
 const pb::MemoryObject& ObjectRestore::find(uint32_t id) const {
@@ -319,23 +296,26 @@ bool ObjectRestore::is_whole(const pb::MemoryObject& object) const {
 bool ObjectRestore::made_later(int fd) const {
   struct statx status {};
   if (::statx(fd, "", AT_EMPTY_PATH, STATX_BTIME, &status) != 0 || (status.stx_mask & STATX_BTIME) == 0) return false;
-  const uint64_t made = static_cast<uint64_t>(status.stx_btime.tv_sec) * 1'000'000'000 + status.stx_btime.tv_nsec;
-  return status.stx_dev_major != 0 && made > version_.manifest().taken_unix_ns();
+  return status.stx_dev_major != 0 && nanoseconds({status.stx_btime.tv_sec, status.stx_btime.tv_nsec}) >
+                                          static_cast<int64_t>(version_.manifest().taken_unix_ns());
 }
 
 // A file that the job itself has made since, as a journal is that comes and goes: the one of the version is in the
 // image.
-bool ObjectRestore::put_newer_aside(const pb::MemoryObject& object, int fd, const struct stat& now) const {
-  if (now.st_uid != files_.identity().uid || !made_later(fd)) return false;
-  if (dry_) return true;
-  const std::string aside = object.path() + ".after-checkpoint";
-  if (files_.rename(object.path(), aside) != 0) throw_errno("cannot put {} aside", object.path());
-  spdlog::info("{} was made after the checkpoint: it is {} now", object.path(), aside);
-  return true;
+bool ObjectRestore::may_put_aside(const pb::MemoryObject& object, int fd, const struct stat& now) const {
+  return is_whole(object) && now.st_uid == files_.identity().uid && made_later(fd);
+}
+
+// It comes back should the restart fail.
+void ObjectRestore::put_aside(const std::string& path, Made& made) {
+  const std::string aside = path + ".after-checkpoint";
+  if (files_.rename(path, aside) != 0) throw_errno("cannot put {} aside", path);
+  made.aside = aside;
+  spdlog::info("{} was made after the checkpoint: it is {} now", path, aside);
 }
 
 // A file that was mapped for writing, or saved whole, by whatever name of its directory. None, with errno, when it is
-// gone. What has its name now and is another file must not be written to.
+// gone, and what has its name now may be put aside. Another file of that name must not be written to. Changes nothing.
 UniqueFd ObjectRestore::find_mapped(const pb::MemoryObject& object) const {
   // Closing a file that was open for writing is seen by who watches it.
   const int flags = dry_ ? O_RDONLY : O_RDWR;
@@ -361,7 +341,7 @@ UniqueFd ObjectRestore::find_mapped(const pb::MemoryObject& object) const {
     spdlog::info("{} is {} now: that one is gone on with", object.path(), directory + name);
     return other;
   }
-  if (fd && !(is_whole(object) && put_newer_aside(object, fd.get(), now))) {
+  if (fd && !may_put_aside(object, fd.get(), now)) {
     throw Error(ErrorKind::kImage,
                 fmt::format("{} is another file than at the checkpoint, and that one is gone", object.path()), 0,
                 "move it away");
@@ -375,6 +355,10 @@ void ObjectRestore::create_mapped(const pb::MemoryObject& object, Made& made) {
   made.fd = find_mapped(object);
   if (!made.fd && errno == ENOENT && is_whole(object)) {
     const std::string& path = object.path();
+    const UniqueFd newer = files_.open(path, O_PATH | O_NOFOLLOW);
+    struct stat now {};
+    if (newer && ::fstat(newer.get(), &now) == 0 && S_ISREG(now.st_mode) && may_put_aside(object, newer.get(), now))
+      put_aside(path, made);
     for (size_t slash = path.find('/', 1); slash != std::string::npos; slash = path.find('/', slash + 1))
       if (files_.make_directory(path.substr(0, slash)) == 0) made.directories.push_back(path.substr(0, slash));
     made.fd = files_.open(path, O_RDWR | O_CREAT | O_EXCL | O_NOFOLLOW, 0600);

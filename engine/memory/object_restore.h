@@ -14,6 +14,7 @@
 #include "engine/image/page_store.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/memory/restored_files.h"
+#include "engine/memory/written_files.h"
 #include "engine/sysv/ipc_access.h"
 #include "engine/sysv/sysv_ipc.h"
 
@@ -41,9 +42,7 @@ class ObjectRestore {
   UniqueFd open_for_process(uint32_t id, uint32_t flags);
   // The description of the image, kImage when there is none with this number.
   const pb::MemoryObject& find(uint32_t id) const;
-  // The object if the capsule's processes have all that a mapping of a file shows mapped for writing, and so in the
-  // image: who only reads there maps the same file, whose time says nothing. Null: it is a file like any other.
-  const pb::MemoryObject* find_written(const pb::Mapping& mapping) const;
+  const WrittenFiles& written_files() const { return written_files_; }
   int new_shmid(const pb::MemoryObject& object) const;
   void keep_changed() { keep_changed_ = true; }
   // Nothing is made or written outside: objects with names are stood in for by ones without.
@@ -61,6 +60,7 @@ class ObjectRestore {
     std::vector<std::string> directories;        // the same
     std::vector<std::string> names;              // made here, to be removed unless all goes well
     std::map<std::string, std::string> renames;  // of these, when all goes well
+    std::string aside;                           // where a newer file of the object's name is now
   };
   void create_one(const pb::MemoryObject& object);
   bool runs(const pb::MemoryObject& object) const;
@@ -72,7 +72,8 @@ class ObjectRestore {
   bool is_whole(const pb::MemoryObject& object) const;
   UniqueFd find_mapped(const pb::MemoryObject& object) const;
   bool made_later(int fd) const;
-  bool put_newer_aside(const pb::MemoryObject& object, int fd, const struct stat& now) const;
+  bool may_put_aside(const pb::MemoryObject& object, int fd, const struct stat& now) const;
+  void put_aside(const std::string& path, Made& made);
   void create_shm(const pb::MemoryObject& object, Made& made);
   void give_name(const pb::MemoryObject& object, const std::string& path, Made& made);
   void set_owner_and_mode(const pb::MemoryObject& object, int fd) const;
@@ -81,7 +82,6 @@ class ObjectRestore {
   void overwrite_file(const pb::MemoryObject& object, int fd);
   void add_seals(const pb::MemoryObject& object, int fd);
   std::vector<Range> windows(const pb::MemoryObject& object) const;
-  void find_written_files();
 
   const VersionReader& version_;
   const pb::Capsule& capsule_;
@@ -89,11 +89,7 @@ class ObjectRestore {
   const RestoredSysv* sysv_;
   IpcAccess* ipc_;
   std::map<uint32_t, const pb::MemoryObject*> by_id_;
-  struct WrittenFile {
-    const pb::MemoryObject* object = nullptr;
-    std::vector<Range> ranges;  // which the image holds
-  };
-  std::map<std::pair<uint64_t, uint64_t>, WrittenFile> written_files_;  // by device and inode at the checkpoint
+  const WrittenFiles written_files_;
   std::map<uint32_t, Made> made_;
   bool done_ = false, keep_changed_ = false, dry_ = false;
 };

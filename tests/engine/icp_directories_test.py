@@ -58,6 +58,15 @@ def children_of(pid):
 
 
 class FilesCase(Case):
+    def run_to_a_version(self, code, work):
+        """`icp run` of a Python text that makes the file up when it is ready, with content of open files kept."""
+        run = self.start(icp_harness.program(), "run", "--dir", self.image, "--interval", "1h", "--checkpoint-files", "open",
+                         "--", "/usr/bin/python3", "-c", code, cwd=work, stdout=subprocess.DEVNULL)
+        wait_for((work / "up").exists)
+        run.send_signal(signal.SIGUSR1)
+        wait_for(self.versions)
+        return run
+
     def work(self, name):
         path = self.dir / name
         path.mkdir()
@@ -187,19 +196,20 @@ class Files(FilesCase):
             with self.subTest(size=size):
                 work = self.work(f"w{size}")
                 self.image = self.dir / f"image{size}"
-                code = (f"import os, time\nf = open('journal', 'w+b', 0)\nf.write(b'a' * {size})\nopen('up', 'w')\n"
+                (work / "input").write_bytes(b"r" * 2_000_000)  # more than a version keeps of what is only read
+                code = (f"import os, time\ng = open('input')\nf = open('journal', 'w+b', 0)\nf.write(b'a' * {size})\nopen('up', 'w')\n"
                         "while not os.path.exists('go'): time.sleep(0.02)\nf.write(b'end')\n")
-                run = self.start(icp_harness.program(), "run", "--dir", self.image, "--interval", "1h", "--checkpoint-files", "open",
-                                 "--", "/usr/bin/python3", "-c", code, cwd=work, stdout=subprocess.DEVNULL)
-                wait_for((work / "up").exists)
-                run.send_signal(signal.SIGUSR1)
-                wait_for(self.versions)
+                run = self.run_to_a_version(code, work)
                 shutil.copy(work / "journal", work / "other")
                 (work / "journal").unlink()
                 for number in range(3):  # one of them gets the inode number of the file that is gone
                     (work / f"new{number}").write_text("another program's")
                 (work / "journal").write_text("of a later time")
                 self.kill_below(run)
+                (work / "input").rename(work.parent / "input")  # a restart that fails puts nothing aside
+                self.assertNotEqual(icp("restart", "--dir", self.image).returncode, 0)
+                self.assertEqual((work / "journal").read_text(), "of a later time")
+                (work.parent / "input").rename(work / "input")
                 (work / "go").touch()
                 self.assert_ends(icp("restart", "--dir", self.image), 0)
                 self.assertEqual((work / "journal").read_bytes(), b"a" * size + b"end")
@@ -213,11 +223,7 @@ class Files(FilesCase):
         work = self.work("w")
         code = ("import os, time\nf = open('base', 'w+b', 0)\nf.write(b'a' * 600000)\nopen('up', 'w')\n"
                 "while not os.path.exists('go'): time.sleep(0.02)\n")
-        run = self.start(icp_harness.program(), "run", "--dir", self.image, "--interval", "1h", "--checkpoint-files", "open",
-                         "--", "/usr/bin/python3", "-c", code, cwd=work, stdout=subprocess.DEVNULL)
-        wait_for((work / "up").exists)
-        run.send_signal(signal.SIGUSR1)
-        wait_for(self.versions)
+        run = self.run_to_a_version(code, work)
         with (work / "base").open("r+b") as base:  # no longer than before
             base.write(b"b" * 5000)
         (work / "base-journal").write_text("how it was before that")
