@@ -83,21 +83,34 @@ std::optional<InetDiag> InetDiagSocket::query(const InetAddress& local, const In
   return parse(message);
 }
 
-void InetDiagSocket::list(const void* request, size_t bytes, const std::function<void(const inet_diag_msg&)>& visit) {
-  if (::send(fd_.get(), request, bytes, 0) < 0) throw_errno("cannot ask the kernel about TCP connections");
+namespace {
+
+// Sends a request for a list, and calls `visit` with each entry. False, with errno: the kernel does not tell.
+bool for_each_entry(int fd, const Request& request, const std::function<void(const nlmsghdr&)>& visit) {
+  if (::send(fd, &request, sizeof request, 0) < 0) return false;
   alignas(nlmsghdr) char buffer[32768];
-  for (bool done = false; !done;) {
-    const ssize_t got = ::recv(fd_.get(), buffer, sizeof buffer, 0);
-    if (got < 0) throw_errno("cannot hear from the kernel about TCP connections");
+  for (;;) {
+    const ssize_t got = ::recv(fd, buffer, sizeof buffer, 0);
+    if (got <= 0) return got == 0;
     size_t left = static_cast<size_t>(got);
+    bool done = false;
     for (const auto* header = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(header, left);
          header = NLMSG_NEXT(header, left)) {
       done = done || header->nlmsg_type == NLMSG_DONE || header->nlmsg_type == NLMSG_ERROR;
-      if (header->nlmsg_type == SOCK_DIAG_BY_FAMILY) visit(*static_cast<const inet_diag_msg*>(NLMSG_DATA(header)));
+      if (header->nlmsg_type == SOCK_DIAG_BY_FAMILY) visit(*header);
     }
-    if (got == 0) break;
+    if (done) return true;
   }
 }
+
+void for_each_connection(int fd, const Request& request, const std::function<void(const inet_diag_msg&)>& visit) {
+  const auto each = [&visit](const nlmsghdr& header) {
+    visit(*static_cast<const inet_diag_msg*>(NLMSG_DATA(&header)));
+  };
+  if (!for_each_entry(fd, request, each)) throw_errno("cannot ask the kernel about TCP connections");
+}
+
+}  // namespace
 
 bool InetDiagSocket::others_listen(uint16_t port, uid_t uid) {
   bool found = false;
@@ -105,7 +118,8 @@ bool InetDiagSocket::others_listen(uint16_t port, uid_t uid) {
     Request dump = request_for(SOCK_DIAG_BY_FAMILY, family, NLM_F_DUMP);
     dump.body.id.idiag_sport = htons(port);
     dump.body.idiag_states = 1u << kTcpListen;
-    list(&dump, sizeof dump, [&](const inet_diag_msg& message) { found = found || message.idiag_uid != uid; });
+    for_each_connection(fd_.get(), dump,
+                        [&](const inet_diag_msg& message) { found = found || message.idiag_uid != uid; });
   }
   return found;
 }
@@ -119,7 +133,7 @@ void InetDiagSocket::end_leftovers(const InetAddress& local, const std::optional
     Request dump = request_for(SOCK_DIAG_BY_FAMILY, family, NLM_F_DUMP);
     dump.body.id.idiag_sport = htons(local.port);
     if (remote) dump.body.id.idiag_dport = htons(remote->port);
-    list(&dump, sizeof dump, [&](const inet_diag_msg& message) {
+    for_each_connection(fd_.get(), dump, [&](const inet_diag_msg& message) {
       const InetDiag diag = parse(message);
       const bool same_ends = !remote || (ip_of(family, message.id.idiag_src) == local.ip &&
                                          ip_of(family, message.id.idiag_dst) == remote->ip);
@@ -155,43 +169,23 @@ int shutdown_in(const nlmsghdr& header) {
   return 0;
 }
 
-// Calls `each` with every socket of the kind; with none where the kernel does not tell.
-void dump(int domain, int protocol, const std::function<void(const nlmsghdr&)>& each) {
-  const UniqueFd kernel(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
-  Request request = request_for(SOCK_DIAG_BY_FAMILY, domain, NLM_F_DUMP);
-  request.body.sdiag_protocol = static_cast<uint8_t>(protocol);
-  if (!kernel || ::send(kernel.get(), &request, sizeof request, 0) < 0) return;
-  alignas(nlmsghdr) char buffer[32768];
-  for (;;) {
-    const ssize_t got = ::recv(kernel.get(), buffer, sizeof buffer, 0);
-    if (got <= 0) return;
-    size_t left = static_cast<size_t>(got);
-    for (const auto* header = reinterpret_cast<const nlmsghdr*>(buffer); NLMSG_OK(header, left);
-         header = NLMSG_NEXT(header, left)) {
-      if (header->nlmsg_type != SOCK_DIAG_BY_FAMILY) return;
-      each(*header);
-    }
-  }
-}
-
 }  // namespace
 
-int DatagramDiag::shutdown_of(int fd) {
-  int domain = 0, protocol = 0, type = 0;
+int DatagramDiag::shutdown_of(int fd, int domain, int protocol) {
   uint64_t cookie = 0;
-  const auto ask = [fd](int name, auto& value) {
-    socklen_t length = sizeof value;
-    return ::getsockopt(fd, SOL_SOCKET, name, &value, &length) == 0;
-  };
-  if (!ask(SO_DOMAIN, domain) || !ask(SO_PROTOCOL, protocol) || !ask(SO_TYPE, type) || !ask(SO_COOKIE, cookie))
-    return 0;
-  if (type != SOCK_DGRAM) return 0;
+  socklen_t length = sizeof cookie;
+  if (::getsockopt(fd, SOL_SOCKET, SO_COOKIE, &cookie, &length) != 0) return 0;
   const auto [table, is_new] = known_.try_emplace({domain, protocol});
-  if (is_new)
-    dump(domain, protocol, [&](const nlmsghdr& header) {
+  if (is_new) {
+    // Where the kernel does not tell, none is known to be shut.
+    const UniqueFd kernel(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_SOCK_DIAG));
+    Request dump = request_for(SOCK_DIAG_BY_FAMILY, domain, NLM_F_DUMP);
+    dump.body.sdiag_protocol = static_cast<uint8_t>(protocol);
+    for_each_entry(kernel.get(), dump, [&](const nlmsghdr& header) {
       const int how = shutdown_in(header);
       if (how != 0) table->second.emplace(cookie_of(*static_cast<const inet_diag_msg*>(NLMSG_DATA(&header))), how);
     });
+  }
   const auto found = table->second.find(cookie);
   return found == table->second.end() ? 0 : found->second;
 }

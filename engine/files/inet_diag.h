@@ -62,15 +62,14 @@ class InetDiagSocket {
   void end_leftovers(const InetAddress& local, const std::optional<InetAddress>& remote, uid_t uid);
 
  private:
-  // Asks for a list, and shows each connection of the answer.
-  void list(const void* request, size_t bytes, const std::function<void(const inet_diag_msg&)>& visit);
   UniqueFd fd_;
 };
 
 // What shutdown(2) has closed of datagram sockets, of which all of a host are asked for at once.
 class DatagramDiag {
  public:
-  int shutdown_of(int fd);  // 1: no more reading, 2: no more writing
+  // Of a socket of this domain and protocol. 1: no more reading, 2: no more writing.
+  int shutdown_of(int fd, int domain, int protocol);
 
  private:
   using Table = std::map<uint64_t, int>;        // by cookie

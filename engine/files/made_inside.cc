@@ -21,6 +21,18 @@ void BriefChild::end() {
   remote_.call("cannot wait for a process", SYS_wait4, {number_, 0, __WALL, 0});
 }
 
+void MadeInsideKind::create(RestoreContext& context, ImageFiles files) const {
+  for (const pb::OpenFile* file : files) {
+    check_image(*file);
+    context.made_inside.insert(file->id());
+  }
+}
+
+void MadeInsideKind::finish(FinishContext& context, const pb::FileDescriptor& descriptor,
+                            const pb::OpenFile& file) const {
+  if (!duplicate_made(context, descriptor)) move_to(context.remote, make(context.remote, file), descriptor);
+}
+
 void move_to(RemoteProcess& remote, uint64_t made, const pb::FileDescriptor& descriptor) {
   const auto want = static_cast<uint64_t>(descriptor.fd());
   if (made == want) {

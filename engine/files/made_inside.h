@@ -22,6 +22,20 @@ class BriefChild {
   Tracee thread_;
 };
 
+// A kind each of whose descriptions is made by the process that has it.
+class MadeInsideKind : public SingleFileKind {
+ public:
+  void create(RestoreContext& context, ImageFiles files) const final;
+  void finish(FinishContext& context, const pb::FileDescriptor& descriptor, const pb::OpenFile& file) const final;
+
+ private:
+  // Numbers of an image that cannot be. Throws kImage.
+  virtual void check_image(const pb::OpenFile&) const {}
+  // Makes one in the process: its number there, whatever that is.
+  virtual uint64_t make(RemoteProcess& remote, const pb::OpenFile& file) const = 0;
+  UniqueFd create_one(RestoreContext&, const pb::OpenFile&) const final { return {}; }
+};
+
 // Moves what the process has made to where the image has it.
 void move_to(RemoteProcess& remote, uint64_t made, const pb::FileDescriptor& descriptor);
 

@@ -35,7 +35,7 @@ std::optional<pid_t> member_of(const FileScan& scan, const Description& descript
   return {};
 }
 
-class NamespaceFileKind final : public SingleFileKind {
+class NamespaceFileKind final : public MadeInsideKind {
  public:
   pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kNamespaceFile; }
 
@@ -56,27 +56,19 @@ class NamespaceFileKind final : public SingleFileKind {
     message.set_pid(static_cast<uint32_t>(member_of(scan, description).value_or(0)));
   }
 
-  void create(RestoreContext& context, ImageFiles files) const override {
-    for (const pb::OpenFile* file : files) {
-      if (std::find(kNames.begin(), kNames.end(), file->namespace_file().name()) == kNames.end())
-        throw_bad_file(*file, "there is no namespace of this kind");
-      context.made_inside.insert(file->id());
-    }
+ private:
+  void check_image(const pb::OpenFile& file) const override {
+    if (std::find(kNames.begin(), kNames.end(), file.namespace_file().name()) == kNames.end())
+      throw_bad_file(file, "there is no namespace of this kind");
   }
 
-  void finish(FinishContext& context, const pb::FileDescriptor& descriptor, const pb::OpenFile& file) const override {
-    if (duplicate_made(context, descriptor)) return;
+  uint64_t make(RemoteProcess& remote, const pb::OpenFile& file) const override {
     const pb::NamespaceFile& image = file.namespace_file();
-    RemoteProcess& remote = context.remote;
     remote.reset_scratch();
     const uint64_t path = remote.stage_string(fmt::format("/proc/{}/ns/{}", image.pid(), image.name())).value;
-    const auto made = static_cast<uint64_t>(remote.call("cannot open a namespace", SYS_openat,
-                                                        {static_cast<uint64_t>(AT_FDCWD), path, O_RDONLY | O_CLOEXEC}));
-    move_to(remote, made, descriptor);
+    return static_cast<uint64_t>(remote.call("cannot open a namespace", SYS_openat,
+                                             {static_cast<uint64_t>(AT_FDCWD), path, O_RDONLY | O_CLOEXEC}));
   }
-
- private:
-  UniqueFd create_one(RestoreContext&, const pb::OpenFile&) const override { return {}; }
 };
 
 }  // namespace

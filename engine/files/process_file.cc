@@ -49,7 +49,7 @@ Whose whose(const FileScan& scan, const Description& description, const Place& p
   return ::access(path.c_str(), F_OK) == 0 ? Whose::kOther : Whose::kEnded;
 }
 
-class ProcessFileKind final : public SingleFileKind {
+class ProcessFileKind final : public MadeInsideKind {
  public:
   pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kProcessFile; }
 
@@ -76,28 +76,16 @@ class ProcessFileKind final : public SingleFileKind {
     pb::ProcessFile& message = *description.message->mutable_process_file();
     if (whose(scan, description, place) == Whose::kOfJob) message.set_pid(static_cast<uint32_t>(place.pid));
     message.set_rest(place.rest);
-    message.set_directory(S_ISDIR(description.stat.st_mode));
-  }
-
-  void create(RestoreContext& context, ImageFiles files) const override {
-    for (const pb::OpenFile* file : files) context.made_inside.insert(file->id());
-  }
-
-  void finish(FinishContext& context, const pb::FileDescriptor& descriptor, const pb::OpenFile& file) const override {
-    if (duplicate_made(context, descriptor)) return;
-    RemoteProcess& remote = context.remote;
-    if (file.process_file().pid() != 0) {
-      move_to(remote, open(remote, file, file.process_file().pid()), descriptor);
-      return;
-    }
-    BriefChild child(remote);
-    const uint64_t made = open(remote, file, child.number());
-    child.end();
-    move_to(remote, made, descriptor);
   }
 
  private:
-  UniqueFd create_one(RestoreContext&, const pb::OpenFile&) const override { return {}; }
+  uint64_t make(RemoteProcess& remote, const pb::OpenFile& file) const override {
+    if (file.process_file().pid() != 0) return open(remote, file, file.process_file().pid());
+    BriefChild child(remote);
+    const uint64_t made = open(remote, file, child.number());
+    child.end();
+    return made;
+  }
 
   // By the process, with its rights, and by no link: none leads out of what the kernel tells about a process.
   static uint64_t open(RemoteProcess& remote, const pb::OpenFile& file, uint64_t pid) {

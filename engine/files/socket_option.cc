@@ -40,7 +40,7 @@ constexpr size_t kMostIpOptions = 40;  // bytes, RFC 791
 constexpr size_t kMostBytes = 16;      // of a value: struct timeval, names of interfaces and algorithms
 
 // kUdp: raw sockets, too; kPackets: kUdp, and what packets leave in a connection
-enum Applies { kAll, kTcp, kTcpUnused, kUdp, kPackets };
+enum Applies { kAll, kTcp, kTcpUnused, kUdp, kPackets, kRaw };
 
 struct Row {
   int level, name;
@@ -109,11 +109,11 @@ constexpr Row kRows[] = {
     {IPPROTO_IP, IP_MULTICAST_ALL, kUdp},
     {IPPROTO_IP, IP_UNICAST_IF},
     {IPPROTO_IP, 51},  // IP_LOCAL_PORT_RANGE
-    {IPPROTO_IP, IP_HDRINCL, kUdp},
-    {IPPROTO_IP, 22, kUdp},  // IP_NODEFRAG
-    {IPPROTO_IPV6, IPV6_CHECKSUM, kUdp},
-    {IPPROTO_RAW, 1, kUdp},                           // ICMP_FILTER
-    {IPPROTO_ICMPV6, 1, kUdp, INT_MIN, INT_MAX, 32},  // ICMPV6_FILTER
+    {IPPROTO_IP, IP_HDRINCL, kRaw},
+    {IPPROTO_IP, 22, kRaw},  // IP_NODEFRAG
+    {IPPROTO_IPV6, IPV6_CHECKSUM, kRaw},
+    {IPPROTO_RAW, 1, kRaw},                           // ICMP_FILTER
+    {IPPROTO_ICMPV6, 1, kRaw, INT_MIN, INT_MAX, 32},  // ICMPV6_FILTER
     {IPPROTO_UDPLITE, 10, kUdp},                      // UDPLITE_SEND_CSCOV
     {IPPROTO_UDPLITE, 11, kUdp},                      // UDPLITE_RECV_CSCOV
     {SOL_NETLINK, NETLINK_PKTINFO},
@@ -198,6 +198,8 @@ bool applies(const Row& row, int type, bool connected) {
       return type != SOCK_STREAM;
     case kPackets:
       return type != SOCK_STREAM || connected;
+    case kRaw:
+      return type == SOCK_RAW;
     case kAll:
       break;
   }

@@ -41,6 +41,9 @@ void check_kind(const RestoreContext& context, const pb::OpenFile& file, int typ
     throw_bad_file(file, fmt::format("a socket of type {} and IP protocol {}", type, protocol));
 }
 
+int domain_of(const pb::UdpSocket& socket) { return socket.v6() ? AF_INET6 : AF_INET; }
+int protocol_of(const pb::UdpSocket& socket) { return socket.protocol() != 0 ? socket.protocol() : IPPROTO_UDP; }
+
 // `how` of shutdown(2), or nothing.
 void shut(const pb::UdpSocket& socket, int fd) {
   if (socket.shut_read()) ::shutdown(fd, SHUT_RD);  // ENOTCONN of one that is not connected says nothing
@@ -87,9 +90,11 @@ class UdpSocketKind final : public SingleFileKind {
     SingleFileKind::capture(scan, objects, descriptions);
     DatagramDiag kernel;
     for (Description* description : descriptions) {
-      const int how = kernel.shutdown_of(scan.take(*description));
-      description->message->mutable_udp()->set_shut_read((how & 1) != 0);
-      description->message->mutable_udp()->set_shut_write((how & 2) != 0);
+      pb::UdpSocket& message = *description->message->mutable_udp();
+      if (message.type() != 0) continue;  // no datagram socket
+      const int how = kernel.shutdown_of(scan.take(*description), domain_of(message), protocol_of(message));
+      message.set_shut_read((how & 1) != 0);
+      message.set_shut_write((how & 2) != 0);
     }
   }
 
@@ -110,9 +115,8 @@ class UdpSocketKind final : public SingleFileKind {
     const pb::UdpSocket& socket = file.udp();
     check_address(file, socket.local());
     if (socket.has_remote()) check_address(file, socket.remote());
-    const int domain = socket.v6() ? AF_INET6 : AF_INET;
+    const int domain = domain_of(socket), protocol = protocol_of(socket);
     const int type = socket.type() != 0 ? socket.type() : SOCK_DGRAM;
-    const int protocol = socket.protocol() != 0 ? socket.protocol() : IPPROTO_UDP;
     check_kind(context, file, type, protocol);
     UniqueFd fd = make_inet_socket(context, domain, type, protocol);
     restore_socket_options(file, socket.options(), fd.get());

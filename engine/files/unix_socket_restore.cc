@@ -276,14 +276,20 @@ void bind_later(const RestoreContext& context, const pb::OpenFile& file, int fd,
   });
 }
 
-void connect_now(const UnixAddress& address, int fd, const std::string& name) {
+// A full queue does not hold us up. False with errno.
+bool connect_without_wait(int fd, const sockaddr* address, socklen_t length) {
   const int flags = ::fcntl(fd, F_GETFL);
-  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);  // a full queue must not hold us up
-  const int failed = ::connect(fd, address.get(), address.length);
+  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);
+  const bool connected = ::connect(fd, address, length) == 0;
   const int error = errno;
   ::fcntl(fd, F_SETFL, flags);
   errno = error;
-  if (failed != 0) throw_errno("cannot connect a Unix socket to {} again", printable(name));
+  return connected;
+}
+
+void connect_now(const UnixAddress& address, int fd, const std::string& name) {
+  if (!connect_without_wait(fd, address.get(), address.length))
+    throw_errno("cannot connect a Unix socket to {} again", printable(name));
 }
 
 // By the name that the other one has at this moment.
@@ -292,13 +298,8 @@ void connect_to(int fd, int other) {
   socklen_t length = sizeof name;
   if (::getsockname(other, reinterpret_cast<sockaddr*>(&name), &length) != 0)
     throw_errno("cannot read the name of a Unix socket");
-  const int flags = ::fcntl(fd, F_GETFL);
-  ::fcntl(fd, F_SETFL, flags | O_NONBLOCK);  // a full queue must not hold us up
-  const int failed = ::connect(fd, reinterpret_cast<const sockaddr*>(&name), length);
-  const int error = errno;
-  ::fcntl(fd, F_SETFL, flags);
-  errno = error;
-  if (failed != 0) throw_errno("cannot connect a Unix socket again");
+  if (!connect_without_wait(fd, reinterpret_cast<const sockaddr*>(&name), length))
+    throw_errno("cannot connect a Unix socket again");
 }
 
 // Whether it is reached only while it is being bound: by a name that goes again, or that depends on the directory.

@@ -24,6 +24,7 @@
 #include <string>
 
 #include "tests/engine/roundtrip.h"
+#include "tests/engine/socket_options.h"
 #include "tests/engine/tcp_peer.h"
 
 namespace icp::test {
@@ -39,17 +40,6 @@ class DescriptorsRoundtrip : public ::testing::Test {
   }
   TempDir directory_;
 };
-
-int option_of(int fd, int level, int name) {
-  int value = -1;
-  socklen_t length = sizeof value;
-  CHECK_OR_DIE(::getsockopt(fd, level, name, &value, &length) == 0);
-  return value;
-}
-
-void set_option(int fd, int level, int name, int value) {
-  CHECK_OR_DIE(::setsockopt(fd, level, name, &value, sizeof value) == 0);
-}
 
 int connected(int type, int protocol, const sockaddr_storage& to) {
   const int fd = ::socket(AF_INET, type, protocol);
@@ -70,7 +60,7 @@ TEST_F(DescriptorsRoundtrip, DatagramSocketsThatAreShut) {
                   CHECK_OR_DIE(::send(no_writing, "x", 1, MSG_NOSIGNAL) < 0 && errno == EPIPE);
                   char byte = 0;
                   CHECK_OR_DIE(::recv(no_reading, &byte, 1, 0) == 0 && ::send(no_reading, "x", 1, 0) == 1);
-                  CHECK_OR_DIE(::recv(server, &byte, 1, 0) == 1 && option_of(server, SOL_SOCKET, SO_NO_CHECK) == 1);
+                  CHECK_OR_DIE(::recv(server, &byte, 1, 0) == 1 && get_option(server, SOL_SOCKET, SO_NO_CHECK) == 1);
                   return 0;
                 },
                 {.generations = 2}),
@@ -88,7 +78,7 @@ TEST_F(DescriptorsRoundtrip, UdpLite) {
                   gate.ready_and_go();
                   CHECK_OR_DIE(::send(client, "hello", 5, 0) == 5);
                   char text[8];
-                  CHECK_OR_DIE(::recv(server, text, sizeof text, 0) == 5 && option_of(client, kUdpLite, 10) == 20);
+                  CHECK_OR_DIE(::recv(server, text, sizeof text, 0) == 5 && get_option(client, kUdpLite, 10) == 20);
                   return 0;
                 },
                 {.generations = 2}),
@@ -107,10 +97,10 @@ TEST_F(DescriptorsRoundtrip, RawAndIcmpSocketsOfRoot) {
             sockaddr_storage here = loopback(AF_INET, 0);
             bind_to(raw, here);
             gate.ready_and_go();
-            CHECK_OR_DIE(option_of(raw, SOL_SOCKET, SO_PROTOCOL) == kIcmp && text_of(name_of(raw)) == "127.0.0.1:1");
-            CHECK_OR_DIE(option_of(raw, IPPROTO_RAW, 1) == 0x55 && option_of(raw, IPPROTO_IP, IP_HDRINCL) == 1);
-            CHECK_OR_DIE(option_of(own, SOL_SOCKET, SO_TYPE) == SOCK_RAW &&
-                         option_of(own, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_RAW);
+            CHECK_OR_DIE(get_option(raw, SOL_SOCKET, SO_PROTOCOL) == kIcmp && text_of(name_of(raw)) == "127.0.0.1:1");
+            CHECK_OR_DIE(get_option(raw, IPPROTO_RAW, 1) == 0x55 && get_option(raw, IPPROTO_IP, IP_HDRINCL) == 1);
+            CHECK_OR_DIE(get_option(own, SOL_SOCKET, SO_TYPE) == SOCK_RAW &&
+                         get_option(own, SOL_SOCKET, SO_PROTOCOL) == IPPROTO_RAW);
             return 0;
           },
           {.generations = 2, .as_root = true}),
@@ -130,7 +120,7 @@ TEST_F(DescriptorsRoundtrip, NetlinkSocketsWithTheirGroups) {
                   socklen_t length = sizeof name;
                   CHECK_OR_DIE(::getsockname(fd, reinterpret_cast<sockaddr*>(&name), &length) == 0);
                   CHECK_OR_DIE(name.nl_groups == (RTMGRP_LINK | RTMGRP_IPV4_IFADDR));
-                  CHECK_OR_DIE(option_of(fd, SOL_NETLINK, NETLINK_EXT_ACK) == 1);
+                  CHECK_OR_DIE(get_option(fd, SOL_NETLINK, NETLINK_EXT_ACK) == 1);
                   struct {
                     nlmsghdr header;
                     rtgenmsg body;

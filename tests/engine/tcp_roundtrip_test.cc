@@ -22,6 +22,7 @@
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
 #include "tests/engine/roundtrip.h"
+#include "tests/engine/socket_options.h"
 #include "tests/engine/tcp_peer.h"
 
 namespace icp::test {
@@ -33,17 +34,6 @@ class TcpRoundtrip : public ::testing::Test {
     if (const char* lacking = test::lacking_rights(); lacking != nullptr) GTEST_SKIP() << lacking;
   }
 };
-
-int get_option(int fd, int level, int name) {
-  int value = -1;
-  socklen_t length = sizeof value;
-  CHECK_OR_DIE(::getsockopt(fd, level, name, &value, &length) == 0);
-  return value;
-}
-
-void set_option(int fd, int level, int name, int value) {
-  CHECK_OR_DIE(::setsockopt(fd, level, name, &value, sizeof value) == 0);
-}
 
 // Of a job that is restarted at once where it ran: its former processes may still be going.
 TEST_F(TcpRoundtrip, APortThatIsGivenBackAMomentLater) {
