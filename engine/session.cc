@@ -16,6 +16,7 @@
 #include "engine/base/error.h"
 #include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
+#include "engine/base/times.h"
 #include "engine/broker/broker.h"
 #include "engine/files/held_connections.h"
 #include "engine/image/image_layout.h"
@@ -36,12 +37,6 @@ constexpr int kPassingTries = 20;  // a vfork or an ending process is over withi
 constexpr int kLastingTries = 3;
 constexpr auto kPassingWait = std::chrono::milliseconds(10);
 constexpr size_t kFindingsInText = 5;
-
-uint64_t now_ns(clockid_t clock) {
-  timespec time{};
-  ::clock_gettime(clock, &time);
-  return static_cast<uint64_t>(time.tv_sec) * 1'000'000'000 + static_cast<uint64_t>(time.tv_nsec);
-}
 
 // Unix seconds, rounded down generously, of a start time in /proc/PID/stat: clock ticks since boot.
 int64_t wall_time_of(uint64_t ticks) {
@@ -190,7 +185,7 @@ void Session::Impl::open_ipc(pid_t process) {
   memory.set_ipc(ipc);
 }
 
-void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule, HeldConnections* held) {
+void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule, const NetworkScope& network) {
   std::vector<StoppedProcess>& stopped = tree.processes();
   std::vector<ProcessRef> refs;
   for (const StoppedProcess& process : stopped) refs.push_back(process.ref);
@@ -207,8 +202,6 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule, HeldConnect
   ipc->capture(ipc->select(sysv_scope(stopped)), *capsule.mutable_sysv());
   capture_process_state(stopped, states);
   capture_filters(stopped, capsule);
-  NetworkScope network = config.network;
-  network.held = held;
   capture_files(
       stopped, states, outer(), [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); },
       capsule, network, &kept_files);
@@ -311,14 +304,16 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     untracked = true;
   }
   const uint64_t begin = now_ns(CLOCK_MONOTONIC);
-  Findings findings = check_now(processes(), outer(), config.network, &memory, &kept_files);
+  NetworkScope network = config.network;
+  if (options.inside_job) network.inside_job = options.inside_job;
+  Findings findings = check_now(processes(), outer(), network, &memory, &kept_files);
   for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
     // Something may look unsupported only because its process is ending: a second and third look tell.
     const bool lasting =
         std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; });
     if (lasting && tries > kLastingTries) break;
     std::this_thread::sleep_for(kPassingWait);
-    findings = check_now(processes(), outer(), config.network, &memory, &kept_files);
+    findings = check_now(processes(), outer(), network, &memory, &kept_files);
   }
   if (!findings.empty()) throw_refused(findings);
 
@@ -332,14 +327,14 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     untracked = false;
     if (tries == 1) resume_kept(image);
     try {
-      return write_version(writer, begin, options);
+      return write_version(writer, begin, options, network);
     } catch (const Error& error) {
       memory.abandon();
       directories.abandon();
       // A process that ended in the middle: the others are looked at afresh.
       const bool passing = error.kind() == ErrorKind::kGone || error.kind() == ErrorKind::kBusy;
       // The other capsules of a job would have to try again, too: that is their caller's.
-      if (!passing || options.gate || config.network.inside_job || tries == kPassingTries || !alive()) throw;
+      if (!passing || options.gate || network.inside_job || tries == kPassingTries || !alive()) throw;
     } catch (...) {
       memory.abandon();
       directories.abandon();
@@ -364,7 +359,8 @@ bool Session::Impl::alive() const {
   });
 }
 
-CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options) {
+CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options,
+                                              NetworkScope network) {
   using Phase = CheckpointOptions::Phase;
   const auto pass = [&options](Phase phase) {
     if (options.gate) options.gate(phase);
@@ -381,7 +377,8 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   pass(Phase::kStopped);
   manifest.set_taken_unix_ns(now_ns(CLOCK_REALTIME));
   manifest.set_taken_boot_ns(now_ns(CLOCK_MONOTONIC));
-  collect(tree, capsule, options.kill ? &held : nullptr);
+  if (options.kill) network.held = &held;
+  collect(tree, capsule, network);
   pass(Phase::kCollected);
   if (!options.kill) tree.resume();
   const uint64_t stop_end = now_ns(CLOCK_MONOTONIC);

@@ -78,6 +78,8 @@ struct CheckpointOptions {
   // session's own afterwards.
   std::string image_path;
   std::vector<std::string> nodes;  // all nodes that take this version together: it is whole when each has committed
+  // As in SessionConfig::network, for this version: other capsules may have come since the last one. Empty: that.
+  decltype(NetworkScope::inside_job) inside_job;
   // Called in the session's thread when a phase is through. Returns when the next one may begin, which is how several
   // sessions make one consistent version; whatever it throws gives the version up and lets the processes run on. May
   // be empty. With one, a version that fails for a passing reason is not tried again here.

@@ -39,8 +39,9 @@ struct Session::Impl {
   // Before the first version: goes on from the latest one with trackings that an earlier session kept.
   void resume_kept(const ImageDir& image);
   void prepare(VersionWriter& writer, const std::string& image_path);
-  void collect(StoppedTree& tree, pb::Capsule& capsule, HeldConnections* held);
-  CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options);
+  void collect(StoppedTree& tree, pb::Capsule& capsule, const NetworkScope& network);
+  CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options,
+                                 NetworkScope network);
 
   std::vector<OuterStreamId> outer() const;
   void describe_tasks(const std::vector<ProcessRef>& stopped, pb::Capsule& capsule) const;

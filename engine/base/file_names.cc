@@ -8,6 +8,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cerrno>
 #include <climits>
 #include <memory>
 
@@ -37,6 +38,25 @@ UniqueFd open_below(int root, const std::string& path, int flags, unsigned mode)
 
 bool is_usable_path(const std::string& path) {
   return path.starts_with('/') && path.size() < PATH_MAX && path.find('\0') == std::string::npos;
+}
+
+std::optional<std::vector<std::string>> list_directory(int directory) {
+  // A description of its own: reading moves the position, and several threads may list at once.
+  UniqueFd own(::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
+  const std::unique_ptr<DIR, int (*)(DIR*)> stream(own ? ::fdopendir(own.get()) : nullptr, ::closedir);
+  if (!stream) return std::nullopt;
+  static_cast<void>(own.release());
+  std::vector<std::string> names;
+  for (;;) {
+    errno = 0;
+    const dirent* entry = ::readdir(stream.get());
+    if (entry == nullptr && errno != 0) return std::nullopt;
+    if (entry == nullptr) break;
+    std::string name = entry->d_name;
+    if (name != "." && name != "..") names.push_back(std::move(name));
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 std::vector<std::string> names_in_directory(int root, const std::string& directory, const struct stat& status) {

@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <sys/types.h>
 
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -23,6 +24,10 @@ bool is_usable_path(const std::string& path);
 // that lead to the inode of `status`, in the order of the alphabet. None when the directory cannot be read. The
 // directory is read once, by inode numbers; a file is looked at only where these fit.
 std::vector<std::string> names_in_directory(int root, const std::string& directory, const struct stat& status);
+
+// All names in an open directory, read from its beginning, in the order of the alphabet, without "." and "..". Nothing,
+// with errno, when it cannot be read.
+std::optional<std::vector<std::string>> list_directory(int directory);
 
 // Where paths that /proc tells of a process begin: in its mount namespace, but not below its chroot. None if it has
 // ended.

@@ -12,6 +12,7 @@
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
 #include "engine/base/file_systems.h"
+#include "engine/base/times.h"
 
 namespace icp {
 namespace {
@@ -166,7 +167,7 @@ void capture_identity(Description& description) {
   identity.set_dev(st.st_dev);
   identity.set_ino(st.st_ino);
   identity.set_size(static_cast<uint64_t>(st.st_size));
-  identity.set_mtime_ns(st.st_mtim.tv_sec * 1'000'000'000LL + st.st_mtim.tv_nsec);
+  identity.set_mtime_ns(nanoseconds(st.st_mtim));
   identity.set_mode(st.st_mode);
 }
 

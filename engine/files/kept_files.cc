@@ -10,6 +10,7 @@
 #include <array>
 #include <vector>
 
+#include "engine/base/times.h"
 #include "engine/files/file_scan.h"
 #include "engine/files/regular_file.h"
 #include "engine/image/image.pb.h"
@@ -27,25 +28,6 @@ constexpr size_t kChunk = 1 << 20;             // bytes
 
 bool open_for_writing(const Description& description) {
   return (description.info.flags & O_PATH) == 0 && description.access() != O_RDONLY;
-}
-
-bool same_time(const timespec& a, const timespec& b) { return a.tv_sec == b.tv_sec && a.tv_nsec == b.tv_nsec; }
-
-// Times of files go in steps of the clock tick: one that was written to right before it was read may have been written
-// to within the same step afterwards.
-constexpr int64_t kTick = 50'000'000;  // ns
-
-int64_t nanoseconds(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
-
-int64_t now_ns() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return nanoseconds(now);
-}
-
-bool unchanged(const struct stat& now, const struct stat& then, int64_t read_ns) {
-  return nanoseconds(now.st_ctim) + kTick < read_ns && now.st_size == then.st_size &&
-         same_time(now.st_mtim, then.st_mtim) && same_time(now.st_ctim, then.st_ctim);
 }
 
 // Input that a program makes for itself is as likely to be gone as what it writes; what comes with the system is not.
@@ -129,7 +111,7 @@ void KeptFiles::hash(File& file, int fd, const struct stat& now, uint64_t most, 
     FileHash head;
     const bool same_head = file.head_bytes > 0 && head.read_on(fd, file.head_bytes) && head.value() == file.head;
     // A beginning that differs, or a change that has added nothing, tells of writing in the middle.
-    const bool changed = file.read && !unchanged(now, file.stat, file.read_ns) && now.st_size <= file.stat.st_size;
+    const bool changed = file.read && !is_unchanged(now, file.stat, file.read_ns) && now.st_size <= file.stat.st_size;
     if (!same_head || size < file.hash.bytes() || changed) file.hash.restart(), file.head_bytes = 0;
   }
   file.hash.read_on(fd, std::min({size, file.hash.bytes() + most, kMostHashed}));
@@ -157,7 +139,7 @@ void KeptFiles::read(FileScan& scan, Description& description, bool keep, uint64
   const int own = scan.take(description);
   if (own < 0) return;
   struct stat now {};
-  const int64_t begin = now_ns();
+  const int64_t begin = now_ns(CLOCK_REALTIME);
   const UniqueFd fd = open_to_read(description, own);
   if (!fd || ::fstat(fd.get(), &now) != 0) return;
   File& file = files_[{now.st_dev, now.st_ino}];
@@ -192,7 +174,7 @@ void KeptFiles::look(FileScan& scan) {
       }
       const auto known = files_.find(inode);
       const bool done = known != files_.end() && known->second.read &&
-                        unchanged(description->stat, known->second.stat, known->second.read_ns) &&
+                        is_unchanged(description->stat, known->second.stat, known->second.read_ns) &&
                         (keep ? known->second.whole
                               : known->second.hash.bytes() ==
                                     std::min(static_cast<uint64_t>(description->stat.st_size), kMostHashed));
@@ -218,7 +200,7 @@ void KeptFiles::capture(FileScan& scan, std::span<Description* const> descriptio
       }
       const File& before = files_[inode];
       const auto size = static_cast<uint64_t>(description->stat.st_size);
-      if (!before.read || !unchanged(description->stat, before.stat, before.read_ns)) {
+      if (!before.read || !is_unchanged(description->stat, before.stat, before.read_ns)) {
         const bool little = size > before.hash.bytes() && size - before.hash.bytes() <= kMostReadInStop;
         if (keep || (little && read_bytes_ < kMostContents)) read(scan, *description, keep, kMostReadInStop, true);
       }

@@ -1,14 +1,14 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/files/saved_directories.h"
 
-#include <dirent.h>
 #include <fcntl.h>
-#include <time.h>
 #include <unistd.h>
 
 #include <algorithm>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
+#include "engine/base/times.h"
 #include "engine/image/image_dir.h"
 #include "engine/image/image_layout.h"
 #include "engine/image/saved_directories.pb.h"
@@ -19,41 +19,10 @@ namespace {
 constexpr uint64_t kLeastRoom = 64 << 10;  // bytes of an extent
 constexpr uint64_t kMostRoom = 1ull << 47;
 constexpr size_t kChunk = 1 << 20;  // bytes
-// Times of files go in steps of the clock tick, on some file systems of two seconds: who was written to within one
-// before it was read may have been written to within the same afterwards.
-constexpr int64_t kTick = 50'000'000, kLongTick = 2'000'000'000;  // ns
-
-int64_t nanoseconds(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
-
-int64_t now_ns() {
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME, &now);
-  return nanoseconds(now);
-}
-
-bool unchanged(const struct stat& now, const struct stat& then, int64_t read_ns) {
-  const int64_t changed = nanoseconds(now.st_ctim);
-  return now.st_size == then.st_size && nanoseconds(now.st_mtim) == nanoseconds(then.st_mtim) &&
-         changed == nanoseconds(then.st_ctim) && changed + (now.st_ctim.tv_nsec == 0 ? kLongTick : kTick) < read_ns;
-}
 
 [[noreturn]] void refuse(const std::string& path, int error) {
   throw Error(ErrorKind::kRefused, fmt::format("cannot read {}, which is to be kept: {}", path, errno_text(error)),
               error, "make it readable, or keep another directory (--checkpoint-files)");
-}
-
-std::vector<std::string> names_in(int directory, const std::string& path) {
-  std::vector<std::string> names;
-  // A position of its own, so that the directory can be read again.
-  const int own = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const std::unique_ptr<DIR, int (*)(DIR*)> stream(own < 0 ? nullptr : ::fdopendir(own), ::closedir);
-  if (!stream) refuse(path, errno);
-  while (const dirent* entry = ::readdir(stream.get())) {
-    const std::string name = entry->d_name;
-    if (name != "." && name != "..") names.push_back(name);
-  }
-  std::sort(names.begin(), names.end());
-  return names;
 }
 
 void fill(pb::SavedEntry& entry, const std::string& name, const struct stat& status) {
@@ -121,7 +90,9 @@ void SavedDirectories::read() {
 
 void SavedDirectories::read_directory(int directory, const std::string& name, const std::string& path, dev_t device,
                                       pb::SavedDirectory& to) {
-  for (const std::string& last : names_in(directory, path))
+  const auto names = list_directory(directory);
+  if (!names) refuse(path, errno);
+  for (const std::string& last : *names)
     read_entry(directory, last, name.empty() ? last : name + "/" + last, path + "/" + last, device, to);
 }
 
@@ -152,7 +123,8 @@ void SavedDirectories::read_entry(int directory, const std::string& last, const 
   } else if (S_ISREG(status.st_mode)) {
     File& file = files_[key];
     file.pass = pass_;
-    if ((!file.read || !unchanged(status, file.stat, file.read_ns)) && !read_file(directory, last, path, file)) return;
+    if ((!file.read || !is_unchanged(status, file.stat, file.read_ns)) && !read_file(directory, last, path, file))
+      return;
     pb::SavedEntry& entry = *to.add_entries();
     fill(entry, name, file.stat);
     entry.set_size(static_cast<uint64_t>(file.stat.st_size));
@@ -174,7 +146,7 @@ void SavedDirectories::make_room(File& file, uint64_t bytes) {
 
 // False when it is gone.
 bool SavedDirectories::read_file(int directory, const std::string& last, const std::string& path, File& file) {
-  const int64_t begin = now_ns();
+  const int64_t begin = now_ns(CLOCK_REALTIME);
   const UniqueFd fd(::openat(directory, last.c_str(), O_RDONLY | O_NOFOLLOW | O_CLOEXEC | O_NONBLOCK));
   if (!fd && errno == ENOENT) return false;
   struct stat status {};

@@ -1,15 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include <dirent.h>
 #include <fcntl.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <optional>
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
 #include "engine/base/file_systems.h"
+#include "engine/base/times.h"
 #include "engine/files/file_table.h"
 #include "engine/files/saved_directories.h"
 #include "engine/image/image.pb.h"
@@ -22,9 +23,6 @@ namespace {
 
 constexpr uint64_t kChunkPages = 256;
 constexpr int kMostAside = 1000;
-constexpr int64_t kTick = 50'000'000;  // ns: see saved_directories.cc
-
-int64_t nanoseconds(const timespec& time) { return time.tv_sec * 1'000'000'000 + time.tv_nsec; }
 
 [[noreturn]] void bad_image(const std::string& path, const char* why) {
   throw_error(ErrorKind::kImage, "the image keeps {} in a way that cannot be: {}", path, why);
@@ -167,14 +165,9 @@ class PutBack {
 
   // What has another type than it had, or was not there.
   void remove_newer(int directory, const std::string& name) {
-    const int own = ::openat(directory, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    const std::unique_ptr<DIR, int (*)(DIR*)> stream(own < 0 ? nullptr : ::fdopendir(own), ::closedir);
-    if (!stream) throw_errno("cannot read {}", path_of(name));
-    std::vector<std::string> names;
-    while (const dirent* entry = ::readdir(stream.get()))
-      if (std::string_view(entry->d_name) != "." && std::string_view(entry->d_name) != "..")
-        names.push_back(entry->d_name);
-    for (const std::string& last : names) {
+    const auto names = list_directory(directory);
+    if (!names) throw_errno("cannot read {}", path_of(name));
+    for (const std::string& last : *names) {
       const std::string below = name.empty() ? last : name + "/" + last;
       struct stat status {};
       if (::fstatat(directory, last.c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) continue;
@@ -195,13 +188,10 @@ class PutBack {
   // The versions themselves may lie there: they were never kept.
   static bool holds_image(int directory, const std::string& name) {
     const UniqueFd fd(::openat(directory, name.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-    const std::unique_ptr<DIR, int (*)(DIR*)> stream(fd ? ::fdopendir(::fcntl(fd.get(), F_DUPFD_CLOEXEC, 0)) : nullptr,
-                                                     ::closedir);
-    if (!stream) return false;
-    while (const dirent* entry = ::readdir(stream.get()))
-      if (std::string_view(entry->d_name).starts_with(".read.") && std::string_view(entry->d_name).ends_with(".lock"))
-        return true;
-    return false;
+    const auto names = fd ? list_directory(fd.get()) : std::nullopt;
+    return names && std::any_of(names->begin(), names->end(), [](const std::string& one) {
+             return one.starts_with(".read.") && one.ends_with(".lock");
+           });
   }
 
   void put(const pb::SavedEntry& entry) {
@@ -287,7 +277,7 @@ class PutBack {
   bool is_as_it_was(const pb::SavedEntry& entry, const struct stat& now) const {
     return now.st_ino == entry.ino() && static_cast<uint64_t>(now.st_size) == entry.size() &&
            nanoseconds(now.st_mtim) == entry.mtime_ns() && nanoseconds(now.st_ctim) == entry.ctime_ns() &&
-           entry.ctime_ns() + kTick < taken_ns_ && now.st_ctim.tv_nsec != 0;
+           entry.ctime_ns() + kFileTimeStep < taken_ns_ && now.st_ctim.tv_nsec != 0;
   }
 
   // Calls `visit(offset, bytes)` for all that the file held, where `bytes` is empty for what is zeros.
@@ -342,17 +332,19 @@ class PutBack {
     });
   }
 
+  static std::array<timespec, 2> times_of(const pb::SavedEntry& entry) {
+    return {{{0, UTIME_OMIT}, {entry.mtime_ns() / 1'000'000'000, entry.mtime_ns() % 1'000'000'000}}};
+  }
+
   // No set-user-id or set-group-id program comes of an image.
   void set_attributes(const pb::SavedEntry& entry, int fd) {
-    const timespec times[2] = {{0, UTIME_OMIT}, {entry.mtime_ns() / 1'000'000'000, entry.mtime_ns() % 1'000'000'000}};
-    if (::fchmod(fd, entry.mode() & 0777) != 0 || ::futimens(fd, times) != 0)
+    if (::fchmod(fd, entry.mode() & 0777) != 0 || ::futimens(fd, times_of(entry).data()) != 0)
       throw_errno("cannot set the mode and time of {}", path_of(entry.name()));
   }
   void set_times(const pb::SavedEntry& entry) {
     const UniqueFd fd =
         entry.name().empty() ? UniqueFd(::fcntl(top_.get(), F_DUPFD_CLOEXEC, 0)) : open_part(top_.get(), entry.name());
-    const timespec times[2] = {{0, UTIME_OMIT}, {entry.mtime_ns() / 1'000'000'000, entry.mtime_ns() % 1'000'000'000}};
-    if (fd && ::futimens(fd.get(), times) != 0)
+    if (fd && ::futimens(fd.get(), times_of(entry).data()) != 0)
       spdlog::debug("the time of {} stays: {}", path_of(entry.name()), errno_text(errno));
   }
 

@@ -15,6 +15,7 @@
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
 #include "engine/base/file_systems.h"
+#include "engine/base/times.h"
 #include "engine/files/kept_files.h"
 
 namespace icp {
@@ -24,11 +25,8 @@ enum class Change { kNone, kGrown, kShorter, kOther };
 
 RestoreContext::Inode inode_of(const pb::OpenFile& file) { return {file.identity().dev(), file.identity().ino()}; }
 
-int64_t nanoseconds(int64_t seconds, int64_t rest) { return seconds * 1'000'000'000 + rest; }
-
 bool looks_untouched(const struct stat& now, const pb::FileIdentity& then) {
-  return static_cast<uint64_t>(now.st_size) == then.size() &&
-         nanoseconds(now.st_mtim.tv_sec, now.st_mtim.tv_nsec) == then.mtime_ns();
+  return static_cast<uint64_t>(now.st_size) == then.size() && nanoseconds(now.st_mtim) == then.mtime_ns();
 }
 
 // File systems give numbers of removed files to new ones. Not asked of network file systems, whose clocks may be wrong.
@@ -37,7 +35,7 @@ bool made_later(const RestoreContext& context, const FoundPath& found) {
   if (context.options.taken_unix_ns == 0 || major(found.stat.st_dev) == 0) return false;
   if (::statx(found.fd.get(), "", AT_EMPTY_PATH, STATX_BTIME, &status) != 0) return false;
   if ((status.stx_mask & STATX_BTIME) == 0) return false;
-  return nanoseconds(status.stx_btime.tv_sec, status.stx_btime.tv_nsec) >
+  return nanoseconds({status.stx_btime.tv_sec, status.stx_btime.tv_nsec}) >
          static_cast<int64_t>(context.options.taken_unix_ns);
 }
 
@@ -186,7 +184,7 @@ void put_journal_aside(RestoreContext& context, const std::string& database) {
   struct stat status {};
   if (!directory || context.paths.count(path) != 0) return;
   if (::fstatat(directory.get(), last_name_of(path).c_str(), &status, AT_SYMLINK_NOFOLLOW) != 0) return;
-  const int64_t changed = nanoseconds(status.st_mtim.tv_sec, status.st_mtim.tv_nsec);
+  const int64_t changed = nanoseconds(status.st_mtim);
   if (!S_ISREG(status.st_mode) || changed <= static_cast<int64_t>(context.options.taken_unix_ns)) return;
   context.later([&context, path] {
     const FsIdentity as_user(context.options.identity);

@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/image/image_files.h"
 
-#include <dirent.h>
 #include <fcntl.h>
 #include <sys/fsuid.h>
 #include <unistd.h>
 
-#include <algorithm>
-#include <memory>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 
 namespace icp {
 namespace {
@@ -98,25 +96,9 @@ UniqueFd open_regular_file(int at, const std::string& name, const std::string& p
 }
 
 std::vector<std::string> list_dir(int fd, const std::string& path) {
-  // A description of its own: reading moves the position, and several threads may list at once.
-  UniqueFd own(::openat(fd, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC));
-  if (!own) throw_errno("cannot open {}", path);
-  const std::unique_ptr<DIR, int (*)(DIR*)> dir(::fdopendir(own.get()), ::closedir);
-  if (!dir) throw_errno("cannot list {}", path);
-  static_cast<void>(own.release());
-  std::vector<std::string> names;
-  for (;;) {
-    errno = 0;
-    const dirent* entry = ::readdir(dir.get());
-    if (entry == nullptr) {
-      if (errno != 0) throw_errno("cannot list {}", path);
-      break;
-    }
-    std::string name = entry->d_name;
-    if (name != "." && name != "..") names.push_back(std::move(name));
-  }
-  std::sort(names.begin(), names.end());
-  return names;
+  auto names = list_directory(fd);
+  if (!names) throw_errno("cannot list {}", path);
+  return std::move(*names);
 }
 
 bool remove_flat_dir(int at, const std::string& name) {

@@ -10,6 +10,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/times.h"
 #include "engine/base/unique_fd.h"
 #include "engine/memory/mapped_file.h"
 #include "engine/tracker/pagemap_scan.h"
@@ -121,7 +122,7 @@ void fill_identity(const struct stat& status, const std::string& path, pb::FileI
   out.set_dev(status.st_dev);
   out.set_ino(status.st_ino);
   out.set_size(static_cast<uint64_t>(status.st_size));
-  out.set_mtime_ns(status.st_mtim.tv_sec * 1'000'000'000ll + status.st_mtim.tv_nsec);
+  out.set_mtime_ns(nanoseconds(status.st_mtim));
   out.set_mode(status.st_mode);
 }
 

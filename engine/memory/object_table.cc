@@ -12,6 +12,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/parallel.h"
+#include "engine/base/times.h"
 #include "engine/broker/broker.h"
 #include "engine/memory/mapped_file.h"
 #include "engine/trace/remote_addr.h"
@@ -22,7 +23,6 @@ namespace {
 // An object of which less is in memory is not worth the page tables of write protection over all of it.
 constexpr uint64_t kSparse = 8;
 constexpr uint64_t kWholeFile = 1ull << 46;  // bytes: more than any has
-constexpr int64_t kSettledNs = 50'000'000;   // well over a tick of the kernel's coarse clock, inode times' resolution
 
 bool is_segment(const ObjectKey& key) { return key.kind == pb::MemoryObject::SYSV; }
 
@@ -35,11 +35,8 @@ bool writes_are_noticed(const ObjectKey& key) {
 // Of the inode's last change: a write through a descriptor, a hole punched, but also each first write to a protected
 // page. Nothing while it may hide a later one: the clock's ticks are coarse.
 std::optional<int64_t> settled_time(const struct stat& status) {
-  const auto to_ns = [](const timespec& time) { return time.tv_sec * 1'000'000'000ll + time.tv_nsec; };
-  timespec now{};
-  ::clock_gettime(CLOCK_REALTIME_COARSE, &now);
-  const int64_t changed = std::max(to_ns(status.st_mtim), to_ns(status.st_ctim));
-  return changed + kSettledNs < to_ns(now) ? std::optional(changed) : std::nullopt;
+  const int64_t changed = std::max(nanoseconds(status.st_mtim), nanoseconds(status.st_ctim));
+  return changed + kFileTimeStep < now_ns(CLOCK_REALTIME_COARSE) ? std::optional(changed) : std::nullopt;
 }
 
 std::unique_ptr<ObjectSource> source_of(UniqueFd fd) {

@@ -10,6 +10,7 @@
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
 #include "engine/base/file_systems.h"
+#include "engine/base/times.h"
 
 namespace icp {
 namespace {
@@ -68,7 +69,7 @@ int RestoredFiles::mapped_file(const pb::FileIdentity& file) {
     // Opened and compared before, by another process's mapping; still compare with this one's idea.
     struct stat status {};
     if (::fstat(known->second.get(), &status) == 0 && static_cast<uint64_t>(status.st_size) == file.size() &&
-        status.st_mtim.tv_sec * 1'000'000'000ll + status.st_mtim.tv_nsec == file.mtime_ns()) {
+        nanoseconds(status.st_mtim) == file.mtime_ns()) {
       return known->second.get();
     }
     open_.erase(known);
@@ -84,7 +85,7 @@ int RestoredFiles::mapped_file(const pb::FileIdentity& file) {
   }
   struct stat status {};
   if (::fstat(fd.get(), &status) != 0) throw_errno("cannot look at {}", file.path());
-  const int64_t mtime = status.st_mtim.tv_sec * 1'000'000'000ll + status.st_mtim.tv_nsec;
+  const int64_t mtime = nanoseconds(status.st_mtim);
   if (!S_ISREG(status.st_mode) || static_cast<uint64_t>(status.st_size) != file.size() || mtime != file.mtime_ns()) {
     throw Error(ErrorKind::kImage,
                 fmt::format("the mapped file {} has changed since the checkpoint (size {} then, {} now)", file.path(),

@@ -88,13 +88,6 @@ class Launched(Coordinated):
 
 @with_open_mpi
 class OpenMpi(OpenMpiProgram, Launched):
-    def setUp(self):
-        super().setUp()
-        # Where it does not lie in /usr.
-        self.exports = "".join(f"export {name}={value}\n" for name, value in os.environ.items()
-                               if name.startswith(("OMPI_MCA", "OPAL_", "PMIX_", "LD_LIBRARY_PATH")))
-        self.exports += f"export PATH=$PATH:{os.path.dirname(shutil.which('mpirun.openmpi'))}\n"
-
     def script(self, step_ms):
         return (self.exports + f"mpirun.openmpi --map-by node -n 2 ./allreduce --rounds {self.rounds} "
                 f"--step-ms {step_ms}; echo end $?")

@@ -7,7 +7,6 @@ import os
 import pathlib
 import re
 import select
-import shutil
 import struct
 import termios
 
@@ -95,13 +94,6 @@ class Shell(JobCase):
 
 @with_open_mpi
 class OpenMpi(OpenMpiProgram, JobCase):
-    def setUp(self):
-        super().setUp()
-        # Where it does not lie in /usr.
-        self.exports = "".join(f"export {name}={value}\n" for name, value in os.environ.items()
-                               if name.startswith(("OMPI_MCA", "OPAL_", "PMIX_", "LD_LIBRARY_PATH")))
-        self.exports += f"export PATH={os.path.dirname(shutil.which('mpirun.openmpi'))}:$PATH\n"
-
     def script(self, step_ms):
         return self.exports + f"mpirun.openmpi --oversubscribe -n 2 ./allreduce --rounds 60 --step-ms {step_ms}; echo end $?"
 

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """What the tests of MPI share: the program, and its way through deaths under one of srun's process managers."""
 
+import os
 import pathlib
 import re
 import shutil
@@ -78,3 +79,7 @@ class OpenMpiProgram:
         super().setUp()
         source = pathlib.Path(__file__).parents[1] / "programs" / "allreduce.c"
         self.cluster.run(["mpicc.openmpi", "-o", self.work / "allreduce", source], timeout=120)
+        # For a batch script: where Open MPI does not lie in /usr. Behind what the plugin has put in front.
+        self.exports = "".join(f"export {name}={value}\n" for name, value in os.environ.items()
+                               if name.startswith(("OMPI_MCA", "OPAL_", "PMIX_", "LD_LIBRARY_PATH")))
+        self.exports += f"export PATH=$PATH:{os.path.dirname(shutil.which('mpirun.openmpi'))}\n"
