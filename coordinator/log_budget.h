@@ -15,8 +15,9 @@ class LogBudget {
   static constexpr int64_t kBurst = 1 << 20, kPerSecond = 1 << 10;  // bytes
   static constexpr int64_t kOfLine = 64;                            // beside the text: time, job and node
 
-  // 0: a line of so many bytes may be written. Else how many in a row may not, with this one.
-  uint64_t take(uint64_t bytes, Clock::time_point now) {
+  // Whether a line of so many bytes may be written. Once it is used up, not every line that would just fit: a gap that
+  // is told of is better than many.
+  bool take(uint64_t bytes, Clock::time_point now) {
     const auto passed = std::chrono::duration_cast<std::chrono::milliseconds>(now - last_).count();
     const int64_t gained = std::min<int64_t>(passed, kBurst) * kPerSecond / 1000;
     if (gained > 0) {
@@ -24,12 +25,17 @@ class LogBudget {
       last_ = now;
     }
     const int64_t cost = static_cast<int64_t>(bytes) + kOfLine;
-    // Once it is used up, not every line that would just fit: a gap that is told of is better than many.
-    if (left_ < (lost_ > 0 ? kBurst / 16 : cost)) return ++lost_;
-    lost_ = 0;
-    left_ -= cost;
-    return 0;
+    const bool enough = left_ >= (lost_ > 0 ? std::max(kBurst / 16, cost) : cost);
+    if (enough) {
+      left_ -= cost;
+      lost_ = 0;
+    } else {
+      ++lost_;
+    }
+    return enough;
   }
+  // How many in a row were not, up to now.
+  uint64_t lost() const { return lost_; }
 
  private:
   int64_t left_ = kBurst;

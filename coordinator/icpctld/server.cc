@@ -215,7 +215,10 @@ void Server::command(const PeerPointer& peer, const net::Request& request) {
 
 // Into the log, as often as it has room for what users bring about.
 void Server::complain(const std::string& text) {
-  if (complaints_.take(text.size(), LogBudget::Clock::now()) == 0) spdlog::warn("{}", text);
+  const uint64_t lost = complaints_.lost();
+  if (!complaints_.take(text.size(), LogBudget::Clock::now())) return;
+  if (lost > 0) spdlog::warn("{} lines like this one were left out", lost);
+  spdlog::warn("{}", text);
 }
 
 void Server::drop(const PeerPointer& peer, const std::string& why) {

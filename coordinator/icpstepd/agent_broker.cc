@@ -2,16 +2,18 @@
 #include "coordinator/icpstepd/agent_broker.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <spdlog/sinks/base_sink.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
+#include <sys/syscall.h>
 #include <sys/sysinfo.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <chrono>
-#include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -20,6 +22,8 @@
 #include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/coordinator_link.h"
 #include "coordinator/icpstepd/ipc_watch.h"
+#include "coordinator/icpstepd/kept_number.h"
+#include "coordinator/log_budget.h"
 #include "coordinator/protocol/agent_sockets.h"
 #include "coordinator/protocol/connection.h"
 #include "coordinator/protocol/munge_auth.h"
@@ -36,6 +40,8 @@ enum Operation : uint32_t { kCredential = 100, kLog, kCharge, kLookAtIpc, kHasSt
 
 constexpr size_t kLongestLine = 8192;                             // bytes of a line in the log
 constexpr size_t kMostTasks = 1 << 16;                            // pids in a request
+constexpr size_t kMostStarts = 8;                                 // of one capsule's agent, on average
+constexpr auto kLongestAlone = std::chrono::hours(1);             // without slurmstepd
 constexpr auto kCredentialPause = std::chrono::milliseconds(50);  // munged is everybody's
 
 // ---- in the broker -------------------------------------------------------------------------------------------------
@@ -79,11 +85,15 @@ UniqueFd out_of_the_way(const UniqueFd& fd) {
 // The operations, with what slurmstepd has said of the step.
 class StepBroker {
  public:
-  StepBroker(protocol::StepFacts facts, Config config, std::string config_path)
-      : facts_(std::move(facts)), config_(std::move(config)), config_path_(std::move(config_path)) {
-    for (const CgroupPlace& place : cgroups_of(::getpid()))
-      if (const auto directory = job_directory(place.path)) own_job_[place.controllers] = *directory;
-  }
+  StepBroker(protocol::StepFacts facts, Config config, std::string config_path, int control, bool part)
+      : facts_(std::move(facts)),
+        config_(std::move(config)),
+        config_path_(std::move(config_path)),
+        worker_(::getpid()),
+        worker_end_(static_cast<int>(::syscall(SYS_pidfd_open, worker_, 0))),
+        starter_(starter_of(control)),
+        most_parts_(part ? 0 : facts_.local_tasks),
+        own_places_(cgroups_of(::getpid())) {}
 
   // What a worker may ask icpctld in root's name: to be the agent of this very step.
   Message credential(MessageReader& reader) {
@@ -97,18 +107,32 @@ class StepBroker {
     return std::move(Message().put_text(net::MungeAuth(config_.munge_socket).encode(payload + name.text(), to)));
   }
 
-  static Message log(MessageReader& reader) {
+  Message log(MessageReader& reader) {
     const auto level = reader.take<int>();
     const std::string_view line = reader.take_text().substr(0, kLongestLine);
-    if (level >= spdlog::level::trace && level < spdlog::level::off)
-      spdlog::log(static_cast<spdlog::level::level_enum>(level), "{}", line);
+    if (level < spdlog::level::trace || level >= spdlog::level::off) return {};
+    const uint64_t lost = log_budget_.lost();
+    if (!log_budget_.take(line.size(), LogBudget::Clock::now())) {
+      if (lost == 0) spdlog::warn("its agent says too much: what follows is left out for a while");
+      return {};
+    }
+    if (lost > 0) spdlog::warn("{} lines of its agent were left out", lost);
+    spdlog::log(static_cast<spdlog::level::level_enum>(level), "{}", line);
     return {};
   }
 
   Message charge(MessageReader& reader) const {
     const auto task = reader.take<pid_t>();
-    if (!in_job(task)) throw_error(ErrorKind::kPermission, "process {} is not of job {}", task, facts_.job);
-    join_memory_of_step(::getppid(), task);
+    // Its other groups it may not have yet: it is at its very beginning.
+    std::vector<CgroupPlace> memory = cgroups_of(task);
+    std::erase_if(memory, [](const CgroupPlace& place) { return !place.is_memory(); });
+    if (memory.empty()) return {};  // version 2
+    const auto places = places_in_job(memory, groups(), facts_.job);
+    if (!places) throw_error(ErrorKind::kPermission, "process {} is not of job {}", task, facts_.job);
+    with_kept_number(worker_, [&] {
+      check_worker();
+      join_memory_of_step(worker_, *places);
+    });
     return {};
   }
 
@@ -116,7 +140,8 @@ class StepBroker {
   Message look_at_ipc(MessageReader& reader) {
     std::vector<pid_t> tasks = reader.take_all<pid_t>();
     if (tasks.size() > kMostTasks) throw_error(ErrorKind::kUsage, "too many tasks");
-    std::erase_if(tasks, [this](pid_t task) { return !is_own(task) || !in_job(task); });
+    const std::vector<CgroupPlace> job = groups();
+    std::erase_if(tasks, [&](pid_t task) { return !is_own(task) || !in_job(task, job); });
     if (!ipc_watch_) ipc_watch_.emplace(facts_, config_);
     ipc_watch_->look(tasks);
     return std::move(Message().put(ipc_watch_->active()));
@@ -128,7 +153,11 @@ class StepBroker {
     return std::move(Message().put(there));
   }
 
-  Message start_part(MessageReader& reader) const {
+  Message start_part(MessageReader& reader) {
+    std::erase_if(parts_, has_ended);
+    // Each that is started writes some lines of its own into root's log.
+    if (parts_.size() >= most_parts_ || started_ >= kMostStarts * most_parts_)
+      throw_error(ErrorKind::kPermission, "too many agents of capsules");
     SocketPair control(SOCK_SEQPACKET), tasks(SOCK_SEQPACKET);
     protocol::StepFacts part = facts_;
     part.capsules = reader.take<uint32_t>();
@@ -139,6 +168,9 @@ class StepBroker {
     const UniqueFd their_control = out_of_the_way(control.there), their_tasks = out_of_the_way(tasks.there);
     const pid_t pid = spawn({"icpstepd", "step", "--config", config_path_, "--part-of", std::to_string(::getpid())},
                             their_control.get(), their_tasks.get());
+    ++started_;
+    parts_.emplace_back(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
+    if (!parts_.back()) parts_.pop_back();  // it has ended
     if (!protocol::send_packet(control.here.get(), part.to_packet())) throw_errno("cannot speak to a capsule's agent");
     Message reply;
     reply.put(pid).fds.push_back(std::move(control.here));
@@ -150,47 +182,89 @@ class StepBroker {
   Message join_step(MessageReader& reader) const {
     const auto child = reader.take<pid_t>();
     const std::vector<pid_t> tasks = reader.take_all<pid_t>();
-    if (child <= 0 || !is_own(child) || ProcStat::read(child).ppid != ::getppid())
-      throw_error(ErrorKind::kPermission, "process {} is no child of the agent", child);
     for (const pid_t task : tasks) {
       if (!is_own(task) || ProcStat::read(task).state == 'Z') continue;  // it has ended
-      join(child, task);
+      const auto places = places_of(task);
+      if (child <= 0) break;
+      with_kept_number(child, [&] {
+        if (!is_own(child) || ProcStat::read(child).ppid != worker_)
+          throw_error(ErrorKind::kPermission, "process {} is no child of the agent", child);
+        join_cgroups(child, places_left(child, places));
+      });
       return {};
     }
     throw_error(ErrorKind::kGone, "all tasks of the step have ended");
   }
 
-  void join(pid_t pid, pid_t like) const {
-    if (!in_job(like)) throw_error(ErrorKind::kPermission, "process {} is not of job {}", like, facts_.job);
-    join_cgroups(pid, like);
+  // A last version may be written when slurmstepd does not wait for it any more.
+  bool over() {
+    if (!has_ended(starter_)) return false;
+    const auto now = std::chrono::steady_clock::now();
+    if (!alone_since_) alone_since_ = now;
+    return now - *alone_since_ > kLongestAlone;
+  }
+
+  // A helper of the worker's goes where that is.
+  std::function<void(pid_t)> join(pid_t pid, pid_t like) const {
+    const std::vector<CgroupPlace> places = like == worker_ ? cgroups_of(worker_) : places_of(like);
+    check_worker();
+    return [left = places_left(pid, places)](pid_t number) { join_cgroups(number, left); };
   }
 
  private:
   bool is_own(pid_t pid) const {
     try {
-      return ProcStatus::read(pid).uid[0] == facts_.uid;
+      const auto ids = ProcStatus::read(pid).uid;
+      return std::all_of(ids.begin(), ids.end(), [this](uid_t id) { return id == facts_.uid; });
     } catch (const Error&) {
       return false;
     }
   }
-  // Its cgroups are nobody else's job's: a user's process may be put where the user's step is, and nowhere else.
-  bool in_job(pid_t pid) const {
-    for (const CgroupPlace& place : cgroups_of(pid)) {
-      const auto directory = job_directory(place.path);
-      if (const auto own = own_job_.find(place.controllers); own != own_job_.end()) {
-        if (directory != own->second) return false;
-      } else if (directory && !directory->ends_with("/job_" + std::to_string(facts_.job))) {
-        return false;
-      }
+  // Who made the socket has it still, or else the agent ends anyway.
+  static UniqueFd starter_of(int control) {
+    ucred maker{};
+    socklen_t length = sizeof maker;
+    if (::getsockopt(control, SOL_SOCKET, SO_PEERCRED, &maker, &length) != 0) return {};
+    return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, maker.pid, 0)));
+  }
+  static bool has_ended(const UniqueFd& process) {
+    pollfd ended{process.get(), POLLIN, 0};
+    return ::poll(&ended, 1, 0) != 0;
+  }
+  // What was read about the worker's number was about the worker.
+  void check_worker() const {
+    if (has_ended(worker_end_)) throw_error(ErrorKind::kGone, "the worker has ended");
+  }
+  std::vector<CgroupPlace> groups() const {
+    return groups_of_job(job_directories(kCgroupRoot, facts_.node, facts_.uid, {facts_.job, ""}), own_places_);
+  }
+  bool in_job(pid_t pid, const std::vector<CgroupPlace>& job) const {
+    try {
+      return places_in_job(cgroups_of(pid), job, facts_.job).has_value();
+    } catch (const Error&) {
+      return false;  // it has ended
     }
-    return true;
+  }
+  // A user's process may be put where the user's job is, and nowhere else: where a process is that is in all of the
+  // job's cgroups. They are read once, whatever has that number later.
+  std::vector<CgroupPlace> places_of(pid_t pid) const {
+    auto places = places_in_job(cgroups_of(pid), groups(), facts_.job);
+    if (!places) throw_error(ErrorKind::kPermission, "process {} is not of job {}", pid, facts_.job);
+    return std::move(*places);
   }
 
   const protocol::StepFacts facts_;
   const Config config_;
   const std::string config_path_;
-  // By controllers: where slurmstepd itself is in the job's groups, as under version 2, whatever these are called.
-  std::map<std::string, std::string> own_job_;
+  const pid_t worker_;
+  const UniqueFd worker_end_;  // its pidfd
+  const UniqueFd starter_;     // that of who has started the agent: slurmstepd
+  const size_t most_parts_;
+  const std::vector<CgroupPlace> own_places_;
+  std::vector<UniqueFd> parts_;  // pidfds of other capsules' agents
+  size_t started_ = 0;           // of them, ever
+  LogBudget log_budget_;
+  std::optional<std::chrono::steady_clock::time_point> alone_since_;  // the starter has ended
   std::optional<IpcWatch> ipc_watch_;
   std::chrono::steady_clock::time_point next_credential_;
 };
@@ -214,17 +288,18 @@ class BrokerSink final : public spdlog::sinks::base_sink<std::mutex> {
 }  // namespace
 
 void become_step_worker(const protocol::StepFacts& facts, const Config& config, const std::string& config_path,
-                        const std::vector<int>& sockets) {
-  const auto step = std::make_shared<StepBroker>(facts, config, config_path);
+                        const std::vector<int>& sockets, bool part) {
+  const auto step = std::make_shared<StepBroker>(facts, config, config_path, sockets.front(), part);
   BrokerOptions options;
   options.identity = {facts.uid, facts.gid, facts.groups};
   options.not_for_broker = sockets;
   struct sysinfo info {};
   if (::sysinfo(&info) == 0) options.address_space = 2 * static_cast<uint64_t>(info.totalram) * info.mem_unit;
-  options.join = [step](pid_t pid, pid_t like) { step->join(pid, like); };
+  options.join = [step](pid_t pid, pid_t like) { return step->join(pid, like); };
+  options.over = [step] { return step->over(); };
   options.more = {
       {kCredential, [step](MessageReader& reader, Message&) { return step->credential(reader); }},
-      {kLog, [](MessageReader& reader, Message&) { return StepBroker::log(reader); }},
+      {kLog, [step](MessageReader& reader, Message&) { return step->log(reader); }},
       {kCharge, [step](MessageReader& reader, Message&) { return step->charge(reader); }},
       {kLookAtIpc, [step](MessageReader& reader, Message&) { return step->look_at_ipc(reader); }},
       {kHasSteps, [step](MessageReader&, Message&) { return step->has_steps(); }},

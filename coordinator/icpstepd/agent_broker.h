@@ -14,9 +14,10 @@
 namespace icp {
 
 // The agent goes on with the rights of the step's user alone; see become_worker(). `facts` are slurmstepd's word, and
-// what the broker goes by from then on. `sockets`: slurmstepd's and the tasks', which are not the broker's.
+// what the broker goes by from then on. `sockets`: slurmstepd's (first) and the tasks', which are not the broker's.
+// `part`: this is the agent of one of several capsules, which starts no others.
 void become_step_worker(const protocol::StepFacts& facts, const Config& config, const std::string& config_path,
-                        const std::vector<int>& sockets);
+                        const std::vector<int>& sockets, bool part);
 
 // Requests of the agent. They throw Error.
 

@@ -29,7 +29,7 @@ namespace icp {
 namespace {
 
 namespace fs = std::filesystem;
-constexpr const char* kRoot = "/sys/fs/cgroup";
+constexpr const char* kRoot = kCgroupRoot;
 constexpr int kScopeDepth = 5;  // directories above a scope, at most
 
 bool write_text(const std::string& path, const std::string& text) {
@@ -110,6 +110,8 @@ std::string CgroupPlace::directory() const {
   return std::string(kRoot) + (top.empty() ? "" : "/" + top) + path;
 }
 
+bool CgroupPlace::is_memory() const { return ("," + controllers + ",").find(",memory,") != std::string::npos; }
+
 std::vector<CgroupPlace> cgroups_of(pid_t pid) {
   std::vector<CgroupPlace> places;
   std::istringstream text(read_proc(pid, "cgroup"));
@@ -181,9 +183,9 @@ void leave_job_cgroups(uint32_t job) {
   }
 }
 
-void join_memory_of_step(pid_t pid, pid_t task) {
-  for (CgroupPlace place : cgroups_of(task)) {
-    if (("," + place.controllers + ",").find(",memory,") == std::string::npos) continue;
+void join_memory_of_step(pid_t pid, const std::vector<CgroupPlace>& places) {
+  for (CgroupPlace place : places) {
+    if (!place.is_memory()) continue;
     const size_t step = place.path.find("/step_");
     if (step == std::string::npos) continue;  // Slurm does not limit memory by cgroups here
     place.path.resize(std::min(place.path.find('/', step + 1), place.path.size()));
@@ -191,16 +193,67 @@ void join_memory_of_step(pid_t pid, pid_t task) {
   }
 }
 
-void join_cgroups(pid_t pid, pid_t like) {
-  const auto mine = cgroups_of(pid);
-  for (const CgroupPlace& place : cgroups_of(like)) {
-    const auto same = [&place](const CgroupPlace& other) {
-      return other.controllers == place.controllers && other.path == place.path;
-    };
-    if (std::any_of(mine.begin(), mine.end(), same)) continue;
-    if (!write_text(place.directory() + "/cgroup.procs", std::to_string(pid))) {
-      throw_errno("cannot put process {} into the step's cgroup {}", pid, place.directory());
+namespace {
+
+bool is_below(const std::string& path, const std::string& top) { return (path + "/").starts_with(top + "/"); }
+
+// Of version 1 the name of the hierarchy's directory.
+std::string hierarchy_of(const CgroupPlace& place) {
+  return place.controllers.starts_with("name=") ? place.controllers.substr(5) : place.controllers;
+}
+
+}  // namespace
+
+std::vector<CgroupPlace> groups_of_job(const std::vector<std::string>& directories,
+                                       const std::vector<CgroupPlace>& own) {
+  std::vector<CgroupPlace> groups;
+  const std::string root = std::string(kRoot) + "/";
+  for (const std::string& directory : directories) {
+    if (!directory.starts_with(root)) continue;
+    const std::string path = directory.substr(root.size());
+    const bool version2 = path.find(".scope/") != std::string::npos;
+    const size_t end = version2 ? 0 : std::min(path.find('/'), path.size());
+    groups.push_back({path.substr(0, end), version2 ? "/" + path : path.substr(end)});
+  }
+  for (const CgroupPlace& place : own) {
+    // As under version 2, where slurmstepd itself is in the job's groups.
+    if (const auto directory = job_directory(place.path)) groups.push_back({hierarchy_of(place), *directory});
+  }
+  return groups;
+}
+
+std::optional<std::vector<CgroupPlace>> places_in_job(const std::vector<CgroupPlace>& places,
+                                                      const std::vector<CgroupPlace>& groups, uint32_t job) {
+  std::vector<CgroupPlace> inside;
+  for (const CgroupPlace& place : places) {
+    const auto same = [&place](const CgroupPlace& group) { return group.controllers == hierarchy_of(place); };
+    const auto holds = [&](const CgroupPlace& group) { return same(group) && is_below(place.path, group.path); };
+    if (std::any_of(groups.begin(), groups.end(), holds)) {
+      inside.push_back(place);
+    } else if (std::any_of(groups.begin(), groups.end(), same)) {
+      return std::nullopt;
+    } else if (const size_t at = place.path.find("/job_"); at != std::string::npos) {
+      const std::string name = place.path.substr(at + 1, place.path.find('/', at + 1) - at - 1);
+      if (name != "job_" + std::to_string(job)) return std::nullopt;
     }
+  }
+  return inside;
+}
+
+std::vector<CgroupPlace> places_left(pid_t pid, std::vector<CgroupPlace> places) {
+  const auto mine = cgroups_of(pid);
+  std::erase_if(places, [&mine](const CgroupPlace& place) {
+    return std::any_of(mine.begin(), mine.end(), [&place](const CgroupPlace& other) {
+      return other.controllers == place.controllers && other.path == place.path;
+    });
+  });
+  return places;
+}
+
+void join_cgroups(pid_t number, const std::vector<CgroupPlace>& places) {
+  for (const CgroupPlace& place : places) {
+    if (!write_text(place.directory() + "/cgroup.procs", std::to_string(number)))
+      throw_errno("cannot put process {} into the step's cgroup {}", number, place.directory());
   }
 }
 
@@ -397,11 +450,12 @@ bool job_has_slurmstepd(const std::string& node, uint32_t job, const std::string
   for (const auto& entry : fs::directory_iterator("/proc", ignored)) {
     const std::string name = entry.path().filename();
     if (name.find_first_not_of("0123456789") != std::string::npos) continue;
+    const auto pid = static_cast<pid_t>(std::stol(name));
+    // First what the kernel says of every process at once: a process of a user can make its command line wait.
+    if (!is_slurmstepd(pid)) continue;
     std::ifstream file(entry.path() / "cmdline");
     std::string line;
-    if (!std::getline(file, line, '\0') || !line.starts_with(title)) continue;
-    const auto pid = static_cast<pid_t>(std::stol(name));
-    if (is_slurmstepd(pid) && serves(pid, node, pin)) return true;
+    if (std::getline(file, line, '\0') && line.starts_with(title) && serves(pid, node, pin)) return true;
   }
   return false;
 }

@@ -15,10 +15,13 @@
 
 namespace icp {
 
+inline constexpr const char* kCgroupRoot = "/sys/fs/cgroup";
+
 struct CgroupPlace {
   std::string controllers;        // "" for v2
   std::string path;               // "/slurm_node1/uid_1000/job_7/step_0"
   std::string directory() const;  // below /sys/fs/cgroup
+  bool is_memory() const;         // of version 1's memory controller
 };
 std::vector<CgroupPlace> cgroups_of(pid_t pid);
 
@@ -35,12 +38,24 @@ std::optional<std::string> above_job(const std::string& path, uint32_t job);
 // in it. Groups that cannot be left are kept.
 void leave_job_cgroups(uint32_t job);
 
-// Puts `pid` into the memory group of the task's step, where there is one (version 1). Under version 2 a process is in
-// one group for everything, and the agent stays in slurmstepd's, below the job.
-void join_memory_of_step(pid_t pid, pid_t task);
+// Puts `pid` into the step's memory group, where there is one among the places of a task (version 1). Under version 2 a
+// process is in one group for everything, and the agent stays in slurmstepd's, below the job.
+void join_memory_of_step(pid_t pid, const std::vector<CgroupPlace>& places);
 
-// Puts `pid` into every group of `like`. Throws Error naming the group that does not take it.
-void join_cgroups(pid_t pid, pid_t like);
+// Those of the places in which the process is not yet.
+std::vector<CgroupPlace> places_left(pid_t pid, std::vector<CgroupPlace> places);
+// Puts the process that the calling one's PID namespace knows by `number` into these groups. Throws Error naming the
+// one that does not take it.
+void join_cgroups(pid_t number, const std::vector<CgroupPlace>& places);
+
+// The job's own groups: one for each hierarchy in which it has one. `own`: the places of the step's agent, which tell
+// where they are called by something else than the job's number.
+std::vector<CgroupPlace> groups_of_job(const std::vector<std::string>& directories,
+                                       const std::vector<CgroupPlace>& own);
+// Those of a process's places that are in the job's groups; nothing when the process is elsewhere in a hierarchy in
+// which the job has one, or in another job's.
+std::optional<std::vector<CgroupPlace>> places_in_job(const std::vector<CgroupPlace>& places,
+                                                      const std::vector<CgroupPlace>& groups, uint32_t job);
 
 // Whom slurmstepd signals (scancel -s, and SIGTERM before SIGKILL), which depends on ProctrackType. SIGKILL reaches
 // everything that is in the step's cgroup, where there is one.

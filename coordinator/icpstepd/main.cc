@@ -44,6 +44,7 @@ int run_step(const Options& options) {
   if (options.part_of != 0) {
     // Of an agent that has other capsules of the step on this node: without it this one is no use.
     ::prctl(PR_SET_PDEATHSIG, SIGKILL);
+    ::prctl(PR_SET_NAME, "icpstepd");  // it is executed as /proc/self/exe
     if (::getppid() != options.part_of) return 1;
   }
   UniqueFd control(protocol::kAgentControl), tasks(protocol::kAgentTasks);
@@ -61,7 +62,7 @@ int run_step(const Options& options) {
   spdlog::info("user {}, {} task{}, interval {}, restart from {}", facts->uid, facts->local_tasks,
                facts->local_tasks == 1 ? "" : "s", facts->interval.empty() ? "none" : facts->interval,
                facts->restart_dir.empty() ? "its own" : facts->restart_dir);
-  become_step_worker(*facts, config, options.config, {control.get(), tasks.get()});
+  become_step_worker(*facts, config, options.config, {control.get(), tasks.get()}, options.part_of != 0);
   StepAgent(*facts, config, problem, std::move(control), std::move(tasks)).run();
   return 0;
 }

@@ -87,11 +87,15 @@ class Broker {
 // The process's broker. Until become_worker() this process itself.
 Broker& broker();
 
+using JoinGroups = std::function<std::function<void(pid_t number)>(pid_t pid, pid_t like)>;
+
 struct BrokerOptions {
   Identity identity;  // the user: root's word, never an image's or the worker's
-  // Puts a new process of the user into the cgroups of another one; checks that it is of the same step. May be empty:
-  // then it is asked for by nobody.
-  std::function<void(pid_t pid, pid_t like)> join;
+  // Checks that `like` is of the step; what it returns puts a new process of the user, `pid`, into the cgroups of that,
+  // by the number that it has where that is called. May be empty: then it is asked for by nobody.
+  JoinGroups join;
+  // Whether what the worker was for is over: it is ended then. May be empty.
+  std::function<bool()> over;
   std::string init_program;  // icp-init; empty: beside this program, else where it is installed
   // Further operations, by number from 100 on. They run in the broker process, and check what they are given.
   std::map<uint32_t, std::function<Message(MessageReader&, Message&)>> more;

@@ -15,6 +15,7 @@
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
 #include "engine/broker/broker_impl.h"
+#include "engine/broker/child_call.h"
 #include "engine/broker/operations.h"
 #include "engine/broker/rights.h"
 #include "engine/broker/tcp_queue.h"
@@ -45,6 +46,7 @@ class Server {
   void serve() {
     for (;;) {
       Message request = receive_message(socket_, kMostRequest, &peer_);
+      end_when_over();
       Message reply;
       try {
         reply = answer(request);
@@ -60,13 +62,20 @@ class Server {
   }
 
  private:
-  // A worker that its user has stopped would be there for ever, after its job, too, and this process with it.
+  // A worker that its user has stopped, or taken over, would be there for ever, after its job, too, and this process
+  // with it.
   void look_at_worker() {
     constexpr int kMostLooks = 12;  // a minute
+    end_when_over();
     stopped_ = ProcStat::read(worker_).state == 'T' ? stopped_ + 1 : 0;
-    if (stopped_ < kMostLooks) return;
+    if (stopped_ >= kMostLooks) end_worker("was stopped");
+  }
+  void end_when_over() {
+    if (options_.over && options_.over()) end_worker("has outlived its step");
+  }
+  [[noreturn]] void end_worker(const char* why) {
     ::syscall(SYS_pidfd_send_signal, ending_.get(), SIGKILL, nullptr, 0);
-    throw_error(ErrorKind::kGone, "the worker was stopped");
+    throw_error(ErrorKind::kGone, "the worker {}", why);
   }
 
   Message answer(Message& request) {
@@ -178,7 +187,7 @@ class Server {
     check_held(process, pid);
     const pid_t worker = worker_;
     const auto join = [this, worker](pid_t helper) {
-      if (options_.join) options_.join(helper, worker);
+      if (options_.join) options_.join(helper, worker)(helper);
     };
     Message reply;
     reply.fds.push_back(
@@ -195,9 +204,9 @@ class Server {
     while (above > 1 && above != worker_) above = ProcStat::read(above).ppid;
     if (above != worker_) throw_error(ErrorKind::kPermission, "process {} is not being restored", pid);
     check_held(process, pid);
-    options_.join(pid, like);
+    const auto put = options_.join(pid, like);
     check_held(task, like);
-    check_held(process, pid);  // it had its number all the time
+    call_in_pid_namespace(process.get(), put);
     return {};
   }
 
@@ -317,11 +326,11 @@ class Server {
   // Files are asked about only by those who hold a descriptor of them.
   void know(const Message& request) {
     for (const UniqueFd& fd : request.fds) {
-      struct stat status {};
       // O_PATH opens what its holder may not.
       const int flags = ::fcntl(fd.get(), F_GETFL);
       if (flags < 0 || (flags & O_PATH) != 0) throw_error(ErrorKind::kPermission, "a file that is not open");
-      if (::fstat(fd.get(), &status) == 0 && known_.size() < kMostKnown) known_.insert(inode_id(status));
+      const auto inode = privileged::inode_at(fd.get(), "");
+      if (inode && known_.size() < kMostKnown) known_.insert(*inode);
     }
   }
 

@@ -23,7 +23,7 @@ std::set<InodeId> inodes_of(const std::map<InodeId, int>& files) {
 
 class DirectBroker final : public Broker {
  public:
-  explicit DirectBroker(std::function<void(pid_t, pid_t)> join) : join_(std::move(join)) {}
+  explicit DirectBroker(JoinGroups join) : join_(std::move(join)) {}
 
   pid_t start_init(const std::string& program, int channel, int carrier, pid_t like, const Identity& identity,
                    bool own_terminals) override {
@@ -41,7 +41,7 @@ class DirectBroker final : public Broker {
                                    .join = join_});
   }
   void join(pid_t process, pid_t like) override {
-    if (join_) join_(process, like);
+    if (join_) join_(process, like)(process);
   }
   std::unique_ptr<IpcAccess> open_ipc(pid_t process) override { return IpcAccess::enter(open_ipc_namespace(process)); }
   std::unique_ptr<MachineWatch> watch_machine() override { return MachineWatch::make(); }
@@ -88,7 +88,7 @@ class DirectBroker final : public Broker {
   std::map<uint32_t, std::function<Message(MessageReader&, Message&)>> more_;
 
  private:
-  std::function<void(pid_t, pid_t)> join_;
+  JoinGroups join_;
   std::unique_ptr<TcpQueuePeek> tcp_;  // kept: making one takes longer than a look
   pid_t tcp_process_ = 0;              // whose it is
 };

@@ -235,6 +235,7 @@ void PerfWatch::take_ring(const Ring& ring, Seen& seen) const {
       Mmap record{};
       copy(tail + sizeof header, &record, sizeof record);
       if (record.inode != 0) seen.touched.insert({makedev(record.major, record.minor), record.inode});
+      if (seen.touched.size() > MachineWatch::Seen::kMost) seen = {.complete = false, .touched = {}, .forked = {}};
     } else if (header.type == PERF_RECORD_FORK) {
       Fork record{};
       copy(tail + sizeof header, &record, sizeof record);

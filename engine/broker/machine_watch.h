@@ -47,6 +47,8 @@ class MachineWatch {
     bool complete = true;       // nothing was lost
     std::set<InodeId> touched;  // mapped
     std::set<pid_t> forked;     // processes that have a new child
+    // Of each; what is more is let go, and nothing is complete any more.
+    static constexpr size_t kMost = 1 << 20;
   };
   // Adds what was seen since begin() or the last take().
   virtual void take(Seen& seen) = 0;

@@ -227,7 +227,8 @@ pid_t start_init(const InitOrder& order) {
     const char* const unwritten =
         order.in_user_namespace ? map_own_ids(std::to_string(pid), ::geteuid(), ::getegid()) : nullptr;
     if (unwritten != nullptr) throw_errno("cannot write {} of a user namespace", unwritten);
-    if (order.like != 0 && order.join) order.join(static_cast<pid_t>(pid), order.like);
+    // It is root's still, and ends before that only when this process does: nobody else has its number.
+    if (order.like != 0 && order.join) order.join(static_cast<pid_t>(pid), order.like)(static_cast<pid_t>(pid));
     if (::send(go.here.get(), "g", 1, MSG_NOSIGNAL) != 1) throw_errno("cannot start the init of the capsule");
   } catch (...) {
     ::syscall(SYS_pidfd_send_signal, process.get(), SIGKILL, nullptr, 0);
@@ -250,9 +251,9 @@ UniqueFd start_ipc_helper(const IpcHelperOrder& order) {
     // IPC namespaces can be entered by who has CAP_SYS_ADMIN both in their user namespace and in the own one.
     if (order.user_namespace >= 0 && ::setns(order.user_namespace, CLONE_NEWUSER) != 0) ::_exit(1);
     if (::setns(order.ipc_namespace, CLONE_NEWIPC) != 0) ::_exit(1);
+    if (order.join) order.join(::getpid());
     ::syscall(SYS_close_range, 3, socket - 1, 0);
     ::syscall(SYS_close_range, socket + 1, ~0u, 0);
-    if (order.join) order.join(::getpid());
     constexpr uint64_t kKept = 1ull << kCheckpointRestore;
     const char* what =
         order.user_namespace >= 0 ? keep_capabilities(kKept, false) : take_identity(*order.identity, kKept, false);
@@ -287,6 +288,13 @@ std::set<InodeId> join_found(const std::vector<pid_t>& processes, const std::set
 
 }  // namespace
 
+std::optional<InodeId> inode_at(int directory, const char* path) {
+  struct statx status {};
+  const int flags = AT_STATX_DONT_SYNC | (*path == '\0' ? AT_EMPTY_PATH : 0);
+  if (::statx(directory, path, flags, STATX_INO, &status) != 0) return std::nullopt;
+  return InodeId{makedev(status.stx_dev_major, status.stx_dev_minor), status.stx_ino};
+}
+
 std::set<InodeId> mapped_outside(const std::set<InodeId>& inodes, std::span<const pid_t> inside) {
   std::vector<pid_t> outside = list_processes();
   std::erase_if(outside, [&](pid_t pid) { return std::binary_search(inside.begin(), inside.end(), pid); });
@@ -303,9 +311,8 @@ std::set<InodeId> held_open(const std::set<InodeId>& inodes, const std::set<pid_
   std::erase_if(others, [&](pid_t pid) { return except.contains(pid); });
   return join_found(others, inodes, [&](pid_t pid, std::set<InodeId>& found) {
     for (const int number : list_proc_numbers(pid, "fd")) {
-      struct stat status {};
-      if (::stat(fmt::format("/proc/{}/fd/{}", pid, number).c_str(), &status) != 0) continue;  // closed since
-      if (inodes.count(inode_id(status)) != 0) found.insert(inode_id(status));
+      const auto inode = inode_at(AT_FDCWD, fmt::format("/proc/{}/fd/{}", pid, number).c_str());
+      if (inode && inodes.count(*inode) != 0) found.insert(*inode);  // else: closed since
     }
   });
 }
@@ -396,6 +403,7 @@ int bind_in_repair(int socket, const InetAddress& address, int domain) {
 }
 
 void refuse_listener(int socket) {
+  check_tcp(socket);
   tcp_info info{};
   socklen_t length = sizeof info;
   if (::getsockopt(socket, IPPROTO_TCP, TCP_INFO, &info, &length) != 0) throw_errno("cannot look at a TCP socket");

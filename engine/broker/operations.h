@@ -7,6 +7,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <optional>
 #include <set>
 #include <span>
 #include <string>
@@ -27,7 +28,7 @@ struct InitOrder {
   bool own_terminals = false;
   bool sibling = false;            // a child of this process's parent, which the worker is
   bool in_user_namespace = false;  // which takes the place of root's rights; `identity` is this process's own
-  std::function<void(pid_t, pid_t)> join;
+  JoinGroups join;
 };
 pid_t start_init(const InitOrder& order);
 
@@ -51,6 +52,9 @@ struct IpcHelperOrder {
 // it is nobody's child, for nobody waits for it; else of a caller that ignores SIGCHLD.
 UniqueFd start_ipc_helper(const IpcHelperOrder& order);
 
+// Which file a descriptor (with an empty path) or a path leads to. The server of its file system, which may be a user's
+// or away, is not asked: all that is here already.
+std::optional<InodeId> inode_at(int directory, const char* path);
 std::set<InodeId> mapped_outside(const std::set<InodeId>& inodes, std::span<const pid_t> inside);
 std::set<InodeId> held_open(const std::set<InodeId>& inodes, const std::set<pid_t>& except);
 

@@ -13,6 +13,8 @@ namespace icp::privileged {
 namespace {
 
 constexpr uint64_t kMostFilters = 1024;  // of a thread; the kernel's limit is 32768 instructions and 4 a filter
+// Of a process, whose threads may each have others: they are held in root's memory, and compared with each other.
+constexpr size_t kMostDifferent = 4096, kMostInstructions = 1 << 20, kMostInChains = 1 << 20;
 
 struct Metadata {  // struct seccomp_metadata of linux/ptrace.h
   uint64_t filter_off = 0, flags = 0;
@@ -35,13 +37,29 @@ bool read_filter(pid_t tid, uint64_t n, SeccompFilter& filter) {
   return true;
 }
 
-SeccompChain read_chain(pid_t tid, std::vector<std::shared_ptr<const SeccompFilter>>& known) {
+// What was read of a process so far.
+struct Known {
+  std::vector<std::shared_ptr<const SeccompFilter>> filters;
+  size_t instructions = 0, in_chains = 0;
+
+  bool too_many() const {
+    return filters.size() > kMostDifferent || instructions > kMostInstructions || in_chains > kMostInChains;
+  }
+};
+
+SeccompChain read_chain(pid_t tid, Known& known) {
   SeccompChain chain;
   SeccompFilter filter;
   for (uint64_t n = 0; n < kMostFilters && read_filter(tid, n, filter); ++n) {
-    const auto same = std::find_if(known.begin(), known.end(), [&](const auto& one) { return *one == filter; });
-    chain.push_back(same == known.end() ? std::make_shared<const SeccompFilter>(filter) : *same);
-    if (same == known.end()) known.push_back(chain.back());
+    const auto same =
+        std::find_if(known.filters.begin(), known.filters.end(), [&](const auto& one) { return *one == filter; });
+    const bool is_new = same == known.filters.end();
+    chain.push_back(is_new ? std::make_shared<const SeccompFilter>(filter) : *same);
+    if (is_new) known.filters.push_back(chain.back());
+    if (is_new) known.instructions += filter.program.size();
+    ++known.in_chains;
+    if (known.too_many())
+      throw_error(ErrorKind::kRefused, "thread {}: its process has more seccomp filters than are looked at", tid);
   }
   return chain;
 }
@@ -57,7 +75,7 @@ ThreadFilters thread_filters(pid_t pid, const std::function<void()>& check) {
   ThreadFilters filters;
   try {
     check();
-    std::vector<std::shared_ptr<const SeccompFilter>> known;
+    Known known;
     TimeoutPlaces places(pid);
     for (size_t i = 0; i < process.threads.size(); ++i) {
       const Tracee& thread = process.threads[i];

@@ -18,7 +18,8 @@
 namespace icp::privileged {
 namespace {
 
-constexpr size_t kMostText = 16 << 20;  // of fdinfo or mountinfo, in bytes
+constexpr size_t kMostText = 16 << 20;   // of fdinfo or mountinfo, in bytes
+constexpr size_t kMostOpened = 1 << 16;  // mount points, of which a user's namespace has as many as the user likes
 
 std::string read_below(int process, const std::string& name) {
   const UniqueFd fd(::openat(process, name.c_str(), O_RDONLY | O_CLOEXEC));
@@ -108,12 +109,14 @@ std::map<int, std::string> watched_paths(int process, int fd) {
   const UniqueFd root(::openat(process, "root", O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!root) throw_errno("cannot open the root directory of a process");
   std::map<int, std::string> paths;
+  size_t opened = 0;
   std::istringstream lines(text);
   for (std::string line; std::getline(lines, line);) {
     Watch watch;
     if (!parse_watch(line, watch)) continue;
     for (const Mount& mount : mounts) {
       if (mount.major != watch.major || mount.minor != watch.minor) continue;
+      if (++opened > kMostOpened) return paths;
       const UniqueFd at = open_mount(root.get(), mount.point);
       if (!at) continue;
       std::string path = path_of(at.get(), watch.handle);

@@ -11,9 +11,11 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstring>
 #include <fstream>
 #include <functional>
 #include <map>
+#include <random>
 #include <thread>
 
 #include "engine/base/error.h"
@@ -58,8 +60,18 @@ class Other {
   pid_t pid_;
 };
 
+// As a step's agent has it, but for cgroups: one process is not of the job, and it is told by which number a process
+// would be put somewhere that has another one in this PID namespace.
+pid_t g_not_of_job = 0;
+std::function<void(pid_t)> places_of_step(pid_t pid, pid_t like) {
+  if (like == g_not_of_job) throw_error(ErrorKind::kPermission, "process {} is not of the job", like);
+  return [pid](pid_t number) {
+    if (number != pid) throw_error(ErrorKind::kSystem, "put there by the number {}", number);
+  };
+}
+
 // Runs `attack` in a worker of the user's that has a broker, and returns what it returns.
-std::string in_worker(const std::function<std::string()>& attack, bool in_step = true) {
+std::string in_worker(const std::function<std::string()>& attack, const std::function<bool()>& over = nullptr) {
   SocketPair said(SOCK_STREAM);
   const pid_t pid = ::fork();
   if (pid == 0) {
@@ -69,7 +81,8 @@ std::string in_worker(const std::function<std::string()>& attack, bool in_step =
       options.identity = {kUser, kUser, {}};
       options.init_program = ICP_INIT_PATH;
       options.not_for_broker = {said.here.get(), said.there.get()};
-      if (in_step) options.join = [](pid_t, pid_t) {};
+      options.join = places_of_step;
+      options.over = over;
       become_worker(std::move(options));
       text = attack();
     } catch (const Error& error) {
@@ -93,9 +106,10 @@ class HostileWorker : public ::testing::Test {
   }
 };
 
-std::string start_init(pid_t like) {
+std::string start_init(pid_t like, const std::function<void(pid_t)>& use = nullptr) {
   SocketPair channel(SOCK_SEQPACKET), carrier(SOCK_SEQPACKET);
-  broker().start_init("", channel.there.get(), carrier.there.get(), like, {kUser, kUser, {}}, false);
+  const pid_t pid = broker().start_init("", channel.there.get(), carrier.there.get(), like, {kUser, kUser, {}}, false);
+  if (use) use(pid);
   return "started";
 }
 
@@ -123,6 +137,34 @@ TEST_F(HostileWorker, HasNoPartInProcessesThatTheUserMayNotTrace) {
   }
   const Other own([] { become(kUser); });
   EXPECT_EQ(in_worker([&own] { return broker().open_ipc(own.pid()), std::string("open"); }), "open");
+}
+
+TEST_F(HostileWorker, PutsNothingElsewhereThanItsOwnRestoredProcesses) {
+  const Other own([] { become(kUser); }), others([] { become(kOther); }), elsewhere([] { become(kUser); });
+  g_not_of_job = elsewhere.pid();
+  const auto join = [](pid_t pid, pid_t like) {
+    return in_worker([=] { return broker().join(pid, like), std::string("put there"); });
+  };
+  EXPECT_THAT(join(own.pid(), own.pid()), ::testing::HasSubstr("is not being restored"));
+  EXPECT_THAT(join(others.pid(), own.pid()), ::testing::HasSubstr("may look into"));
+  const auto child = [](pid_t like) {
+    return in_worker([=] {
+      const Other made([] {});
+      return broker().join(made.pid(), like), std::string("put there");
+    });
+  };
+  EXPECT_THAT(child(elsewhere.pid()), ::testing::HasSubstr("is not of the job"));
+  EXPECT_THAT(child(others.pid()), ::testing::HasSubstr("may look into"));
+  // Numbers of this namespace may be anybody's a moment later.
+  EXPECT_THAT(child(own.pid()), ::testing::HasSubstr("no PID namespace of its own"));
+  const auto join_init = [&own](pid_t pid) {
+    while (ProcStatus::read(pid).uid[0] != kUser || ProcStat::read(pid).comm != "icp-init")
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));  // it is root's still
+    broker().join(pid, own.pid());
+  };
+  const auto init = [&] { return start_init(own.pid(), join_init); };
+  EXPECT_THAT(in_worker(init), ::testing::HasSubstr("put there by the number 1"));
+  g_not_of_job = 0;
 }
 
 TEST_F(HostileWorker, IsToldNothingOfFilesItOnlyNames) {
@@ -249,7 +291,53 @@ TEST_F(HostileWorker, HasNoLargerBufferThanTcpTakesItself) {
   EXPECT_LE(std::stoull(in_worker(ask)), 2 * std::max(most, asked));
 }
 
+// ---- requests that make no sense ---------------------------------------------------------------------------------
+
+TEST_F(HostileWorker, IsAnsweredWhateverItSays) {
+  const auto ask = [] {
+    std::mt19937 random(7);
+    const std::vector<uint64_t> extremes{0, 1, 2, static_cast<uint64_t>(::getpid()), UINT64_MAX, INT64_MAX, 1u << 31};
+    size_t refused = 0;
+    for (int i = 0; i < 5000; ++i) {
+      Message request;
+      const auto operation = static_cast<uint32_t>(random() % 30);
+      for (size_t words = random() % 12; words > 0; --words) {
+        const uint64_t value = random() % 4 == 0 ? random() : extremes[random() % extremes.size()];
+        if (random() % 2 == 0) request.put(value);
+        if (random() % 4 == 0) request.put_text(std::string(random() % 64, static_cast<char>(random())));
+        if (random() % 8 == 0) request.fds.emplace_back(::open("/dev/null", O_RDONLY | O_CLOEXEC));
+        if (random() % 8 == 0) request.fds.emplace_back(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
+      }
+      try {
+        broker().ask(operation, std::move(request));
+      } catch (const Error& error) {
+        if (error.kind() == ErrorKind::kGone && !::strstr(error.what(), "has ended")) return std::string(error.what());
+        ++refused;
+      }
+    }
+    broker().has_module();  // it is there still
+    return std::string(refused > 1000 ? "answered" : "hardly refused");
+  };
+  EXPECT_EQ(in_worker(ask), "answered");
+}
+
 // ---- the broker's end --------------------------------------------------------------------------------------------
+
+TEST_F(HostileWorker, DoesNotOutliveItsStep) {
+  const auto go_on = [] {
+    for (int i = 0; i < 100; ++i) {
+      try {
+        broker().has_module();
+      } catch (const Error&) {
+        // The broker is gone, which is no reason for a hostile worker to end.
+      }
+      std::this_thread::sleep_for(std::chrono::milliseconds(50));
+    }
+    return std::string("here still");
+  };
+  EXPECT_EQ(in_worker(go_on, [] { return true; }), "");
+  EXPECT_EQ(in_worker([] { return broker().has_module(), std::string("answered"); }, [] { return false; }), "answered");
+}
 
 TEST_F(HostileWorker, LeavesNoBrokerToWhomItHasGivenItsSocket) {
   SocketPair said(SOCK_STREAM);

@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <cstdlib>
 #include <filesystem>
+#include <optional>
 
 #include "temp_dir.h"
 
@@ -82,6 +83,49 @@ TEST(Cgroups, TheSluidIsAName) {
   EXPECT_EQ(JobName::of_environment(7).sluid, "");
   ::unsetenv("SLURM_JOB_SLUID");
   EXPECT_EQ(JobName::of_environment(7).sluid, "");
+}
+
+// ---- whose places are whose ----------------------------------------------------------------------------------------
+
+std::string text_of(const std::optional<std::vector<CgroupPlace>>& places) {
+  if (!places) return "elsewhere";
+  std::string text;
+  for (const CgroupPlace& place : *places) text += place.controllers + ":" + place.path + " ";
+  return text;
+}
+
+TEST(Cgroups, PlacesInAJobOfVersion1) {
+  const std::vector<std::string> directories{"/sys/fs/cgroup/freezer/slurm_n1/uid_1000/job_7",
+                                             "/sys/fs/cgroup/memory/slurm_n1/uid_1000/job_7"};
+  const std::vector<CgroupPlace> agent{{"freezer", "/slurm_n1"}, {"memory", "/slurm_n1"}, {"name=systemd", "/slurmd"}};
+  const auto groups = groups_of_job(directories, agent);
+  const std::string task = "/slurm_n1/uid_1000/job_7/step_0/task_0";
+  EXPECT_EQ(text_of(places_in_job({{"freezer", task}, {"memory", task}, {"name=systemd", "/slurmd"}}, groups, 7)),
+            "freezer:" + task + " memory:" + task + " ");
+  EXPECT_EQ(text_of(places_in_job({{"freezer", task}, {"memory", "/slurm_n1/uid_1000/job_70/step_0"}}, groups, 7)),
+            "elsewhere");
+  EXPECT_EQ(text_of(places_in_job({{"freezer", "/user.slice/job_7"}, {"memory", task}}, groups, 7)), "elsewhere");
+  EXPECT_EQ(text_of(places_in_job({{"freezer", "/"}, {"memory", "/"}}, groups, 7)), "elsewhere");
+  EXPECT_EQ(text_of(places_in_job(agent, groups, 7)), "elsewhere");
+}
+
+TEST(Cgroups, PlacesInAJobOfVersion2) {
+  for (const std::string& name : {std::string("job_7"), std::string(kSluid)}) {
+    const std::string job = "/system.slice/n1_slurmstepd.scope/" + name;
+    const auto groups = groups_of_job({}, {{"", job + "/step_0/slurm"}});
+    ASSERT_EQ(groups.size(), 1u);
+    EXPECT_EQ(groups[0].path, job);
+    EXPECT_EQ(text_of(places_in_job({{"", job + "/step_0/user/task_0"}}, groups, 7)),
+              ":" + job + "/step_0/user/task_0 ");
+    EXPECT_EQ(text_of(places_in_job({{"", job + "0/step_0/user/task_0"}}, groups, 7)), "elsewhere");
+    EXPECT_EQ(text_of(places_in_job({{"", "/user.slice/user@1000.service/job_7/x"}}, groups, 7)), "elsewhere");
+  }
+}
+
+TEST(Cgroups, PlacesWhereSlurmHasNoGroups) {
+  const auto groups = groups_of_job({}, {{"", "/system.slice/slurmd.service"}});
+  EXPECT_EQ(text_of(places_in_job({{"", "/system.slice/slurmd.service"}}, groups, 7)), "");
+  EXPECT_EQ(text_of(places_in_job({{"", "/slurm/uid_1/job_8/step_0"}}, groups, 7)), "elsewhere");
 }
 
 }  // namespace
