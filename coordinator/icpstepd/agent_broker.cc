@@ -110,14 +110,8 @@ class StepBroker {
   Message log(MessageReader& reader) {
     const auto level = reader.take<int>();
     const std::string_view line = reader.take_text().substr(0, kLongestLine);
-    if (level < spdlog::level::trace || level >= spdlog::level::off) return {};
-    const uint64_t lost = log_budget_.lost();
-    if (!log_budget_.take(line.size(), LogBudget::Clock::now())) {
-      if (lost == 0) spdlog::warn("its agent says too much: what follows is left out for a while");
-      return {};
-    }
-    if (lost > 0) spdlog::warn("{} lines of its agent were left out", lost);
-    spdlog::log(static_cast<spdlog::level::level_enum>(level), "{}", line);
+    if (level >= spdlog::level::trace && level < spdlog::level::off)
+      write(static_cast<spdlog::level::level_enum>(level), line);
     return {};
   }
 
@@ -140,9 +134,10 @@ class StepBroker {
   Message look_at_ipc(MessageReader& reader) {
     std::vector<pid_t> tasks = reader.take_all<pid_t>();
     if (tasks.size() > kMostTasks) throw_error(ErrorKind::kUsage, "too many tasks");
-    const std::vector<CgroupPlace> job = groups();
+    const std::vector<CgroupPlace>& job = groups();
     std::erase_if(tasks, [&](pid_t task) { return !is_own(task) || !in_job(task, job); });
-    if (!ipc_watch_) ipc_watch_.emplace(facts_, config_);
+    if (!ipc_watch_)
+      ipc_watch_.emplace(facts_, config_, [this](const std::string& text) { write(spdlog::level::warn, text); });
     ipc_watch_->look(tasks);
     return std::move(Message().put(ipc_watch_->active()));
   }
@@ -212,6 +207,16 @@ class StepBroker {
   }
 
  private:
+  // What the user can bring about, into root's log.
+  void write(spdlog::level::level_enum level, std::string_view line) {
+    const uint64_t lost = log_budget_.lost();
+    if (!log_budget_.take(line.size(), LogBudget::Clock::now())) {
+      if (lost == 0) spdlog::warn("its agent says too much: what follows is left out for a while");
+      return;
+    }
+    if (lost > 0) spdlog::warn("{} lines of its agent were left out", lost);
+    spdlog::log(level, "{}", line);
+  }
   bool is_own(pid_t pid) const {
     try {
       const auto ids = ProcStatus::read(pid).uid;
@@ -235,8 +240,16 @@ class StepBroker {
   void check_worker() const {
     if (has_ended(worker_end_)) throw_error(ErrorKind::kGone, "the worker has ended");
   }
-  std::vector<CgroupPlace> groups() const {
-    return groups_of_job(job_directories(kCgroupRoot, facts_.node, facts_.uid, {facts_.job, ""}), own_places_);
+  // Looked for once for all that a restart asks in a row: a node has many groups. The job gets further ones only in the
+  // first moments of its first step.
+  const std::vector<CgroupPlace>& groups() const {
+    constexpr auto kKept = std::chrono::seconds(1);
+    const auto now = std::chrono::steady_clock::now();
+    if (!groups_ || now - groups_of_ > kKept) {
+      groups_ = groups_of_job(job_directories(kCgroupRoot, facts_.node, facts_.uid, {facts_.job, ""}), own_places_);
+      groups_of_ = now;
+    }
+    return *groups_;
   }
   bool in_job(pid_t pid, const std::vector<CgroupPlace>& job) const {
     try {
@@ -261,6 +274,8 @@ class StepBroker {
   const UniqueFd starter_;     // that of who has started the agent: slurmstepd
   const size_t most_parts_;
   const std::vector<CgroupPlace> own_places_;
+  mutable std::optional<std::vector<CgroupPlace>> groups_;  // and when that was
+  mutable std::chrono::steady_clock::time_point groups_of_;
   std::vector<UniqueFd> parts_;  // pidfds of other capsules' agents
   size_t started_ = 0;           // of them, ever
   LogBudget log_budget_;

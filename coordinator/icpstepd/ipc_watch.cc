@@ -1,21 +1,24 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "coordinator/icpstepd/ipc_watch.h"
 
-#include <spdlog/spdlog.h>
+#include <fmt/format.h>
+
+#include <utility>
 
 #include "engine/base/error.h"
 #include "engine/process/stopped_tree.h"
 
 namespace icp {
 
-IpcWatch::IpcWatch(const protocol::StepFacts& facts, const Config& config) {
+IpcWatch::IpcWatch(const protocol::StepFacts& facts, const Config& config, Complain complain)
+    : complain_(std::move(complain)) {
   if (config.ipc != IpcPolicy::kHost) return;
   try {
     ledger_ = JobLedger::open(config.run_dir, facts.node, facts.job, facts.restarts);
     if (ledger_ && ledger_->facts().mode != IpcMode::kHost) ledger_.reset();
     if (ledger_) events_ = ShmEvents::watch();
   } catch (const Error& error) {
-    spdlog::warn("{}", error.what());
+    complain_(error.what());
   }
 }
 
@@ -50,7 +53,8 @@ void IpcWatch::look_at_events(const std::vector<pid_t>& tasks) {
   uint64_t lost = 0;
   std::vector<ShmCreation> creations = events_->read(lost);
   if (lost > 0) {
-    spdlog::warn("{} events of System V shared memory were lost: a segment whose maker is gone may stay behind", lost);
+    complain_(fmt::format(
+        "{} events of System V shared memory were lost: a segment whose maker is gone may stay behind", lost));
   }
   // After the events: a cgroup that is made later has none among them.
   look_at_cgroups(tasks);
@@ -66,8 +70,10 @@ void IpcWatch::look(const std::vector<pid_t>& tasks) {
     if (!tasks.empty()) look_at_processes(tasks);
     look_at_events(tasks);
     ledger_->record_objects();
+    if (ledger_->full() && !std::exchange(was_full_, true))
+      complain_("the job has had so many processes or System V objects that what it leaves behind is not all known");
   } catch (const Error& error) {
-    spdlog::warn("{}", error.what());
+    complain_(error.what());
   }
 }
 

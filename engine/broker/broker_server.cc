@@ -3,6 +3,7 @@
 // the processes it names are the user's own and such as the user may look into, the files it asks about are ones it
 // could open, and what it is told is about those alone.
 #include <fcntl.h>
+#include <poll.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
@@ -28,6 +29,7 @@ namespace icp {
 namespace {
 
 constexpr size_t kMostKnown = 1 << 20;
+constexpr size_t kMostHelpers = 64;
 constexpr size_t kMostPeek = 64 << 20;  // bytes of a TCP queue; the kernel's tcp_wmem is a few MiB
 constexpr size_t kMostIpBytes = 16;
 
@@ -138,10 +140,22 @@ class Server {
     return request.fds.front().get();
   }
 
+  // What root's child says there before it is the user's comes from root, for those who look (SCM_CREDENTIALS).
+  void check_users_end(int socket) const {
+    ucred other{};
+    int type = 0;
+    socklen_t of_other = sizeof other, of_type = sizeof type;
+    if (::getsockopt(socket, SOL_SOCKET, SO_TYPE, &type, &of_type) != 0 ||
+        (type != SOCK_STREAM && type != SOCK_SEQPACKET) ||
+        ::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &other, &of_other) != 0 || other.uid != options_.identity.uid)
+      throw_error(ErrorKind::kPermission, "the channel of an init is a socket pair of the user's");
+  }
+
   Message start_init(MessageReader& reader, const Message& request) {
     const auto like = reader.take<pid_t>();
     const bool own_terminals = reader.take<uint8_t>() != 0;
     if (request.fds.size() != 2) throw_error(ErrorKind::kUsage, "the request needs two descriptors");
+    check_users_end(request.fds[0].get());
     // Without a process of the step it would have this process's limits and cgroups, which are root's.
     if (like != 0 && !options_.join) throw_error(ErrorKind::kPermission, "there is no step whose cgroups to join");
     if (like == 0 && options_.join) throw_error(ErrorKind::kPermission, "an init that is in no step");
@@ -185,13 +199,21 @@ class Server {
     if (!space) throw_error(ErrorKind::kGone, "process {} has ended", pid);
     check_own(pid);
     check_held(process, pid);
+    std::erase_if(helpers_, [](const UniqueFd& helper) {
+      pollfd ended{helper.get(), POLLIN, 0};
+      return ::poll(&ended, 1, 0) != 0;
+    });
+    // They are where the worker is, in no group of the job's that limits processes.
+    if (helpers_.size() >= kMostHelpers) throw_error(ErrorKind::kPermission, "too many helpers for System V objects");
     const pid_t worker = worker_;
     const auto join = [this, worker](pid_t helper) {
       if (options_.join) options_.join(helper, worker)(helper);
     };
     Message reply;
-    reply.fds.push_back(
-        privileged::start_ipc_helper({.ipc_namespace = space.get(), .identity = &options_.identity, .join = join}));
+    UniqueFd handle;
+    reply.fds.push_back(privileged::start_ipc_helper(
+        {.ipc_namespace = space.get(), .identity = &options_.identity, .join = join, .handle = &handle}));
+    if (handle) helpers_.push_back(std::move(handle));
     return reply;
   }
 
@@ -422,6 +444,7 @@ class Server {
   std::set<InodeId> known_;
   std::unique_ptr<MachineWatch> watch_;
   MachineWatch::Seen seen_;
+  std::vector<UniqueFd> helpers_;  // pidfds
 };
 
 }  // namespace

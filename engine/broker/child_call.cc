@@ -2,8 +2,11 @@
 #include "engine/broker/child_call.h"
 
 #include <fcntl.h>
+#include <poll.h>
 #include <sched.h>
+#include <signal.h>
 #include <sys/stat.h>
+#include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -18,10 +21,11 @@
 namespace icp {
 namespace {
 
-[[noreturn]] void be_child(int socket, const std::function<void()>& work) {
+constexpr uint64_t kMost = 64 << 20;  // bytes of an answer
+
+[[noreturn]] void be_child(int socket, const std::function<Message()>& work) {
   try {
-    work();
-    send_reply(socket, {});
+    send_reply(socket, work());
   } catch (const Error& error) {
     try {
       send_error(socket, error);
@@ -70,13 +74,15 @@ class ChildrenElsewhere {
 }  // namespace
 
 void call_in_child(const std::function<void()>& work) {
-  constexpr uint64_t kMost = 64 << 10;  // bytes of an error
   SocketPair ends(SOCK_STREAM);
   const pid_t child = ::fork();
   if (child < 0) throw_errno("cannot start a child");
   if (child == 0) {
     ends.here.reset();
-    be_child(ends.there.get(), work);
+    be_child(ends.there.get(), [&work] {
+      work();
+      return Message();
+    });
   }
   ends.there.reset();
   const auto wait = [child] {
@@ -90,6 +96,34 @@ void call_in_child(const std::function<void()>& work) {
     throw;
   }
   wait();
+}
+
+std::optional<Message> ask_in_child(const std::function<Message()>& work, int timeout_ms) {
+  SocketPair ends(SOCK_STREAM);
+  const pid_t child = ::fork();
+  if (child < 0) throw_errno("cannot start a child");
+  if (child == 0) {
+    constexpr int kSocket = 3;
+    char go = 0;  // it keeps its number until it is told that somebody holds it
+    if ((ends.there.get() != kSocket && ::dup2(ends.there.get(), kSocket) < 0) ||
+        ::syscall(SYS_close_range, kSocket + 1, ~0u, 0) != 0 || ::read(kSocket, &go, 1) != 1)
+      ::_exit(1);
+    be_child(kSocket, work);
+  }
+  const UniqueFd handle(static_cast<int>(::syscall(SYS_pidfd_open, child, 0)));
+  ends.there.reset();
+  (void)::send(ends.here.get(), "g", 1, MSG_NOSIGNAL);
+  pollfd answer{ends.here.get(), POLLIN, 0};
+  int ready = 0;
+  while ((ready = ::poll(&answer, 1, timeout_ms)) < 0 && errno == EINTR) {
+  }
+  std::optional<Message> reply;
+  if (ready > 0) reply = receive_reply(ends.here.get(), kMost);
+  if (ready == 0 && handle) ::syscall(SYS_pidfd_send_signal, handle.get(), SIGKILL, nullptr, 0);
+  // One that the signal does not reach yet is left.
+  constexpr int kTries = 100;
+  for (int tries = 0; tries < kTries && ::waitpid(child, nullptr, WNOHANG) == 0; ++tries) ::usleep(1000);
+  return reply;
 }
 
 void call_in_pid_namespace(int process, const std::function<void(pid_t)>& work) {

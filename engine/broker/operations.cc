@@ -29,6 +29,7 @@
 #include "engine/base/own_ids.h"
 #include "engine/base/procfs.h"
 #include "engine/base/socket_pair.h"
+#include "engine/broker/child_call.h"
 #include "engine/broker/rights.h"
 #include "engine/broker/tcp_queue.h"
 #include "engine/sysv/ipc_namespace.h"
@@ -262,6 +263,7 @@ UniqueFd start_ipc_helper(const IpcHelperOrder& order) {
     serve_ipc(socket);
     ::_exit(0);
   }
+  if (order.handle != nullptr) order.handle->reset(static_cast<int>(::syscall(SYS_pidfd_open, pid, 0)));
   while (detached && ::waitpid(pid, nullptr, 0) < 0 && errno == EINTR) {
   }
   return std::move(ends.here);
@@ -286,6 +288,21 @@ std::set<InodeId> join_found(const std::vector<pid_t>& processes, const std::set
   return found;
 }
 
+// Any process may keep who looks at it waiting: all, then.
+std::set<InodeId> found_in_time(const std::vector<pid_t>& processes, const std::set<InodeId>& all,
+                                const std::function<void(pid_t, std::set<InodeId>&)>& look) {
+  constexpr int kPatience = 20'000;  // ms, for all processes of a node
+  const auto answer = ask_in_child(
+      [&] {
+        const std::set<InodeId> found = join_found(processes, all, look);
+        return std::move(Message().put_all(std::vector<InodeId>(found.begin(), found.end())));
+      },
+      kPatience);
+  if (!answer) return all;
+  const std::vector<InodeId> found = MessageReader(*answer).take_all<InodeId>();
+  return {found.begin(), found.end()};
+}
+
 }  // namespace
 
 std::optional<InodeId> inode_at(int directory, const char* path) {
@@ -298,7 +315,7 @@ std::optional<InodeId> inode_at(int directory, const char* path) {
 std::set<InodeId> mapped_outside(const std::set<InodeId>& inodes, std::span<const pid_t> inside) {
   std::vector<pid_t> outside = list_processes();
   std::erase_if(outside, [&](pid_t pid) { return std::binary_search(inside.begin(), inside.end(), pid); });
-  return join_found(outside, inodes, [&](pid_t pid, std::set<InodeId>& found) {
+  return found_in_time(outside, inodes, [&](pid_t pid, std::set<InodeId>& found) {
     for (const MapsEntry& entry : MapsEntry::read(pid)) {
       const InodeId inode{makedev(entry.dev_major, entry.dev_minor), entry.ino};
       if (entry.shared && inodes.count(inode) != 0) found.insert(inode);
@@ -309,7 +326,7 @@ std::set<InodeId> mapped_outside(const std::set<InodeId>& inodes, std::span<cons
 std::set<InodeId> held_open(const std::set<InodeId>& inodes, const std::set<pid_t>& except) {
   std::vector<pid_t> others = list_processes();
   std::erase_if(others, [&](pid_t pid) { return except.contains(pid); });
-  return join_found(others, inodes, [&](pid_t pid, std::set<InodeId>& found) {
+  return found_in_time(others, inodes, [&](pid_t pid, std::set<InodeId>& found) {
     for (const int number : list_proc_numbers(pid, "fd")) {
       const auto inode = inode_at(AT_FDCWD, fmt::format("/proc/{}/fd/{}", pid, number).c_str());
       if (inode && inodes.count(*inode) != 0) found.insert(*inode);  // else: closed since

@@ -47,6 +47,7 @@ struct IpcHelperOrder {
   int user_namespace = -1;  // of the user's own making, which gives the right to enter the other; -1: root has it
   const Identity* identity = nullptr;  // without a user namespace: whose rights the helper has
   std::function<void(pid_t)> join;
+  UniqueFd* handle = nullptr;  // gets the helper's pidfd, without a user namespace
 };
 // A helper process (serve_ipc) in the namespace; returns its socket. It ends when that is closed. With a user namespace
 // it is nobody's child, for nobody waits for it; else of a caller that ignores SIGCHLD.

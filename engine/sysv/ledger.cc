@@ -24,6 +24,8 @@
 namespace icp {
 namespace {
 
+constexpr int64_t kKeptEnded = 10;  // seconds that this agent remembers processes of that have ended
+
 // Makes the directory of a run of a job, or checks that the one there is ours: nobody else must be able to put a pin or
 // a list there. Only we can write to the one that it lies in.
 void secure_directory(const std::string& path) {
@@ -211,7 +213,7 @@ void JobLedger::record_pids(const std::vector<ProcessRef>& processes) {
     span.end = ::time(nullptr);
     lines += pid_line(span);
   }
-  append_lines(directory_, "pids", lines);
+  full_ = !append_lines(directory_, "pids", lines) || full_;
 }
 
 void JobLedger::record_creations(const std::vector<ShmCreation>& by_the_job) {
@@ -240,7 +242,13 @@ void JobLedger::record_objects() {
     recorded_.push_back(object);
     lines += object_line(object);
   }
-  append_lines(directory_, "objects", lines);
+  full_ = !append_lines(directory_, "objects", lines) || full_;
+  // What is gone does not come again, and what those have made that had ended before is recorded.
+  std::erase_if(recorded_, [&](const IpcObject& old) {
+    return std::none_of(objects.begin(), objects.end(), [&](const auto& object) { return same_object(old, object); });
+  });
+  const int64_t past = ::time(nullptr) - kKeptEnded;
+  std::erase_if(spans_, [past](const auto& entry) { return entry.second.end && *entry.second.end < past; });
 }
 
 std::vector<LedgerCleanup> JobLedger::cleanup(const std::string& base, const std::string& node, uint32_t job,

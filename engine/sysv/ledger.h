@@ -70,6 +70,8 @@ class JobLedger {
   void record_pids(const std::vector<ProcessRef>& processes);
   void record_creations(const std::vector<ShmCreation>& by_the_job);
   void record_objects();
+  // There was no room for all: what the job leaves behind may not be known.
+  bool full() const { return full_; }
 
   // The end of a job on this node: removes its objects and then its ledger. For each run that was found one result.
   // Repeatable at any point; finishes what another one began. Does not throw but for a lock or directory that cannot
@@ -86,7 +88,8 @@ class JobLedger {
 
   std::string directory_;
   LedgerFacts facts_;
-  std::map<std::pair<pid_t, uint64_t>, PidSpan> spans_;  // recorded by this agent
+  bool full_ = false;
+  std::map<std::pair<pid_t, uint64_t>, PidSpan> spans_;  // recorded by this agent; ended ones until the next look
   std::vector<IpcObject> recorded_;
   std::map<int, ShmCreation> creations_;  // segments made by processes of the job, by id
 };

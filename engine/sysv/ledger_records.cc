@@ -22,6 +22,7 @@ namespace {
 
 // The wall clock may be stepped a little between two looks, and System V times have whole seconds.
 constexpr int64_t kClockSlack = 2;
+constexpr uint64_t kMostOfFile = 4 << 20;  // bytes: /run is the node's memory, and lines are the user's to bring about
 
 std::optional<std::string> read_text(const std::string& path) {
   const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_NOFOLLOW | O_NONBLOCK | O_CLOEXEC));
@@ -180,17 +181,20 @@ bool is_of(const IpcObject& object, const ShmCreation& made) {
          object.creator == made.creator && object.create_time >= made.time - kClockSlack;
 }
 
-void append_lines(const std::string& directory, const char* name, const std::string& lines) {
-  if (lines.empty()) return;
+bool append_lines(const std::string& directory, const char* name, const std::string& lines) {
+  if (lines.empty()) return true;
   const std::string path = directory + "/" + name;
   UniqueFd fd(::open(path.c_str(), O_RDWR | O_APPEND | O_CREAT | O_CLOEXEC | O_NOFOLLOW | O_NONBLOCK, 0600));
   if (!fd) throw_errno("cannot open {}", path);
   struct stat info {};
   char last = '\n';
-  if (::fstat(fd.get(), &info) == 0 && info.st_size > 0) {
+  if (::fstat(fd.get(), &info) != 0) throw_errno("cannot look at {}", path);
+  if (static_cast<uint64_t>(info.st_size) + lines.size() > kMostOfFile) return false;
+  if (info.st_size > 0) {
     static_cast<void>(!::pread(fd.get(), &last, 1, info.st_size - 1));
   }
   write_all(fd.get(), last == '\n' ? lines : "\n" + lines, path);
+  return true;
 }
 
 bool made_by(const IpcObject& object, const LedgerFacts& facts, const std::vector<PidSpan>& spans) {

@@ -60,7 +60,8 @@ bool same_object(const IpcObject& a, const IpcObject& b);
 bool is_of(const IpcObject& object, const ShmCreation& made);
 
 // Appends whole lines to <directory>/<name>.
-void append_lines(const std::string& directory, const char* name, const std::string& lines);
+// Where there is no room for them the file stays as it is: false.
+bool append_lines(const std::string& directory, const char* name, const std::string& lines);
 
 // Whether the job made the object, as far as the kernel tells: created after the job's begin, owned by its user, and
 // shm: by one of the spans' processes; sem and msg (which keep no creator): used by such processes only. Objects that

@@ -8,9 +8,11 @@
 #include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <cstddef>
 #include <cstring>
 #include <fstream>
 #include <functional>
@@ -165,6 +167,43 @@ TEST_F(HostileWorker, PutsNothingElsewhereThanItsOwnRestoredProcesses) {
   const auto init = [&] { return start_init(own.pid(), join_init); };
   EXPECT_THAT(in_worker(init), ::testing::HasSubstr("put there by the number 1"));
   g_not_of_job = 0;
+}
+
+// A service that believes what root says, at a name that the service has.
+TEST_F(HostileWorker, SaysNothingToOthersInRootsName) {
+  for (const int type : {SOCK_DGRAM, SOCK_STREAM, SOCK_SEQPACKET}) {
+    sockaddr_un name{};
+    name.sun_family = AF_UNIX;
+    const std::string text = fmt::format("icp-test-{}-{}", ::getpid(), type);
+    std::memcpy(name.sun_path + 1, text.data(), text.size());
+    const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + text.size());
+    const UniqueFd service(::socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
+    ASSERT_EQ(::bind(service.get(), reinterpret_cast<const sockaddr*>(&name), length), 0);
+    ASSERT_TRUE(type == SOCK_DGRAM || ::listen(service.get(), 5) == 0);
+    const Other own([] { become(kUser); });
+    const auto ask = [&] {
+      const UniqueFd channel(::socket(AF_UNIX, type | SOCK_CLOEXEC, 0));
+      if (::connect(channel.get(), reinterpret_cast<const sockaddr*>(&name), length) != 0) return std::string("none");
+      broker().start_init("", channel.get(), channel.get(), own.pid(), {kUser, kUser, {}}, false);
+      return std::string("started");
+    };
+    EXPECT_THAT(in_worker(ask), ::testing::HasSubstr("a socket pair of the user's")) << type;
+  }
+}
+
+TEST_F(HostileWorker, HasAFewHelpersAtOnce) {
+  const Other own([] { become(kUser); });
+  const auto ask = [&own] {
+    std::vector<std::unique_ptr<IpcAccess>> helpers;
+    for (int i = 0; i < 500; ++i) helpers.push_back(broker().open_ipc(own.pid()));
+    return std::string("all of them");
+  };
+  EXPECT_THAT(in_worker(ask), ::testing::HasSubstr("too many helpers"));
+  const auto one_by_one = [&own] {
+    for (int i = 0; i < 200; ++i) broker().open_ipc(own.pid());
+    return std::string("all of them");
+  };
+  EXPECT_EQ(in_worker(one_by_one), "all of them");
 }
 
 TEST_F(HostileWorker, IsToldNothingOfFilesItOnlyNames) {

@@ -70,7 +70,7 @@ class Environment(JobCase):
     # All that the plugin reads of a step's environment (spank/options.cc, step.cc, het_group.cc, pmix_relay.cc).
     VARIABLES = ("SLURM_CHECKPOINT SLURM_CHECKPOINT_INTERVAL SLURM_CHECKPOINT_DIR SLURM_CHECKPOINT_IMAGE_DIR SLURM_CHECKPOINT_ON "
                  "SLURM_CHECKPOINT_REQUEUE_MAX SLURM_RESTART_DIR SRUN_DEBUG SLURM_RESTART_COUNT PMI_FD PMIX_SERVER_URI41 PMIX_SERVER_URI "
-                 "PMIX_NAMESPACE PMIX_MCA_gds SLURM_HET_SIZE SLURM_JOB_ID_HET_GROUP_0 SLURM_CHECKPOINT_DIR_HET_GROUP_0").split()
+                 "PMIX_NAMESPACE PMIX_MCA_gds ICP_LAUNCHED ICP_LAUNCH_SOCKET ICP_LAUNCH_PATH SLURM_HET_SIZE SLURM_JOB_ID_HET_GROUP_0 SLURM_CHECKPOINT_DIR_HET_GROUP_0").split()
 
     def step_with(self, names, value):
         """A step whose environment srun has not looked at (--export adds to it last): it runs, or is refused by a sentence."""

@@ -4,12 +4,15 @@
 
 #include <fcntl.h>
 #include <gtest/gtest.h>
+#include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include "coordinator/icpstepd/kept_number.h"
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/base/unique_fd.h"
+#include "engine/broker/child_call.h"
 
 namespace icp {
 namespace {
@@ -66,6 +69,28 @@ TEST(KeptNumber, IsKeptThoughTheParentWaits) {
   EXPECT_THROW(with_kept_number(child, [] {}), Error);  // it has ended
   ::close(go[0]);
   ::close(go[1]);
+}
+
+TEST(ChildCall, AnswersInTimeOrNotAtAll) {
+  const auto answer = ask_in_child([] { return std::move(Message().put<int>(7)); }, 10'000);
+  ASSERT_TRUE(answer.has_value());
+  EXPECT_EQ(MessageReader(*answer).take<int>(), 7);
+  const UniqueFd file(::memfd_create("child", 0));
+  const int channel = ::fcntl(file.get(), F_DUPFD, 100);
+  const auto begin = std::chrono::steady_clock::now();
+  EXPECT_FALSE(ask_in_child(
+      []() -> Message {
+        for (;;) ::pause();
+      },
+      50));
+  EXPECT_LT(std::chrono::steady_clock::now() - begin, 5s);
+  // Descriptors of this process are not the child's.
+  const auto seen =
+      ask_in_child([channel] { return std::move(Message().put<int>(::fcntl(channel, F_GETFD))); }, 10'000);
+  ASSERT_TRUE(seen.has_value());
+  EXPECT_EQ(MessageReader(*seen).take<int>(), -1);
+  ::close(channel);
+  EXPECT_THROW(ask_in_child([]() -> Message { throw_error(ErrorKind::kBusy, "busy"); }, 10'000), Error);
 }
 
 }  // namespace

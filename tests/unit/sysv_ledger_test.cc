@@ -370,6 +370,21 @@ TEST(SysvLedger, HostModeInAnotherNamespaceRemovesNothing) {
   });
 }
 
+TEST(SysvLedger, AUserDoesNotFillTheNodesMemory) {
+  run_in_namespace([] {
+    const std::string directory = private_base();
+    need(::mkdir(directory.c_str(), 0700) == 0, "mkdir");
+    const std::string lines(1 << 20, '\n');
+    int taken = 0;
+    while (taken < 100 && append_lines(directory, "pids", lines)) ++taken;
+    EXPECT_EQ(taken, 4);
+    struct stat facts {};
+    need(::stat((directory + "/pids").c_str(), &facts) == 0, "stat");
+    EXPECT_EQ(facts.st_size, 4 << 20);
+    EXPECT_TRUE(append_lines(directory, "objects", "\n"));
+  });
+}
+
 TEST(SysvLedger, RecordsSurviveCutLines) {
   run_in_namespace([] {
     const std::string directory = private_base();
