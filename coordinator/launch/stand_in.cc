@@ -35,12 +35,21 @@ void complain(const std::string& text) {
   if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return;  // nobody reads any more
 }
 
-// Without the directory that leads here.
+// Whether this very program is executed by that name: it would go on for ever.
+bool is_this_program(const std::string& file) {
+  struct stat facts {
+  }, own{};
+  return ::stat(file.c_str(), &facts) == 0 && ::stat("/proc/self/exe", &own) == 0 && facts.st_dev == own.st_dev &&
+         facts.st_ino == own.st_ino;
+}
+
+// Without the directories that lead here, however they are called: the script may have lost the variable that says how.
 std::vector<std::string> search_path(const std::string& path, const std::string& left_out) {
   std::vector<std::string> directories;
   for (size_t at = 0; at <= path.size();) {
     const size_t end = std::min(path.find(':', at), path.size());
-    if (path.compare(at, end - at, left_out) != 0) directories.push_back(path.substr(at, end - at));
+    const std::string directory = path.substr(at, end - at);
+    if (directory != left_out && !is_this_program(directory + "/srun")) directories.push_back(directory);
     at = end + 1;
   }
   return directories;
