@@ -87,9 +87,9 @@ struct RehearsalOptions {
 };
 
 // From now on this process has the rights of the user whose processes are to be put together, and ports of its own.
-Identity prepare_rehearsal(const ImageOptions& image, const RehearsalOptions& options) {
+Identity prepare_rehearsal(ImageOptions& image, const RehearsalOptions& options) {
   Identity identity = options.user.empty() ? reader_of(image.dir) : identity_to_work_as(options.user);
-  if (options.user.empty()) check_roots_image(image.dir, identity);
+  if (options.user.empty()) image.dir = check_roots_image(image.dir, identity);
   enter_own_network();
   work_as(identity);
   return identity;
@@ -110,7 +110,7 @@ std::vector<std::string> rehearse(const ImageDir& image, const ImageOptions& opt
   return {};
 }
 
-int verify(const ImageOptions& options, const RehearsalOptions& rehearsal) {
+int verify(ImageOptions options, const RehearsalOptions& rehearsal) {
   const Identity identity = rehearsal.wanted ? prepare_rehearsal(options, rehearsal) : reader_of(options.dir);
   const ImageDir image = open_image(options.dir, identity, options.node);
   std::vector<uint32_t> numbers;

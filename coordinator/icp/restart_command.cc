@@ -132,8 +132,9 @@ RestoreOptions restore_options(const RestartOptions& options) {
   if (restore.version == 0) restore.version = image.latest().value_or(0);
   if (restore.version == 0)
     throw_error(ErrorKind::kGone, "there is no version of node {} in {}", image.node(), restore.image_path);
-  if (options.user.empty()) check_roots_image(options.versions.dir, restore.identity);
-  const pb::Capsule capsule = image.open_version(restore.version).read_state();
+  if (options.user.empty()) restore.image_path = check_roots_image(restore.image_path, restore.identity);
+  const ImageDir checked = ImageDir::open(restore.image_path, restore.identity, restore.node);
+  const pb::Capsule capsule = checked.open_version(restore.version).read_state();
   for (const pb::Task& task : capsule.tasks())
     restore.streams[task.rank()] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO};
   return restore;
@@ -208,8 +209,7 @@ int restart(const RestartOptions& options, const Cli& cli) {
 
 void add_restart_command(Cli& cli) {
   auto options = std::make_shared<RestartOptions>();
-  CLI::App* app =
-      cli.app.add_subcommand("restart", "Restore a process tree and wait for it; or restart a Slurm job");
+  CLI::App* app = cli.app.add_subcommand("restart", "Restore a process tree and wait for it; or restart a Slurm job");
   CLI::Option* job = options->job.add_job(*app);
   const std::vector<CLI::Option*> with_job{
       options->job.add_image_dir(*app),

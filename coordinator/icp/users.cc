@@ -9,6 +9,8 @@
 
 #include <charconv>
 #include <cstdlib>
+#include <filesystem>
+#include <memory>
 #include <optional>
 #include <vector>
 
@@ -120,11 +122,39 @@ void mark_roots_image(const std::string& image_path, const Identity& identity) {
   if (geteuid() == 0 && identity.uid == 0) lsetxattr(image_path.c_str(), kRootsMark, "root", 4, 0);
 }
 
-void check_roots_image(const std::string& image_path, const Identity& identity) {
-  if (geteuid() != 0 || identity.uid != 0 || getxattr(image_path.c_str(), kRootsMark, nullptr, 0) >= 0) return;
-  throw Error(ErrorKind::kPermission,
-              fmt::format("{} belongs to root, but it is not known that root's processes were saved in it", image_path),
-              0, "name the user whose processes they are: --user NAME, or --user root");
+namespace {
+
+// Whether nobody but root can put something else at this path (without links). Where a directory is everybody's, but
+// sticky, entries of root's stay.
+bool is_roots_place(const std::string& path) {
+  for (std::filesystem::path above = std::filesystem::path(path).parent_path();; above = above.parent_path()) {
+    struct stat info {};
+    if (::lstat(above.c_str(), &info) != 0 || info.st_uid != 0) return false;
+    const bool others = (info.st_mode & S_IWOTH) != 0 || ((info.st_mode & S_IWGRP) != 0 && info.st_gid != 0);
+    if (others && (info.st_mode & S_ISVTX) == 0) return false;
+    if (above == above.root_path()) return true;
+  }
+}
+
+}  // namespace
+
+std::string check_roots_image(const std::string& image_path, const Identity& identity) {
+  if (geteuid() != 0 || identity.uid != 0) return image_path;
+  const std::unique_ptr<char, decltype(&::free)> real(::realpath(image_path.c_str(), nullptr), ::free);
+  if (!real) throw_errno("cannot open {}", image_path);
+  std::string path(real.get());
+  if (getxattr(path.c_str(), kRootsMark, nullptr, 0) < 0) {
+    throw Error(
+        ErrorKind::kPermission,
+        fmt::format("{} belongs to root, but it is not known that root's processes were saved in it", image_path), 0,
+        "name the user whose processes they are: --user NAME, or --user root");
+  }
+  if (!is_roots_place(path)) {
+    throw Error(ErrorKind::kPermission,
+                fmt::format("{} is root's, but others than root could put something else at {}", image_path, path), 0,
+                "move it to where only root may write, or say --user root");
+  }
+  return path;
 }
 
 std::string user_name(uid_t uid) {

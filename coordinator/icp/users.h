@@ -31,9 +31,10 @@ void take_rights_of(const Identity& identity);
 
 // Root's own images have a mark that only root can set (an extended attribute, trusted.slurm_icp): the copy that root
 // makes of a user's image is root's by its owner, and its programs would run as root. The first does nothing for others
-// than root; the second throws kPermission for an image without the mark.
+// than root; the second throws kPermission for an image without the mark, or at a place where a user could put another
+// one once the mark has been seen. It returns the path to use from then on, which no link is part of.
 void mark_roots_image(const std::string& image_path, const Identity& identity);
-void check_roots_image(const std::string& image_path, const Identity& identity);
+std::string check_roots_image(const std::string& image_path, const Identity& identity);
 
 // The login name, or the number.
 std::string user_name(uid_t uid);

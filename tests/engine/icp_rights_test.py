@@ -247,6 +247,29 @@ while True: time.sleep(0.05)
         self.assertNotEqual(result.returncode, 0)
         self.assertIn("--user", result.stderr)
 
+    def test_what_a_user_can_exchange_is_none_of_roots_images(self):
+        """Between the look at root's mark and the restart a user could put the copy of an own image there."""
+        def roots():
+            process = self.start("/usr/bin/python3", "-c", SHOWS, cwd="/")
+            wait_for(lambda: self.out.read_text() == "ready\n", what="the program")
+            return process
+
+        own = self.dir / "own"
+        for image in (self.image, own):
+            result = icp("checkpoint", "--dir", image, "--pid", roots().pid, "--kill")
+            self.assertEqual(result.returncode, 0, result.stderr)
+        (self.users / "link").symlink_to(self.dir)
+        for path in (self.image, self.users / "link" / ".." / self.dir.name / "users" / "image"):
+            result = icp("restart", "--dir", path, "--detach")
+            self.assertNotEqual(result.returncode, 0)
+            self.assertIn(f"could put something else at {self.image}", result.stderr)
+            self.assertIn("--user root", result.stderr)
+            self.assertIn("--user root", icp("verify", "--restore", path).stderr)
+        # By whatever links: it is where only root can write.
+        result = icp("restart", "--dir", self.users / "link" / "own", "--detach")
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.own(int(result.stdout))
+
 
 if __name__ == "__main__":
     icp_harness.main(__doc__)
