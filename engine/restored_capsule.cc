@@ -22,6 +22,7 @@
 #include "engine/memory/host_facts.h"
 #include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_restore.h"
+#include "engine/process/control_groups.h"
 #include "engine/process/scheduling.h"
 #include "engine/restore/process_restore.h"
 #include "engine/restore/terminal_restore.h"
@@ -67,10 +68,13 @@ std::map<int, std::array<int, 3>> complete_streams(const RestoreOptions& options
 }
 
 // Before they have memory, which is charged to where a process is when it gets it.
-void put_in_places(const pb::Capsule& capsule, const RestoreOptions& options, TreeBuilder& builder) {
+void put_in_places(const pb::Capsule& capsule, const RestoreOptions& options, TreeBuilder& builder,
+                   ControlGroupRestore& groups) {
   const auto has_place = [&options](int rank) { return options.task_places.contains(rank); };
   for (const auto& [pid, rank] : ranks_of(capsule, has_place))
     if (builder.process_of(pid) != nullptr) broker().join(builder.seed(pid).pid, options.task_places.at(rank));
+  for (const pb::Process& process : capsule.processes())
+    if (builder.process_of(process.pid()) != nullptr) groups.place(process, builder.seed(process.pid()).pid);
 }
 
 // Until they are let go for good: a tracer that lets go of a process would let it run. To be destroyed before them.
@@ -110,6 +114,7 @@ struct RestoredCapsule::Impl {
   std::vector<OuterStreamId> outer;
   std::unique_ptr<MemoryCapture> memory;
   std::shared_ptr<LazyFill> lazy;
+  std::vector<GroupPaths> places;  // control groups of the job
 
   static void close_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, bool stops);
   void finish_all(std::vector<std::unique_ptr<ProcessRestore>>& processes, TreeBuilder& builder);
@@ -160,8 +165,12 @@ void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>
 void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionReader& version,
                                   const pb::Capsule& capsule) {
   const std::vector<TreeStep> steps = plan_tree(capsule);
+  std::optional<ControlGroupRestore> groups;  // goes after the processes that are in them
   TreeBuilder builder(options.init_path.empty() ? default_init_program() : options.init_path, options.like,
                       options.identity, wants_own_ptys(capsule));
+  places.push_back(groups_of(builder.init_pid()));
+  for (const auto& [rank, place] : options.task_places) places.push_back(groups_of(place));
+  groups.emplace(capsule, builder.init_pid(), options.dry);
   const std::shared_ptr<IpcAccess> ipc = broker().open_ipc(builder.init_pid());
   const UniqueFd root = builder.root();
   const UniqueFd null_fd(::open("/dev/null", O_RDWR | O_CLOEXEC));
@@ -185,28 +194,29 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   memory_restore.create_objects();
   remade.merge(memory_restore.remade());
   std::optional<TerminalRestore> terminals;
-  FileRestore files(capsule, {.identity = options.identity,
-                              .root_fd = root.get(),
-                              .changed = options.changed,
-                              .dry = options.dry,
-                              .taken_unix_ns = version.manifest().taken_unix_ns(),
-                              .outer = streams,
-                              .pmi = options.pmi,
-                              .pmix_relay = options.pmix_relay,
-                              .launched = options.launched,
-                              .open_object = [&](uint32_t object,
-                                                 uint32_t flags) { return memory_restore.open_object(object, flags); },
-                              .network = options.network,
-                              .remade = std::move(remade),
-                              .open_controlling = [&](const pb::OpenFile& file) { return terminals->open(file); },
-                              .process_of = [&](uint32_t pid) { return builder.process_of(pid); }});
+  FileRestore files(
+      capsule,
+      {.identity = options.identity,
+       .root_fd = root.get(),
+       .changed = options.changed,
+       .dry = options.dry,
+       .taken_unix_ns = version.manifest().taken_unix_ns(),
+       .outer = streams,
+       .pmi = options.pmi,
+       .pmix_relay = options.pmix_relay,
+       .launched = options.launched,
+       .open_object = [&](uint32_t object, uint32_t flags) { return memory_restore.open_object(object, flags); },
+       .network = options.network,
+       .remade = std::move(remade),
+       .open_controlling = [&](const pb::OpenFile& file) { return terminals->open(file); },
+       .process_of = [&](uint32_t pid) { return pid == 1 ? &builder.init() : builder.process_of(pid); }});
   files.create_terminals();
   terminals.emplace(capsule, builder, files, streams);
   memory_restore.plan_sharing(steps);
   builder.build(
       capsule, steps, [&](uint32_t pid, RemoteProcess& remote) { memory_restore.seed(pid, remote); },
       [&](uint32_t pid) { terminals->take(pid); });
-  put_in_places(capsule, options, builder);
+  put_in_places(capsule, options, builder, *groups);
   memory_restore.end_seeding(builder.init());
   terminals->settle();
   files.create();
@@ -221,6 +231,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                              builder,
                              memory_restore,
                              files,
+                             *groups,
                              sysv,
                              options.identity,
                              carrier,
@@ -263,6 +274,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   files.apply_side_effects();
   memory_restore.apply_side_effects();
   until_the_end.keep();
+  groups->keep();
   finish_all(processes, builder);
 }
 
@@ -376,6 +388,7 @@ Session RestoredCapsule::continue_session(SessionConfig config) {
   session->last_version = version();
   session->last_image = session->config.image_path;
   session->lazy = impl_->lazy;
+  for (GroupPaths& place : impl_->places) session->control_groups.add_base(std::move(place));
   impl_->memory.reset();
   return Session(std::move(session));
 }

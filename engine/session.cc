@@ -65,6 +65,24 @@ Findings check_now(std::vector<ProcessRef> processes, const std::vector<OuterStr
   return findings;
 }
 
+// A restored capsule has an IPC namespace of its own, all of whose objects are its own, older than its processes; the
+// init of its PID namespace is our icp-init.
+bool is_of_restored_capsule(pid_t process, const std::string& ipc_space) {
+  try {
+    if (ipc_space == read_proc_link(::getpid(), "ns/ipc")) return false;
+    const std::string pid_space = read_proc_link(process, "ns/pid");
+    for (pid_t above = ProcStat::read(process).ppid; above > 1; above = ProcStat::read(above).ppid) {
+      if (read_proc_link(above, "ns/pid") != pid_space) return false;
+      const ProcStatus status = ProcStatus::read(above);
+      if (status.ns_tgid.empty() || status.ns_tgid.back() != 1) continue;
+      return ProcStat::read(above).comm == "icp-init" && read_proc_link(above, "ns/ipc") == ipc_space;
+    }
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kGone && error.kind() != ErrorKind::kSystem) throw;
+  }
+  return false;
+}
+
 bool all_tasks_stopped(const pb::Capsule& capsule) {
   std::set<uint32_t> stopped;
   for (const pb::Process& process : capsule.processes())
@@ -87,6 +105,7 @@ Session::Impl::Impl(SessionConfig session_config, std::vector<TaskRoot> session_
       directories(config.directories, config.identity) {
   if (config.checkpoint_files == CheckpointFiles::kOpen)
     kept_files.save_whole([this](int fd, const std::string& path) { return memory.object_of_open_file(fd, path); });
+  control_groups.add_base(groups_of(::getpid()));
   start_seconds = ::time(nullptr);
   for (const TaskRoot& root : roots) {
     try {
@@ -125,7 +144,7 @@ std::vector<ProcessRef> Session::Impl::processes() const { return find_processes
 
 SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) const {
   SysvScope scope;
-  scope.whole_namespace = config.whole_ipc_namespace;
+  scope.whole_namespace = config.whole_ipc_namespace || ipc_restored;
   scope.uid = config.identity.uid;
   scope.since = start_seconds;
   for (const StoppedProcess& process : stopped) {
@@ -145,6 +164,7 @@ void Session::Impl::prepare(VersionWriter& writer, const std::string& image_path
         return ImageDir::open(image_path, config.identity, config.node).open_version(last_version);
       });
   const std::vector<ProcessRef> running = processes();
+  control_groups.note(running);
   for (const ProcessRef& ref : running) {
     if (ref.zombie || !memory.needs_tracker(ref)) continue;
     try {
@@ -182,6 +202,7 @@ void Session::Impl::open_ipc(pid_t process) {
   if (ipc && space == ipc_space) return;
   ipc = broker().open_ipc(process);
   ipc_space = space;
+  ipc_restored = is_of_restored_capsule(process, space);
   memory.set_ipc(ipc);
 }
 
@@ -202,6 +223,7 @@ void Session::Impl::collect(StoppedTree& tree, pb::Capsule& capsule, const Netwo
   ipc->capture(ipc->select(sysv_scope(stopped)), *capsule.mutable_sysv());
   capture_process_state(stopped, states);
   capture_filters(stopped, capsule);
+  control_groups.capture(stopped, states, capsule);
   capture_files(
       stopped, states, outer(), [this](int fd, const std::string& target) { return memory.object_of_file(fd, target); },
       capsule, network, &kept_files);
@@ -426,7 +448,11 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
 }
 
 Session::Session(SessionConfig config, std::vector<TaskRoot> roots)
-    : impl_(std::make_unique<Impl>(std::move(config), std::move(roots))) {}
+    : impl_(std::make_unique<Impl>(std::move(config), std::move(roots))) {
+  // The tasks of a step are where Slurm has put them.
+  for (const TaskRoot& root : impl_->roots)
+    if (impl_->config.may_be_suspended) impl_->control_groups.add_base(groups_of(root.pid));
+}
 Session::Session(std::unique_ptr<Impl> impl) : impl_(std::move(impl)) {}
 Session::Session(Session&&) noexcept = default;
 Session::~Session() = default;

@@ -12,6 +12,7 @@
 #include "engine/files/saved_directories.h"
 #include "engine/memory/lazy_fill.h"
 #include "engine/memory/memory_capture.h"
+#include "engine/process/control_groups.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/session.h"
 #include "engine/sysv/ipc_access.h"
@@ -56,6 +57,7 @@ struct Session::Impl {
   InterruptedCalls calls;
   MemoryCapture memory;
   KeptFiles kept_files;
+  ControlGroups control_groups;
   SavedDirectories directories;
   uint32_t last_version = 0;
   std::map<std::string, UniqueFd> claims;  // of images, by path
@@ -64,7 +66,8 @@ struct Session::Impl {
   std::shared_ptr<LazyFill> lazy;  // memory of a restart that may not be there yet
   std::shared_ptr<IpcAccess> ipc;  // of the namespace `ipc_space`, a link of /proc/PID/ns
   std::string ipc_space;
-  bool untracked = false;  // it is there by now, and has been written to unseen
+  bool ipc_restored = false;  // it is that of a restored capsule, and whole the capsule's
+  bool untracked = false;     // it is there by now, and has been written to unseen
 };
 
 }  // namespace icp

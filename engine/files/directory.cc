@@ -3,16 +3,20 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <limits.h>
 #include <linux/magic.h>
-#include <stdlib.h>
 #include <sys/stat.h>
 #include <unistd.h>
 
 #include <string>
 #include <string_view>
 #include <utility>
+#include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
+#include "engine/base/identity.h"
 #include "engine/files/image_path.h"
 
 namespace icp {
@@ -24,22 +28,31 @@ bool is_removed(const Description& description) {
   return description.stat.st_nlink == 0 && description.target.ends_with(kDeleted);
 }
 
-// A directory that nothing leads to, one for all who had it: made somewhere and removed at once.
+// Makes what is missing of the way to `path`, and it, and removes all of that again. None: it is there, or cannot be.
+UniqueFd make_and_remove(int root, const std::string& path, uint32_t mode) {
+  std::vector<std::pair<UniqueFd, std::string>> made;  // parents, and names there
+  UniqueFd directory;
+  for (size_t slash = path.find('/', 1);; slash = path.find('/', slash + 1)) {
+    const std::string whole = path.substr(0, slash), name = whole.substr(whole.rfind('/') + 1);
+    UniqueFd parent = open_saved(root, directory_of(whole), O_PATH | O_DIRECTORY);
+    const bool is_new = parent && ::mkdirat(parent.get(), name.c_str(), 0700) == 0;
+    if (is_new && slash == std::string::npos) {
+      directory.reset(::openat(parent.get(), name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+      ::fchmodat(parent.get(), name.c_str(), mode & 07777, 0);
+    }
+    if (is_new) made.emplace_back(std::move(parent), name);
+    if (slash == std::string::npos) break;
+  }
+  for (auto one = made.rbegin(); one != made.rend(); ++one)
+    ::unlinkat(one->first.get(), one->second.c_str(), AT_REMOVEDIR);
+  return directory;
+}
+
 FoundPath make_removed(RestoreContext& context, const pb::OpenFile& file) {
   const std::pair inode(file.identity().dev(), file.identity().ino());
-  UniqueFd& known = context.removed_directories[inode];
   FoundPath found;
-  if (!known) {
-    const FsIdentity as_user(context.options.identity);
-    std::string path = "/tmp/.icp-removed-XXXXXX";
-    if (::mkdtemp(path.data()) == nullptr)
-      throw_errno("cannot make the removed directory {} again", file.identity().path());
-    known.reset(::open(path.c_str(), O_PATH | O_DIRECTORY | O_CLOEXEC));
-    ::chmod(path.c_str(), file.identity().mode() & 07777);
-    ::rmdir(path.c_str());
-    if (!known) throw_errno("cannot make the removed directory {} again", file.identity().path());
-  }
-  found.fd.reset(::fcntl(known.get(), F_DUPFD_CLOEXEC, 0));
+  found.fd.reset(
+      ::fcntl(removed_directory(context, inode, file.identity().path(), file.identity().mode()), F_DUPFD_CLOEXEC, 0));
   if (!found.fd || ::fstat(found.fd.get(), &found.stat) != 0) throw_errno("cannot look at a removed directory");
   return found;
 }
@@ -81,6 +94,20 @@ class DirectoryKind final : public SingleFileKind {
 };
 
 }  // namespace
+
+int removed_directory(RestoreContext& context, const RestoreContext::Inode& inode, const std::string& path,
+                      uint32_t mode) {
+  UniqueFd& known = context.removed_directories[inode];
+  if (known) return known.get();
+  const FsIdentity as_user(context.options.identity);
+  const std::string own = fmt::format(".icp-{}", inode.second);  // another directory may have the name now
+  for (const std::string& place : {path, path + own, "/tmp/" + own}) {
+    if (!known && place.starts_with('/') && place.size() < PATH_MAX)
+      known = make_and_remove(context.options.root_fd, place, mode);
+  }
+  if (!known) throw_errno("cannot make the removed directory {} again", path);
+  return known.get();
+}
 
 const FileKind& directory_kind() {
   static const DirectoryKind kind;

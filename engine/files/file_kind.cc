@@ -16,6 +16,7 @@
 #include "engine/files/path_descriptor.h"
 #include "engine/files/pidfd.h"
 #include "engine/files/pipe.h"
+#include "engine/files/posix_queue.h"
 #include "engine/files/process_file.h"
 #include "engine/files/pty.h"
 #include "engine/files/regular_file.h"
@@ -29,13 +30,12 @@
 namespace icp {
 
 std::span<const FileKind* const> file_kinds() {
-  static const std::array<const FileKind*, 22> kinds = {
-      &outer_stream_kind(), &path_descriptor_kind(), &process_file_kind(), &namespace_file_kind(),
-      &object_file_kind(),  &regular_file_kind(),    &directory_kind(),    &char_device_kind(),
-      &pipe_kind(),         &eventfd_kind(),         &timerfd_kind(),      &signalfd_kind(),
-      &epoll_kind(),        &pidfd_kind(),           &unix_socket_kind(),  &tcp_socket_kind(),
-      &udp_socket_kind(),   &netlink_socket_kind(),  &pty_master_kind(),   &pty_slave_kind(),
-      &inotify_kind(),      &unsupported_kind(),
+  static const std::array<const FileKind*, 23> kinds = {
+      &outer_stream_kind(), &path_descriptor_kind(), &process_file_kind(), &namespace_file_kind(), &posix_queue_kind(),
+      &object_file_kind(),  &regular_file_kind(),    &directory_kind(),    &char_device_kind(),    &pipe_kind(),
+      &eventfd_kind(),      &timerfd_kind(),         &signalfd_kind(),     &epoll_kind(),          &pidfd_kind(),
+      &unix_socket_kind(),  &tcp_socket_kind(),      &udp_socket_kind(),   &netlink_socket_kind(), &pty_master_kind(),
+      &pty_slave_kind(),    &inotify_kind(),         &unsupported_kind(),
   };
   return kinds;
 }

@@ -17,6 +17,7 @@ namespace {
 bool can_have_owner(const Description& description) {
   if (description.outer || (description.info.flags & O_PATH)) return false;
   const auto& locks = description.uses.front().locks;
+  if (S_ISDIR(description.stat.st_mode)) return true;  // of what F_NOTIFY reports
   const bool lease =
       std::any_of(locks.begin(), locks.end(), [](const LockLine& lock) { return lock.kind == LockLine::Kind::kLease; });
   return lease || S_ISFIFO(description.stat.st_mode) || S_ISSOCK(description.stat.st_mode) ||
@@ -45,6 +46,12 @@ std::optional<pid_t> inside(const FileScan& scan, const f_owner_ex& owner, const
 
 void check_owner(FileScan& scan, Description& description) {
   const auto owner = owner_of(scan, description);
+  // Nothing but F_NOTIFY makes signals of a directory, and the kernel does not tell of what.
+  if (owner && S_ISDIR(description.stat.st_mode)) {
+    scan.refuse(description, fmt::format("{}, a directory with an owner for signals (F_NOTIFY)", description.target),
+                "close it before a checkpoint");
+    return;
+  }
   if (!owner || inside(scan, *owner, {})) return;
   if (!(description.info.flags & O_ASYNC)) return;  // nobody is ever told
   scan.refuse(description,

@@ -7,6 +7,7 @@
 #include <set>
 
 #include "engine/base/error.h"
+#include "engine/files/directory.h"
 #include "engine/files/file_kind.h"
 #include "engine/files/file_lock.h"
 #include "engine/files/file_owner.h"
@@ -145,6 +146,14 @@ int FileRestore::local_fd(uint32_t id) const {
   const int fd = impl_->context.get(id);
   if (fd < 0 && !impl_->context.is_made_inside(id)) throw_error(ErrorKind::kImage, "the image has no open file {}", id);
   return fd;
+}
+
+int FileRestore::removed_directory(uint64_t dev, uint64_t ino, const std::string& path) {
+  uint32_t mode = 0700;
+  for (const auto& [id, file] : impl_->files)
+    if (file->has_directory() && file->identity().dev() == dev && file->identity().ino() == ino)
+      mode = file->identity().mode();
+  return icp::removed_directory(impl_->context, {dev, ino}, path, mode);
 }
 
 void FileRestore::finish_process(RemoteProcess& remote, const pb::Process& process) {

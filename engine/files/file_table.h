@@ -118,6 +118,9 @@ class FileRestore {
   // The agent's descriptor for file `id`, valid as long as this object; -1 for what finish_process() makes in
   // the process itself (pidfds). Throws kImage for an id that the image does not have.
   int local_fd(uint32_t id) const;
+  // A removed directory, by device and inode then, that files of the image may refer to, too. O_PATH; valid as long as
+  // this object.
+  int removed_directory(uint64_t dev, uint64_t ino, const std::string& path);
   // After all processes exist and the descriptors are in place: pidfds (which appear at their numbers), epoll
   // sets that watch them, POSIX locks, F_SETOWN, which need calls in the process.
   void finish_process(RemoteProcess& remote, const pb::Process& process);

@@ -57,7 +57,9 @@ std::string ip_of(int family, const __be32* bytes) {
   return InetAddress::of(address).ip;
 }
 
-InetDiag parse(const inet_diag_msg& message) { return {message.idiag_state, message.idiag_inode, message.idiag_uid}; }
+InetDiag parse(const inet_diag_msg& message) {
+  return {message.idiag_state, message.idiag_inode, message.idiag_uid, message.idiag_rqueue};
+}
 
 }  // namespace
 

@@ -44,6 +44,7 @@ struct InetDiag {
   uint8_t state = 0;  // TcpState
   uint32_t ino = 0;   // 0: no process has it: closed by all, or waiting to be accepted
   uid_t uid = 0;
+  uint32_t unread = 0;  // bytes that wait to be read, urgent data and what is behind them counted
   // Closed by everybody, only the kernel still knows it.
   bool leftover() const;
 };

@@ -5,7 +5,10 @@
 #include <sys/syscall.h>
 
 #include <charconv>
+#include <map>
 #include <optional>
+#include <utility>
+#include <vector>
 
 #include "engine/base/error.h"
 #include "engine/files/made_inside.h"
@@ -13,6 +16,7 @@
 namespace icp {
 namespace {
 
+constexpr uint32_t kInit = 1;
 constexpr pid_t kEnded = -1;  // in fdinfo: the process has been waited for
 
 // The agent's view.
@@ -53,46 +57,41 @@ class PidfdKind final : public FileKind {
     }
   }
 
+  // Of an ended process nothing can be learnt any more, so that a child of icp-init's, which is in the PID namespace,
+  // stands for it: the same for all that refer to it, wherever they are.
   void create(RestoreContext& context, ImageFiles files) const override {
-    for (const pb::OpenFile* file : files) context.made_inside.insert(file->id());
+    std::map<uint64_t, std::vector<const pb::OpenFile*>> ended;
+    for (const pb::OpenFile* file : files) {
+      if (file->pidfd().ended())
+        ended[file->pidfd().ino()].push_back(file);
+      else
+        context.made_inside.insert(file->id());
+    }
+    if (ended.empty()) return;
+    RemoteProcess* const init = context.options.process_of ? context.options.process_of(kInit) : nullptr;
+    if (init == nullptr) throw_bad_file(*ended.begin()->second.front(), "there is no process to open it");
+    for (const auto& [ino, same] : ended) {
+      BriefChild child(*init);
+      for (const pb::OpenFile* file : same) {
+        const int64_t made =
+            init->call("cannot open a pidfd", SYS_pidfd_open, {child.number(), file->flags() & kFlags});
+        context.put(*file, init->take_fd(static_cast<int>(made)));
+        init->call("cannot close a descriptor", SYS_close, {static_cast<uint64_t>(made)});
+      }
+      child.end();
+    }
   }
 
   void finish(FinishContext& context, const pb::FileDescriptor& descriptor, const pb::OpenFile& file) const override {
     RemoteProcess& remote = context.remote;
-    if (!file.pidfd().ended()) {
-      if (!duplicate_made(context, descriptor)) open(remote, descriptor, file, file.pidfd().pid());
-      return;
-    }
-    // All at once, since one child stands for the process that they are about.
-    if (first_of_inode(context, file.pidfd().ino()) != &descriptor) return;
-    BriefChild child(remote);
-    for (const pb::FileDescriptor& other : context.process.fds()) {
-      const auto found = context.files.find(other.file());
-      if (found == context.files.end() || !is_about(*found->second, file.pidfd().ino())) continue;
-      if (!duplicate_made(context, other)) open(remote, other, *found->second, child.number());
-    }
-    child.end();
+    if (file.pidfd().ended() || duplicate_made(context, descriptor)) return;
+    const int64_t made =
+        remote.call("cannot open a pidfd", SYS_pidfd_open, {file.pidfd().pid(), file.flags() & kFlags});
+    move_to(remote, static_cast<uint64_t>(made), descriptor);
   }
 
  private:
-  static bool is_about(const pb::OpenFile& file, uint64_t ino) {
-    return file.has_pidfd() && file.pidfd().ended() && file.pidfd().ino() == ino;
-  }
-
-  static const pb::FileDescriptor* first_of_inode(const FinishContext& context, uint64_t ino) {
-    for (const pb::FileDescriptor& descriptor : context.process.fds()) {
-      const auto found = context.files.find(descriptor.file());
-      if (found != context.files.end() && is_about(*found->second, ino)) return &descriptor;
-    }
-    return nullptr;
-  }
-
-  static void open(RemoteProcess& remote, const pb::FileDescriptor& descriptor, const pb::OpenFile& file,
-                   uint64_t pid) {
-    const uint64_t flags = file.flags() & (O_NONBLOCK | O_EXCL);  // PIDFD_NONBLOCK, PIDFD_THREAD
-    move_to(remote, static_cast<uint64_t>(remote.call("cannot open a pidfd", SYS_pidfd_open, {pid, flags})),
-            descriptor);
-  }
+  static constexpr uint32_t kFlags = O_NONBLOCK | O_EXCL;  // PIDFD_NONBLOCK, PIDFD_THREAD
 };
 
 }  // namespace

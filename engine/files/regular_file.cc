@@ -16,7 +16,7 @@
 namespace icp {
 namespace {
 
-constexpr long kMqueueMagic = 0x19800202, kHugetlbMagic = 0x958458f6;
+constexpr long kHugetlbMagic = 0x958458f6;
 
 // Files whose content the kernel makes up: they have a path, but the path means something else after a restart.
 const char* kernel_file(long filesystem, const std::string& path) {
@@ -33,8 +33,6 @@ const char* kernel_file(long filesystem, const std::string& path) {
     case SECURITYFS_MAGIC:
     case BPF_FS_MAGIC:
       return "a kernel file";
-    case kMqueueMagic:
-      return "a POSIX message queue";
     case kHugetlbMagic:
       return "a file in huge pages";
     default:

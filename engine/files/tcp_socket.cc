@@ -242,6 +242,34 @@ void check_socket(FileScan& scan, Description& description) {
   }
 }
 
+// A mark that urgent data have left: whoever reads stops there, and so would we.
+bool has_urgent_mark(int fd, const TcpFacts& facts, InetDiagSocket& kernel) {
+  int waiting = 0;
+  if (::ioctl(fd, SIOCINQ, &waiting) != 0 || waiting < 0) return false;
+  const auto seen = kernel.query(facts.local, facts.remote);
+  // More may have come since; one that counts the mark stays behind for good.
+  int again = 0;
+  const uint32_t fin = seen && has_received_fin(seen->state) ? 1 : 0;  // counted, too
+  return seen && seen->unread > static_cast<uint32_t>(waiting) + fin && ::ioctl(fd, SIOCINQ, &again) == 0 &&
+         again == waiting;
+}
+
+// Looked for while the processes run: in the stop, urgent data that nobody has read are seen without asking.
+void check_urgent_marks(FileScan& scan, Descriptions descriptions) {
+  std::optional<InetDiagSocket> kernel;
+  for (Description* description : descriptions) {
+    const TcpFacts& facts = scan.inet.tcp[description->id];
+    const int fd = is_connection(facts.role) ? scan.take(*description) : -1;
+    if (fd < 0) continue;
+    if (!kernel) kernel.emplace();
+    if (has_urgent_mark(fd, facts, *kernel))
+      scan.refuse(*description,
+                  fmt::format("TCP connection {} to {}, with the mark of urgent data in what waits to be read",
+                              facts.local.text(), facts.remote.text()),
+                  kLater, true);
+  }
+}
+
 void capture_connection(TcpReader& reader, const Description& description, int fd, const TcpFacts& facts,
                         pb::TcpSocket& message) {
   TcpInfo info;
@@ -348,6 +376,7 @@ class TcpSocketKind final : public FileKind {
 
   void check(FileScan& scan, Descriptions descriptions) const override {
     for (Description* description : descriptions) check_socket(scan, *description);
+    if (scan.checking()) check_urgent_marks(scan, descriptions);
   }
 
   void capture(FileScan& scan, const ObjectResolver&, Descriptions descriptions) const override {

@@ -134,24 +134,35 @@ UniqueFd accept_own(int listener, int client) {
   }
 }
 
+// Bound to an IPv6 address, it is for IPv6 alone from then on.
+bool is_v6_only(const pb::TcpSocket& socket) {
+  return socket.v6() &&
+         std::any_of(socket.options().begin(), socket.options().end(), [](const pb::SocketOption& option) {
+           return option.level() == IPPROTO_IPV6 && option.name() == IPV6_V6ONLY && !option.value().empty() &&
+                  option.value()[0] != 0;
+         });
+}
+
+UniqueFd listen_on_loopback(int domain) {
+  UniqueFd listener(::socket(domain, SOCK_STREAM | SOCK_CLOEXEC, 0));
+  const InetAddress any_port{domain == AF_INET6 ? std::string(15, '\0') + '\1' : std::string{127, 0, 0, 1}, 0};
+  sockaddr_storage name;
+  const socklen_t length = any_port.to_sockaddr(domain, name);
+  if (!listener || ::bind(listener.get(), reinterpret_cast<sockaddr*>(&name), length) != 0 ||
+      ::listen(listener.get(), SOMAXCONN) != 0)
+    throw_errno("cannot make the other end of a closed TCP connection");
+  return listener;
+}
+
 // A real connection over loopback whose other end says what was still to be read, and closes.
 UniqueFd create_ended(RestoreContext& context, const pb::OpenFile& file) {
   const pb::TcpSocket& socket = file.tcp();
-  const UniqueFd listener(::socket(AF_INET, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  sockaddr_in address{};
-  address.sin_family = AF_INET;
-  address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-  socklen_t length = sizeof address;
-  if (!listener || ::bind(listener.get(), reinterpret_cast<sockaddr*>(&address), length) != 0 ||
-      ::listen(listener.get(), SOMAXCONN) != 0 ||
-      ::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&address), &length) != 0) {
-    throw_errno("cannot make the other end of a closed TCP connection");
-  }
+  const UniqueFd listener = listen_on_loopback(is_v6_only(socket) ? AF_INET6 : AF_INET);
   UniqueFd fd = make_inet_socket(context, domain_of(socket), SOCK_STREAM);
   restore_socket_options(file, socket.options(), fd.get());
   const std::string& data = socket.receive_queue();
   broker().widen_tcp_buffer(fd.get(), SO_RCVBUFFORCE, 4 * data.size() + kMostMss);
-  InetAddress target{std::string{127, 0, 0, 1}, ntohs(address.sin_port)};
+  const InetAddress target = InetAddress::local_of(listener.get());
   sockaddr_storage name;
   const socklen_t name_length = target.to_sockaddr(domain_of(socket), name);
   set_socket_option(fd.get(), IPPROTO_TCP, TCP_NODELAY, 1, "TCP_NODELAY");

@@ -7,6 +7,7 @@
 #include "engine/base/error.h"
 #include "engine/base/own_network.h"
 #include "engine/files/inet_diag.h"
+#include "engine/files/multicast.h"
 #include "engine/files/packet_options.h"
 #include "engine/files/socket_option.h"
 
@@ -89,8 +90,10 @@ class UdpSocketKind final : public SingleFileKind {
   void capture(FileScan& scan, const ObjectResolver& objects, Descriptions descriptions) const override {
     SingleFileKind::capture(scan, objects, descriptions);
     DatagramDiag kernel;
+    const MulticastSurvey multicast;
     for (Description* description : descriptions) {
       pb::UdpSocket& message = *description->message->mutable_udp();
+      multicast.capture(scan.take(*description), message.v6(), *message.mutable_groups());
       if (message.type() != 0) continue;  // no datagram socket
       const int how = kernel.shutdown_of(scan.take(*description), domain_of(message), protocol_of(message));
       message.set_shut_read((how & 1) != 0);
@@ -135,6 +138,7 @@ class UdpSocketKind final : public SingleFileKind {
     if (bound && !bind_with_patience(context, fd.get(), local, domain)) {
       throw_errno("cannot bind a {} to {}", has_ports(type, protocol) ? "UDP socket" : "socket", local.text());
     }
+    if (!context.options.dry) restore_multicast(socket.groups(), fd.get(), name_of(fd.get()));
     if (!socket.has_remote()) {
       shut(socket, fd.get());
       return fd;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/process/attributes.h"
 
+#include <errno.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
 
@@ -33,6 +34,13 @@ void capture_attributes(const StoppedProcess& process, CallBatch& calls, pb::Pro
                  [&state](int signal) { state.set_pdeath_signal(signal); });
   calls.ask<int>("prctl(PR_GET_CHILD_SUBREAPER)", SYS_prctl, {PR_GET_CHILD_SUBREAPER, CallBatch::kAnswer},
                  [&state](int subreaper) { state.set_child_subreaper(subreaper != 0); });
+  // Reading a local descriptor table to nowhere fails if there is one. The result is an int of 32 bits.
+  calls.call(nullptr, SYS_modify_ldt, {0, 0, sizeof(uint64_t)}, [pid, comm = process.ref.comm](int64_t result) {
+    if (static_cast<int32_t>(result) == -EFAULT)
+      throw_error(ErrorKind::kRefused,
+                  "process {} ({}) has memory segments of its own (modify_ldt); run it without 16- or 32-bit code", pid,
+                  comm);
+  });
   calls.call("prctl(PR_GET_DUMPABLE)", SYS_prctl, {PR_GET_DUMPABLE},
              [&state](int64_t result) { state.set_dumpable(result == 1); });
   calls.call(nullptr, SYS_prctl, {PR_GET_THP_DISABLE, 0, 0, 0, 0}, [&state](int64_t result) {
@@ -53,15 +61,20 @@ void restore_attributes(RemoteProcess& remote, const pb::Process& state) {
   std::ofstream(fmt::format("/proc/{}/oom_score_adj", remote.pid())) << state.oom_score_adj();
 }
 
-void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry) {
-  if (state.fs_of() == 0) restore_directories(remote, state, identity, dry);
-  restore_what_ids_clear(remote, state);
+void restore_what_ids_clear(RemoteProcess& remote, const pb::Process& state) {
+  remote.call("prctl(PR_SET_DUMPABLE)", SYS_prctl, {PR_SET_DUMPABLE, state.dumpable() ? 1u : 0u});
 }
 
-void restore_what_ids_clear(RemoteProcess& remote, const pb::Process& state) {
-  if (state.pdeath_signal() > 0 && state.pdeath_signal() <= 64)
-    remote.call("prctl(PR_SET_PDEATHSIG)", SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(state.pdeath_signal())});
-  remote.call("prctl(PR_SET_DUMPABLE)", SYS_prctl, {PR_SET_DUMPABLE, state.dumpable() ? 1u : 0u});
+void capture_death_signal(CallBatch& calls, const pb::Process& process, pb::Thread& state) {
+  calls.ask<int>(nullptr, SYS_prctl, {PR_GET_PDEATHSIG, CallBatch::kAnswer}, [&process, &state](int signal) {
+    if (signal != process.pdeath_signal()) state.set_pdeath_signal(signal);
+  });
+}
+
+void restore_death_signal(RemoteProcess& remote, const pb::Process& process, const pb::Thread& state) {
+  const int signal = state.has_pdeath_signal() ? state.pdeath_signal() : process.pdeath_signal();
+  if (signal <= 0 || signal > 64) return;
+  remote.call("prctl(PR_SET_PDEATHSIG)", SYS_prctl, {PR_SET_PDEATHSIG, static_cast<uint64_t>(signal)});
 }
 
 }  // namespace icp

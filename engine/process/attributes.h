@@ -15,10 +15,10 @@ void check_attributes(const ProcessRef& process, Findings& findings);
 void capture_attributes(const StoppedProcess& process, CallBatch& calls, pb::Process& state);
 // With root's rights still.
 void restore_attributes(RemoteProcess& remote, const pb::Process& state);
-// With the user's rights: the working directory must be one the user may enter, and the parent-death signal and
-// dumpable are reset by a change of credentials. `dry`: no directory is made.
-void restore_user_attributes(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry);
-// Those again, of which a change of ids has no more to say.
+// What a change of ids clears, with the user's rights: dumpable; and each thread's parent-death signal.
 void restore_what_ids_clear(RemoteProcess& remote, const pb::Process& state);
+void restore_death_signal(RemoteProcess& remote, const pb::Process& process, const pb::Thread& state);
+// Of a thread other than the main one, whose answers are delivered first.
+void capture_death_signal(CallBatch& calls, const pb::Process& process, pb::Thread& state);
 
 }  // namespace icp

@@ -31,11 +31,14 @@ void capture(pid_t pid, pid_t tid, State& state) {
   struct stat directory {};
   constexpr std::string_view kDeleted = " (deleted)";
   const auto removed = [&] {
-    if (state.cwd().starts_with("/proc/")) return true;  // of a process that has ended
-    return ::stat(fmt::format("/proc/{}/{}", pid, cwd).c_str(), &directory) == 0 && directory.st_nlink == 0;
+    const bool seen = ::stat(fmt::format("/proc/{}/{}", pid, cwd).c_str(), &directory) == 0;
+    return state.cwd().starts_with("/proc/")  // of a process that has ended
+           || (seen && directory.st_nlink == 0);
   };
   if (state.cwd().ends_with(kDeleted) && removed()) {
     state.set_cwd_removed(true);
+    state.set_cwd_dev(directory.st_dev);
+    state.set_cwd_ino(directory.st_ino);
     state.mutable_cwd()->resize(state.cwd().size() - kDeleted.size());
   }
   state.set_root(read_proc_link(pid, link_name(pid, tid, "root")));
@@ -96,11 +99,13 @@ void enter_directory(RemoteProcess& remote, uint32_t tid, const State& state) {
 }
 
 template <typename State>
-void restore(RemoteProcess& remote, uint32_t tid, const State& state, const Identity& identity, bool dry) {
+void restore(RemoteProcess& remote, uint32_t tid, const State& state, const Identity& identity, bool dry,
+             bool entered = false) {
   if (state.cwd().empty() || state.cwd()[0] != '/' || state.cwd().size() >= PATH_MAX)
     throw_error(ErrorKind::kImage, "process {} has no absolute working directory", tid);
-  const bool gone = dry && (state.cwd_removed() || path_call(remote, SYS_chdir, state.cwd()) == -ENOENT);
-  if (!gone) enter_directory(remote, tid, state);
+  const bool without =
+      entered || (dry && (state.cwd_removed() || path_call(remote, SYS_chdir, state.cwd()) == -ENOENT));
+  if (!without) enter_directory(remote, tid, state);
   enter_root(remote, tid, state, identity);
 }
 
@@ -125,8 +130,9 @@ void capture_directories(pid_t pid, pid_t tid, const ProcStatus& status, pb::Dir
   state.set_umask(status.umask);
 }
 
-void restore_directories(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry) {
-  restore(remote, state.pid(), state, identity, dry);
+void restore_directories(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry,
+                         bool entered) {
+  restore(remote, state.pid(), state, identity, dry, entered);
 }
 
 void restore_directories(RemoteProcess& remote, uint32_t tid, const pb::Directories& state, const Identity& identity,

@@ -19,8 +19,9 @@ void capture_directories(pid_t pid, pb::Process& state);
 void capture_directories(pid_t pid, pid_t tid, const ProcStatus& status, pb::Directories& state);
 
 // With the user's rights: each must be a directory that the user may enter. `tid`: for messages. `dry`: one that is
-// gone is not made again, and done without.
-void restore_directories(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry);
+// gone is not made again, and done without. `entered`: the process is in its working directory already.
+void restore_directories(RemoteProcess& remote, const pb::Process& state, const Identity& identity, bool dry,
+                         bool entered);
 void restore_directories(RemoteProcess& remote, uint32_t tid, const pb::Directories& state, const Identity& identity,
                          bool dry);
 

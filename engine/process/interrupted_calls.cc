@@ -12,6 +12,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cstddef>
 #include <cstring>
 #include <string>
@@ -92,6 +93,33 @@ unsigned long long* timeout_address(user_regs_struct& regs) {
     default:
       return nullptr;
   }
+}
+
+// The calls whose rest the kernel keeps for restart_syscall(2).
+constexpr long kRestartable[] = {SYS_nanosleep, SYS_clock_nanosleep, SYS_poll, SYS_futex};
+
+// The number that the code before the instruction loads, as the C libraries' functions have it: mov $N,%eax.
+std::optional<uint64_t> number_in_code(pid_t pid, uint64_t after) {
+  std::array<uint8_t, 24> code{};
+  if (!peek(pid, after - kSyscallBytes - code.size(), code)) return {};
+  constexpr uint8_t kLoad = 0xb8;
+  for (size_t at = code.size() - 5 + 1; at-- > 0;) {
+    uint32_t number = 0;
+    std::memcpy(&number, &code[at + 1], sizeof number);
+    if (code[at] == kLoad && is_one_of(kRestartable, number)) return number;
+  }
+  return {};
+}
+
+// Which call a thread is in that somebody else has interrupted before (SIGSTOP and SIGCONT, a debugger, another agent):
+// of its registers, restart_syscall(2) has taken the number alone. Where the code does not tell, the arguments have to.
+uint64_t restarted_number(pid_t pid, const user_regs_struct& live) {
+  if (const auto number = number_in_code(pid, live.rip)) return *number;
+  constexpr uint64_t kNoAddress = 4096;
+  const bool address = live.rdi >= kNoAddress;
+  if (!address) return live.rdx >= kNoAddress && live.rsi == 0 ? SYS_clock_nanosleep : SYS_poll;
+  if ((live.rsi & FUTEX_PRIVATE_FLAG) != 0 && live.rsi < 2 * FUTEX_CLOCK_REALTIME) return SYS_futex;
+  return live.rsi == 0 || live.rsi >= kNoAddress ? SYS_nanosleep : SYS_poll;
 }
 
 }  // namespace
@@ -285,8 +313,10 @@ std::optional<uint64_t> InterruptedCalls::go_on_after_restore(pid_t tid, Timeout
   } else if (live.orig_rax != SYS_restart_syscall) {
     restarted_[tid] = {live.orig_rax, live.rip, live.rsp};
     waits_.erase(tid);  // a new call, though it may look like the one before
-  } else if (known != restarted_.end() && known->second.rip == live.rip && known->second.rsp == live.rsp) {
-    image.orig_rax = known->second.number;
+  } else {
+    if (known == restarted_.end() || known->second.rip != live.rip || known->second.rsp != live.rsp)
+      restarted_[tid] = {restarted_number(places.pid(), live), live.rip, live.rsp};
+    image.orig_rax = restarted_.at(tid).number;
   }
   set_result(image, -kRestartNoHand);
   const Call call{image.orig_rax, image.rip, live.rsp};

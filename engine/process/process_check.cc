@@ -23,6 +23,7 @@
 #include "engine/process/credentials.h"
 #include "engine/process/numa_mappings.h"
 #include "engine/process/thread_check.h"
+#include "engine/process/timers.h"
 #include "engine/restore/tree_plan.h"
 
 namespace icp {
@@ -177,6 +178,7 @@ void check_processes(const std::vector<ProcessRef>& processes, Findings& finding
       check_attributes(process, findings);
       check_namespaces(process, *first, findings);
       check_program(process, findings);
+      check_timers(process, findings);
       note_numa_mappings(process);
       check_thread_states(process, ProcStatus::read(process.pid), findings);
     } catch (const Error& error) {

@@ -65,7 +65,10 @@ class ThreadCapture {
         end_(std::chrono::steady_clock::now() + Tracee::kLongestStop) {
     capture_thread(process, index, calls_, state, thread_);
     ask_keyrings(process, index, keys, calls_);
-    if (index > 0) return;
+    if (index > 0) {
+      capture_death_signal(calls_, state, thread_);
+      return;
+    }
     capture_attributes(process, calls_, state);
     capture_process_controls(process.ref.pid, calls_, state);
     capture_memory_settings(process, calls_, state);
@@ -170,7 +173,10 @@ void capture_process_state(std::vector<StoppedProcess>& processes, const std::ve
     StoppedProcess& process = processes[i];
     if (!process.remote) continue;
     check_code(process);
-    if (process.job_stopped) states[i]->set_state(pb::Process::STOPPED);
+    if (process.job_stopped != 0) {
+      states[i]->set_state(pb::Process::STOPPED);
+      states[i]->set_stop_signal(process.job_stopped);
+    }
     capture_arguments(process.ref.pid, *states[i]);
     capture_credentials(process.status, *states[i]);
     for (size_t thread = 0; thread < process.threads.size(); ++thread)
@@ -179,7 +185,8 @@ void capture_process_state(std::vector<StoppedProcess>& processes, const std::ve
   }
   for (size_t i = 0; i < processes.size(); ++i) {
     const auto parent = leaders.find(processes[i].ref.ppid);
-    if (processes[i].job_stopped && parent != leaders.end()) parent->second->ask_whether_told(processes[i], *states[i]);
+    if (processes[i].job_stopped != 0 && parent != leaders.end())
+      parent->second->ask_whether_told(processes[i], *states[i]);
   }
   capture_shared_directories(processes, states);
   run_all(threads);

@@ -2,6 +2,7 @@
 #include "engine/process/scheduling.h"
 
 #include <sched.h>
+#include <sys/resource.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -115,6 +116,8 @@ void restore_scheduling(pid_t tid, const pb::Thread& state, const CpuBinding* bi
   attributes.runtime = state.sched_runtime();
   attributes.deadline = state.sched_deadline();
   attributes.period = state.sched_period();
+  // SCHED_IDLE keeps the nice value of before.
+  if (state.sched_policy() == SCHED_IDLE) ::setpriority(PRIO_PROCESS, static_cast<id_t>(tid), state.sched_nice());
   ::syscall(SYS_sched_setattr, tid, &attributes, 0);
 
   const cpu_set_t saved = set_from(state.cpu_mask());

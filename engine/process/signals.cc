@@ -6,12 +6,15 @@
 #include <sys/wait.h>
 #include <time.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstring>
+#include <map>
 #include <thread>
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/process/timers.h"
 
 namespace icp {
 namespace {
@@ -37,7 +40,7 @@ constexpr uint64_t kHarmless = bit_of(SIGCHLD) | bit_of(SIGURG) | bit_of(SIGWINC
 // SIGTERM: a version of it would be restored into its death. A process in a job-control stop keeps its signals until
 // SIGCONT.
 void refuse_dying(const StoppedProcess& process, const ProcStatus& status) {
-  if (process.job_stopped) return;
+  if (process.job_stopped != 0) return;
   const uint64_t deadly = ~(status.sig_caught | status.sig_ignored | kHarmless);
   const auto look = [&](const std::vector<siginfo_t>& pending, uint64_t blocked) {
     for (const siginfo_t& info : pending) {
@@ -129,11 +132,40 @@ void restore_process_signals(RemoteProcess& remote, const pb::Process& state) {
   for (const std::string& bytes : state.signals().pending()) {
     const siginfo_t info = checked_siginfo(bytes);
     if (info.si_signo == SIGSTOP) continue;  // images of earlier releases: the process is stopped anyway
+    if (sent_by_timer(state, info)) continue;
     remote.reset_scratch();
     // A process may queue any siginfo to itself, whatever its si_code.
     remote.call("rt_sigqueueinfo", SYS_rt_sigqueueinfo,
                 {state.pid(), static_cast<uint64_t>(info.si_signo), remote.stage_value(info).value});
   }
+}
+
+namespace {
+
+// As the kernel's will_become_orphaned_pgrp(): nobody in the group has a parent in another group of the session.
+bool is_orphaned_group(const pb::Process& member, const pb::Capsule& capsule) {
+  std::map<uint32_t, const pb::Process*> processes;
+  for (const pb::Process& process : capsule.processes()) processes.emplace(process.pid(), &process);
+  return std::none_of(capsule.processes().begin(), capsule.processes().end(), [&](const pb::Process& process) {
+    if (process.pgid() != member.pgid() || process.state() == pb::Process::ZOMBIE) return false;
+    const auto parent = processes.find(process.ppid());
+    return parent != processes.end() && parent->second->pgid() != process.pgid() &&
+           parent->second->sid() == process.sid();
+  });
+}
+
+}  // namespace
+
+int stop_signal_of(const pb::Process& state, const pb::Capsule& capsule) {
+  const int signal = state.stop_signal();
+  if (signal != SIGTSTP && signal != SIGTTIN && signal != SIGTTOU) return SIGSTOP;
+  const auto acts = [signal](const pb::SignalAction& action) {
+    return action.signal() == static_cast<uint32_t>(signal) && action.handler() != 0;
+  };
+  const auto blocks = [signal](const pb::Thread& thread) { return (thread.signal_mask() & bit_of(signal)) != 0; };
+  const bool arrives = std::none_of(state.signals().actions().begin(), state.signals().actions().end(), acts) &&
+                       !std::all_of(state.threads().begin(), state.threads().end(), blocks);
+  return arrives && !is_orphaned_group(state, capsule) ? signal : SIGSTOP;
 }
 
 void take_stop_of_child(RemoteProcess& parent, uint32_t child, const std::function<void()>& stop) {
@@ -160,7 +192,7 @@ void restore_thread_signals(RemoteProcess& remote, const pb::Process& state, con
     throw_error(ErrorKind::kImage, "thread {} has {} pending signals", thread.tid(), thread.pending_size());
   for (const std::string& bytes : thread.pending()) {
     const siginfo_t info = checked_siginfo(bytes);
-    if (info.si_signo == SIGSTOP) continue;
+    if (info.si_signo == SIGSTOP || sent_by_timer(state, info)) continue;
     remote.reset_scratch();
     remote.call("rt_tgsigqueueinfo", SYS_rt_tgsigqueueinfo,
                 {state.pid(), thread.tid(), static_cast<uint64_t>(info.si_signo), remote.stage_value(info).value});

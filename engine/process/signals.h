@@ -22,6 +22,9 @@ void restore_signal_actions(RemoteProcess& remote, const pb::Process& state);
 // process's leader and then each thread for its own. All signals are blocked in the thread.
 void restore_process_signals(RemoteProcess& remote, const pb::Process& state);
 void restore_thread_signals(RemoteProcess& remote, const pb::Process& state, const pb::Thread& thread);
+// The signal by which a process of the image that was stopped stops again: that of the first stop, where it has the
+// same effect, else SIGSTOP. Stops of the terminal's kind are dropped by a process group that is orphaned.
+int stop_signal_of(const pb::Process& state, const pb::Capsule& capsule);
 // `stop` stops a child of the process by a signal. Afterwards it is as if the process had waited for that: no SIGCHLD,
 // and nothing for wait(2). `child`: its number in the capsule.
 void take_stop_of_child(RemoteProcess& parent, uint32_t child, const std::function<void()>& stop);

@@ -113,7 +113,7 @@ void note_starts(StoppedProcess& process, InterruptedCalls& calls) {
   TimeoutPlaces places(process.ref.pid);
   for (Tracee& thread : process.threads) {
     ThreadStart& start = starts.emplace_back();
-    process.job_stopped = process.job_stopped || thread.job_stopped();
+    if (thread.job_stopped()) process.job_stopped = thread.stop_signal();
     start.signal_mask = thread.signal_mask();
     start.live = thread.regs();
     find_rseq(thread, process.ref.pid, start);

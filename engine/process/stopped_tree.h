@@ -66,7 +66,7 @@ struct StoppedProcess {
   ProcStatus status;                // of the moment when the whole tree had
   std::vector<MapsEntry> maps;
   std::unique_ptr<RemoteProcess> remote;  // calls in the leader; null for a zombie
-  bool job_stopped = false;               // SIGSTOP, SIGTSTP ...
+  int job_stopped = 0;                    // SIGSTOP, SIGTSTP ...; 0: not at all
   bool calls_protected = false;           // the remote calls find back should the agent die (return_frame.h)
 };
 

@@ -2,6 +2,7 @@
 #include "engine/process/timers.h"
 
 #include <signal.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <time.h>
@@ -67,26 +68,84 @@ std::vector<pb::PosixTimer> read_posix_timers(pid_t pid) {
   return timers;
 }
 
-void create_timer(RemoteProcess& remote, const pb::PosixTimer& timer) {
-  // A negative clock id names the CPU time of a process or thread by number; the process's own is rebuilt as such.
-  if (timer.id() < 0 || timer.id() > kMostTimerId)
-    throw_error(ErrorKind::kImage, "POSIX timer id {} is out of range", timer.id());
-  sigevent event{};
-  event.sigev_notify = timer.notify();
-  event.sigev_signo = timer.signal();
-  event.sigev_value.sival_ptr = reinterpret_cast<void*>(timer.value());
-  event._sigev_un._tid = static_cast<pid_t>(timer.notify_tid());
-  for (int made = -1; made != timer.id();) {
-    remote.reset_scratch();
-    const RemoteAddr event_at = remote.stage_value(event);
-    const RemoteAddr id_at = remote.stage_value(int{-1});
-    remote.call("timer_create", SYS_timer_create,
-                {static_cast<uint64_t>(static_cast<int64_t>(timer.clock())), event_at.value, id_at.value});
-    made = remote.read_value<int>(id_at);
-    if (made > timer.id())
-      throw_error(ErrorKind::kImage, "POSIX timer id {} cannot be had again (the next one is {})", timer.id(), made);
-    if (made != timer.id()) remote.call("timer_delete", SYS_timer_delete, {static_cast<uint64_t>(made)});
+// Since Linux 6.15 a timer can be made with a given id. In the calling process.
+constexpr uint64_t kRestoreIds = 77, kRestoreIdsOff = 0, kRestoreIdsOn = 1, kRestoreIdsGet = 2;  // PR_TIMER_CREATE_...
+bool can_restore_ids() { return ::prctl(kRestoreIds, kRestoreIdsGet, 0, 0, 0) >= 0; }
+
+class TimerMaker {
+ public:
+  explicit TimerMaker(RemoteProcess& remote)
+      : remote_(remote), by_id_(remote.syscall(SYS_prctl, {kRestoreIds, kRestoreIdsOn, 0, 0, 0}) == 0) {}
+  ~TimerMaker() {
+    try {
+      if (by_id_) remote_.syscall(SYS_prctl, {kRestoreIds, kRestoreIdsOff, 0, 0, 0});
+    } catch (const Error&) {
+      // It has been killed.
+    }
   }
+  TimerMaker(const TimerMaker&) = delete;
+  TimerMaker& operator=(const TimerMaker&) = delete;
+
+  // A negative clock id names the CPU time of a process or thread by number; the process's own is rebuilt as such.
+  void make(const pb::PosixTimer& timer) {
+    if (timer.id() < 0 || (!by_id_ && timer.id() > kMostTimerId))
+      throw_error(ErrorKind::kImage, "POSIX timer id {} is out of range", timer.id());
+    for (int made = -1; made != timer.id();) {
+      made = make_one(timer);
+      if (made > timer.id())
+        throw_error(ErrorKind::kImage, "POSIX timer id {} cannot be had again (the next one is {})", timer.id(), made);
+      if (made != timer.id()) remote_.call("timer_delete", SYS_timer_delete, {static_cast<uint64_t>(made)});
+    }
+  }
+
+ private:
+  int make_one(const pb::PosixTimer& timer) {
+    sigevent event{};
+    event.sigev_notify = timer.notify();
+    event.sigev_signo = timer.signal();
+    event.sigev_value.sival_ptr = reinterpret_cast<void*>(timer.value());
+    event._sigev_un._tid = static_cast<pid_t>(timer.notify_tid());
+    remote_.reset_scratch();
+    const RemoteAddr event_at = remote_.stage_value(event);
+    const RemoteAddr id_at = remote_.stage_value(by_id_ ? timer.id() : -1);
+    remote_.call("timer_create", SYS_timer_create,
+                 {static_cast<uint64_t>(static_cast<int64_t>(timer.clock())), event_at.value, id_at.value});
+    return remote_.read_value<int>(id_at);
+  }
+
+  RemoteProcess& remote_;
+  const bool by_id_;
+};
+
+// One that has expired, with its signal pending: it is to expire at once, and a periodic one then in step.
+void set_expired(RemoteProcess& remote, const pb::PosixTimer& timer) {
+  itimerspec time{from_ns(timer.interval_ns()), from_ns(1)};
+  int flags = 0;
+  timespec now{};
+  const bool wall =
+      timer.clock() >= 0 && timer.clock() != CLOCK_PROCESS_CPUTIME_ID && timer.clock() != CLOCK_THREAD_CPUTIME_ID;
+  if (wall && ::clock_gettime(timer.clock(), &now) == 0 && to_ns(now) + timer.remaining_ns() > timer.interval_ns()) {
+    time.it_value = from_ns(std::max<uint64_t>(to_ns(now) + timer.remaining_ns() - timer.interval_ns(), 1));
+    flags = TIMER_ABSTIME;
+  }
+  remote.reset_scratch();
+  remote.call("timer_settime", SYS_timer_settime,
+              {static_cast<uint64_t>(timer.id()), static_cast<uint64_t>(flags), remote.stage_value(time).value, 0});
+}
+
+// It can send its signal by expiring.
+bool can_expire(const pb::PosixTimer& timer) { return timer.interval_ns() != 0 || timer.remaining_ns() == 0; }
+
+bool has_expired(const pb::Process& state, const pb::PosixTimer& timer) {
+  const auto any = [&](const auto& pending) {
+    return std::any_of(pending.begin(), pending.end(), [&](const std::string& bytes) {
+      siginfo_t info{};
+      std::memcpy(&info, bytes.data(), std::min(bytes.size(), sizeof info));
+      return info.si_timerid == timer.id() && sent_by_timer(state, info);
+    });
+  };
+  return any(state.signals().pending()) || std::any_of(state.threads().begin(), state.threads().end(),
+                                                       [&](const pb::Thread& thread) { return any(thread.pending()); });
 }
 
 }  // namespace
@@ -113,6 +172,24 @@ void capture_timers(const StoppedProcess& process, CallBatch& calls, pb::Process
   }
 }
 
+void check_timers(const ProcessRef& process, Findings& findings) {
+  if (can_restore_ids()) return;
+  for (const pb::PosixTimer& timer : read_posix_timers(process.pid)) {
+    if (timer.id() <= kMostTimerId) continue;
+    findings.push_back({process.pid, process.comm, "",
+                        fmt::format("has a POSIX timer of id {}, which this kernel cannot make again", timer.id()),
+                        "restart it from time to time, keep its timers, or use Linux 6.15 or newer"});
+    return;
+  }
+}
+
+bool sent_by_timer(const pb::Process& state, const siginfo_t& info) {
+  return info.si_code == SI_TIMER &&
+         std::any_of(state.posix_timers().begin(), state.posix_timers().end(), [&](const pb::PosixTimer& timer) {
+           return timer.id() == info.si_timerid && timer.signal() == info.si_signo && can_expire(timer);
+         });
+}
+
 void name_timer_threads(const StoppedProcess& process, pb::Process& state) {
   for (pb::PosixTimer& timer : *state.mutable_posix_timers()) {
     for (size_t i = 0; timer.notify_tid() != 0 && i < process.threads.size(); ++i) {
@@ -134,8 +211,14 @@ void restore_timers(RemoteProcess& remote, const pb::Process& state) {
   // Ids are handed out upwards; the kernel lists the newest first, which is how images have them.
   std::vector<pb::PosixTimer> timers(state.posix_timers().begin(), state.posix_timers().end());
   std::sort(timers.begin(), timers.end(), [](const auto& one, const auto& other) { return one.id() < other.id(); });
+  if (timers.empty()) return;
+  TimerMaker maker(remote);
   for (const pb::PosixTimer& timer : timers) {
-    create_timer(remote, timer);
+    maker.make(timer);
+    if (has_expired(state, timer)) {
+      set_expired(remote, timer);
+      continue;
+    }
     if (timer.remaining_ns() == 0) continue;
     remote.reset_scratch();
     const itimerspec time{from_ns(timer.interval_ns()), from_ns(timer.remaining_ns())};

@@ -67,6 +67,9 @@ void ProcessRestore::build() {
   restore_tile_permission(remote(), state_);
   restore_membarrier(remote(), state_);
   make_threads();
+  for (int i = 1; i < state_.threads_size(); ++i)
+    shared_.groups.place_thread(state_, state_.threads(i), stopped_.threads[static_cast<size_t>(i)].tid());
+  if (!shared_.dry) restore_login_uid(remote(), state_);
   const auto found = shared_.bindings.find(state_.pid());
   const CpuBinding* const binding = found == shared_.bindings.end() ? nullptr : &found->second;
   for (int i = 0; i < state_.threads_size(); ++i) {
@@ -88,7 +91,16 @@ void ProcessRestore::install_descriptors() {
     remote().send_fd_to(shared_.builder.agent_socket(), shared_.socket_number, local, fd.fd(), fd.cloexec());
   }
   shared_.files.finish_process(remote(), state_);
+  if (state_.fs_of() == 0 && state_.cwd_removed() && state_.cwd_ino() != 0 && !shared_.dry) enter_removed_directory();
   remote().call("close", SYS_close, {static_cast<uint64_t>(shared_.socket_number)});
+}
+
+// The one that others may have, too, open or as theirs.
+void ProcessRestore::enter_removed_directory() {
+  const int local = shared_.files.removed_directory(state_.cwd_dev(), state_.cwd_ino(), state_.cwd());
+  const auto fd = static_cast<uint64_t>(remote().send_fd(shared_.builder.agent_socket(), shared_.socket_number, local));
+  in_directory_ = remote().syscall(SYS_fchdir, {fd}) == 0;  // else it gets one of its own
+  remote().call("close", SYS_close, {fd});
 }
 
 void ProcessRestore::make_threads() {
@@ -110,7 +122,8 @@ void ProcessRestore::drop_rights() {
     if (i > 0 && thread.has_directories() && thread.directories().of() == 0)
       restore_directories(in_thread, thread.tid(), thread.directories(), shared_.identity, shared_.dry);
   }
-  restore_user_attributes(remote(), state_, shared_.identity, shared_.dry);
+  if (state_.fs_of() == 0) restore_directories(remote(), state_, shared_.identity, shared_.dry, in_directory_);
+  set_what_ids_clear();
 }
 
 void ProcessRestore::finish() {
@@ -169,7 +182,15 @@ void ProcessRestore::give_up_rights() {
     else
       restore_securebits(in_thread, thread);
   }
-  if (shared_.of_root) restore_what_ids_clear(remote(), state_);
+  if (shared_.of_root) set_what_ids_clear();
+}
+
+void ProcessRestore::set_what_ids_clear() {
+  restore_what_ids_clear(remote(), state_);
+  for (size_t i = 0; i < stopped_.threads.size(); ++i) {
+    RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
+    restore_death_signal(in_thread, state_, state_.threads(static_cast<int>(i)));
+  }
 }
 
 void ProcessRestore::set_registers() {
@@ -183,7 +204,7 @@ void ProcessRestore::set_registers() {
 void ProcessRestore::run() noexcept {
   if (!stopped_.remote) return;  // running already
   const bool was_stopped = state_.state() == pb::Process::STOPPED;
-  if (was_stopped && !shared_.go_on) ::kill(stopped_.ref.pid, SIGSTOP);
+  if (was_stopped && !shared_.go_on) ::kill(stopped_.ref.pid, stop_signal_of(state_, shared_.capsule));
   // As when Slurm lets a suspended step go on; it also takes back a stop that was pending.
   if (was_stopped && shared_.go_on) ::kill(stopped_.ref.pid, SIGCONT);
   stopped_.remote.reset();

@@ -10,6 +10,7 @@
 #include "engine/files/file_table.h"
 #include "engine/image/image.pb.h"
 #include "engine/memory/memory_restore.h"
+#include "engine/process/control_groups.h"
 #include "engine/process/scheduling.h"
 #include "engine/process/stopped_tree.h"
 #include "engine/restore/tree_builder.h"
@@ -24,6 +25,7 @@ struct RestoreShared {
   TreeBuilder& builder;
   MemoryRestore& memory;
   FileRestore& files;
+  ControlGroupRestore& groups;
   const RestoredSysv& sysv;
   const Identity& identity;
   int socket_number;  // where the descriptor-carrying socket lies in every process: above all saved descriptors
@@ -64,8 +66,10 @@ class ProcessRestore {
  private:
   void move_socket();
   void install_descriptors();
+  void enter_removed_directory();
   void make_threads();
   void give_up_rights();
+  void set_what_ids_clear();
   void restore_filters(bool suspended);
   RemoteProcess& remote() { return *stopped_.remote; }
 
@@ -73,6 +77,7 @@ class ProcessRestore {
   const pb::Process& state_;
   StoppedProcess stopped_;
   MemoryRestore::Trampoline trampoline_;
+  bool in_directory_ = false;  // the working directory is entered
 };
 
 }  // namespace icp

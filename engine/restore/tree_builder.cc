@@ -142,8 +142,10 @@ void TreeBuilder::build(const pb::Capsule& capsule, const std::vector<TreeStep>&
       case TreeStep::kForkHelper: {
         const auto found = processes.find(step.pid);
         const pb::Process* const process = found == processes.end() ? nullptr : found->second;
-        const int signal = process == nullptr ? 0 : process->exit_signal();
-        fork_seed(step, signal > 0 && signal <= 64 ? signal : SIGCHLD, process);
+        const int signal = process == nullptr ? SIGCHLD : process->exit_signal();
+        // None at all (clone(2) with 0), but for what init waits for.
+        const bool valid = signal >= (step.by == 1 ? 1 : 0) && signal <= 64;
+        fork_seed(step, valid ? signal : SIGCHLD, process);
         made(step.pid, *seeds_.at(step.pid).remote);
         break;
       }

@@ -147,7 +147,7 @@ Tracee::Tracee(Tracee&& other) noexcept
     : tid_(std::exchange(other.tid_, 0)),
       seccomp_suspended_(other.seccomp_suspended_),
       stopped_(other.stopped_),
-      job_stopped_(other.job_stopped_),
+      stop_signal_(other.stop_signal_),
       in_call_(other.in_call_),
       settled_(other.settled_),
       overdue_(other.overdue_),
@@ -157,7 +157,7 @@ Tracee::Tracee(Tracee&& other) noexcept
 Tracee& Tracee::operator=(Tracee&& other) noexcept {
   std::swap(tid_, other.tid_);
   std::swap(stopped_, other.stopped_);
-  std::swap(job_stopped_, other.job_stopped_);
+  std::swap(stop_signal_, other.stop_signal_);
   std::swap(in_call_, other.in_call_);
   std::swap(seccomp_suspended_, other.seccomp_suspended_);
   std::swap(settled_, other.settled_);
@@ -221,7 +221,7 @@ void Tracee::wait_stopped() {
     if (is_event_stop(status)) {
       stopped_ = true;
       // SIGTRAP stands for our interrupt (or a new child); anything else is the signal of a group stop.
-      job_stopped_ = WSTOPSIG(status) != SIGTRAP;
+      stop_signal_ = WSTOPSIG(status) != SIGTRAP ? WSTOPSIG(status) : 0;
       return;
     }
     // A signal was about to be delivered: let it, the interrupt is still pending.

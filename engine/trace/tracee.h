@@ -50,7 +50,8 @@ class Tracee {
   // Waits until it has stopped. A signal on its way is delivered first, as it would have been without us. Remembers
   // a group stop (SIGSTOP, SIGTSTP) as job_stopped().
   void wait_stopped();
-  bool job_stopped() const { return job_stopped_; }
+  bool job_stopped() const { return stop_signal_ != 0; }
+  int stop_signal() const { return stop_signal_; }  // 0: no group stop
 
   user_regs_struct regs() const;
   void set_regs(const user_regs_struct& regs);
@@ -112,7 +113,7 @@ class Tracee {
   pid_t tid_ = 0;
   bool seccomp_suspended_ = false;
   bool stopped_ = false;
-  bool job_stopped_ = false;
+  int stop_signal_ = 0;
   bool in_call_ = false;
   bool settled_ = false;
   bool overdue_ = false;  // has been waited for in vain: not so long again

@@ -193,6 +193,45 @@ TEST_F(InterruptedRoundtrip, TimeoutsInMemoryKeepTheirRest) {
 
 // A thread that spins inside a restartable sequence: any stop there must end in its abort handler.
 // More than find room in the vdso. The first version counts as the beginning.
+// A stop by job control, or another agent, has turned the calls into restart_syscall(2) before: through functions of
+// the C library, whose code tells the number, and through syscall(2).
+TEST_F(InterruptedRoundtrip, CallsThatWereInterruptedBefore) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  std::atomic<int> failed = 0;
+                  std::vector<std::thread> threads;
+                  const auto wait = [&](auto call) {
+                    threads.emplace_back([&failed, call] {
+                      if (!call()) failed++;
+                    });
+                  };
+                  static constexpr timespec kTime{1, 500'000'000};
+                  static uint32_t word = 0;
+                  wait([] { return ::nanosleep(&kTime, nullptr) == 0; });
+                  wait([] { return ::syscall(SYS_nanosleep, &kTime, nullptr) == 0; });
+                  wait([] { return ::syscall(SYS_clock_nanosleep, CLOCK_MONOTONIC, 0, &kTime, nullptr) == 0; });
+                  wait([] { return ::poll(nullptr, 0, 1500) == 0; });
+                  wait([] { return ::syscall(SYS_poll, nullptr, 0, 1500) == 0; });
+                  wait([] {
+                    return ::syscall(SYS_futex, &word, FUTEX_WAIT_PRIVATE, 0, &kTime, nullptr, 0) != 0 &&
+                           errno == ETIMEDOUT;
+                  });
+                  ::usleep(50'000);
+                  const pid_t child = ::fork();
+                  if (child == 0) {
+                    ::kill(::getppid(), SIGSTOP);
+                    ::usleep(50'000);
+                    ::_exit(::kill(::getppid(), SIGCONT));
+                  }
+                  CHECK_OR_DIE(::waitpid(child, nullptr, 0) == child);
+                  gate.ready_and_go();
+                  for (std::thread& thread : threads) thread.join();
+                  return static_cast<int>(failed);
+                },
+                {.generations = 2}),
+            0);
+}
+
 TEST_F(InterruptedRoundtrip, ManySleepersKeepTheirRest) {
   EXPECT_EQ(roundtrip(
                 [](Gate& gate) {
