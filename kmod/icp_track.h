@@ -168,6 +168,7 @@ bool icp_is_huge(struct vm_area_struct *vma, unsigned long address);
 bool icp_can_track(struct vm_area_struct *vma);
 void icp_arm_vma(struct vm_area_struct *vma);
 void icp_flush_tlb(void);
+bool icp_can_flush(void);
 
 /* collect.c */
 long icp_collect(struct icp_view *view, struct icp_collect *collect, bool rearm);

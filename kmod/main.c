@@ -6,8 +6,13 @@
 
 static int __init icp_track_init(void)
 {
-	int error = icp_log_init();
+	int error;
 
+	if (!icp_can_flush()) {
+		pr_err("icp_track: this kernel gives modules no way to empty the TLB under Xen PV\n");
+		return -EOPNOTSUPP;
+	}
+	error = icp_log_init();
 	if (error)
 		return error;
 	error = icp_views_init();

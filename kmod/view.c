@@ -218,8 +218,11 @@ struct icp_view *icp_view_track(struct icp_track *track)
 	put_task_struct(task);
 	if (!mm)
 		return ERR_PTR(-ESRCH);
-	/* ptrace_may_access() is not exported; this asks for no less. */
-	if (!ns_capable(mm->user_ns, CAP_SYS_PTRACE)) {
+	/*
+	 * ptrace_may_access() is not exported; this asks for no less. Who has the right here has it in all user
+	 * namespaces, whether the kernel keeps the target's in its mm or (7.2) elsewhere.
+	 */
+	if (!capable(CAP_SYS_PTRACE)) {
 		view = ERR_PTR(-EPERM);
 	} else if (mutex_lock_killable(&icp_track_mutex)) {
 		view = ERR_PTR(-EINTR);

@@ -10,10 +10,17 @@
 #include <linux/smp.h>
 #include <linux/swap.h>
 #include <linux/swapops.h>
+#include <asm/cpufeature.h>
+#include <asm/invpcid.h>
+#include <asm/special_insns.h>
 #include <asm/tlbflush.h>
 
 #include "icp_features.h"
 #include "icp_track.h"
+
+#ifdef ICP_HAVE_SOFTLEAF
+#include <linux/leafops.h>
+#endif
 
 #ifdef VM_SHADOW_STACK
 #define NO_TRACKING (VM_PFNMAP | VM_MIXEDMAP | VM_IO | VM_HUGETLB | VM_SHADOW_STACK)
@@ -83,18 +90,40 @@ static void note_compound(struct icp_walk *walk, struct page *page, unsigned lon
 	walk->compound_end = walk->compound_start + page_size(compound_head(page));
 }
 
+#ifdef ICP_HAVE_SOFTLEAF
+static bool is_swapped(pte_t pte)
+{
+	return softleaf_is_swap(softleaf_from_pte(pte));
+}
+
+static bool is_marker(pte_t pte)
+{
+	return softleaf_is_marker(softleaf_from_pte(pte));
+}
+#else
+static bool is_swapped(pte_t pte)
+{
+	return !non_swap_entry(pte_to_swp_entry(pte));
+}
+
+static bool is_marker(pte_t pte)
+{
+#ifdef ICP_HAVE_PTE_MARKER
+	return is_pte_marker_entry(pte_to_swp_entry(pte));
+#else
+	return false;
+#endif
+}
+#endif
+
 static u32 state_of_swap(pte_t pte, bool *written, bool *busy)
 {
-	swp_entry_t entry = pte_to_swp_entry(pte);
-
 	*written = pte_swp_soft_dirty(pte);
 	*busy = false;
-	if (!non_swap_entry(entry))
+	if (is_swapped(pte))
 		return ICP_RANGE_DATA;
-#ifdef ICP_HAVE_PTE_MARKER
-	if (is_pte_marker_entry(entry))
+	if (is_marker(pte))
 		return ICP_RANGE_NONE;
-#endif
 	/* Being migrated, on a device, poisoned: whose page it is is not asked for; it counts as written, and again. */
 	*written = true;
 	*busy = true;
@@ -291,9 +320,40 @@ int icp_walk_range(struct vm_area_struct *vma, unsigned long start, unsigned lon
 	return error;
 }
 
+#ifdef ICP_HAVE_FLUSH_TLB_ALL
 static void flush_this_cpu(void *unused)
 {
 	__flush_tlb_all();
+}
+#else
+/*
+ * What the kernel's own does on a processor: it is for some of the kernel's modules alone (7.2). Interrupts are off here.
+ * Under Xen without hardware's help neither may be done; icp_can_flush() says so, and the module is not loaded there.
+ */
+static void flush_this_cpu(void *unused)
+{
+	unsigned long cr4;
+
+	if (boot_cpu_has(X86_FEATURE_INVPCID)) {
+		invpcid_flush_all();
+	} else if (boot_cpu_has(X86_FEATURE_PGE)) {
+		/* Both changes of the bit empty the TLB, and in the end it is what the kernel believes it to be. */
+		cr4 = native_read_cr4();
+		asm volatile("mov %0, %%cr4" : : "r"(cr4 ^ X86_CR4_PGE) : "memory");
+		asm volatile("mov %0, %%cr4" : : "r"(cr4) : "memory");
+	} else {
+		native_write_cr3(__native_read_cr3());
+	}
+}
+#endif
+
+bool icp_can_flush(void)
+{
+#ifdef ICP_HAVE_FLUSH_TLB_ALL
+	return true;
+#else
+	return !boot_cpu_has(X86_FEATURE_XENPV);
+#endif
 }
 
 /* Of all processors, and all address spaces: one that is not running this address space may keep entries of it. */
