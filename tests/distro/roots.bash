@@ -27,6 +27,17 @@ in_root() {
             DEBIAN_FRONTEND=noninteractive TERM="${TERM:-dumb}" "$@"' sh "$root" "$source_dir" "$@"
 }
 
+# in_overlay ROOT DIR=PLACE,... SCRIPT ARGUMENT...: runs the script in the root, where directories of this machine are seen
+# at other places. What it writes elsewhere is forgotten; its namespaces end with it, whatever it has started.
+in_overlay() {
+    local root=$1 work status=0
+    work=$(mktemp -d "$roots/run-XXXXXX")
+    nice -n 5 unshare --mount --propagation private --uts --ipc --pid --fork --kill-child \
+        bash "$source_dir/tests/distro/enter" "$work" "$@" || status=$?
+    rm -rf --one-file-system "$work"
+    return "$status"
+}
+
 # Made under another name first: a root that is there is whole. ICP_DISTRO_CACHED=1: none is made, and none changed.
 make_root() {
     local suite=$1 root=$2
@@ -44,16 +55,16 @@ make_root() {
     mv "$new" "$root"
 }
 
-# install_packages SUITE ROOT PACKAGE...: once; asked again when the list has changed.
+# install_packages SUITE ROOT PACKAGE...: once; asked again when the list has changed (of that name, if packages_of is set).
 install_packages() {
-    local suite=$1 root=$2
+    local suite=$1 root=$2 list=.packages${packages_of:+-$packages_of}
     shift 2
-    [[ "$*" == "$(cat "$root/.packages" 2>/dev/null)" ]] && return
+    [[ "$*" == "$(cat "$root/$list" 2>/dev/null)" ]] && return
     [[ -z ${ICP_DISTRO_CACHED-} ]] || missing "$suite: $root lacks packages; tests/distro/run $suite installs them"
     say "$suite: installing $# packages and what they need"
     # A mirror of a suite in the making may lag behind what its index promises.
     in_root "$root" sh -c 'apt-get -q -o Acquire::Check-Valid-Until=false update && exec nice -n 10 apt-get -q install -y --no-install-recommends "$@"' sh \
         "$@" >>"$root.log" 2>&1 </dev/null || { tail -n 15 "$root.log" >&2; die "$suite: apt-get failed, see $root.log"; }
     rm -rf "$root"/var/cache/apt/archives/*.deb
-    echo "$*" >"$root/.packages"
+    echo "$*" >"$root/$list"
 }
