@@ -22,6 +22,7 @@ namespace icp {
 namespace {
 
 constexpr const char* kCompleted = "/completed";
+constexpr const char* kCutPart = "cut.";              // and the name of a launched step's capsule
 constexpr const char* kCompletedPart = "completed.";  // and the name of a capsule, for one of several
 constexpr const char* kVacated = "/vacated";
 
@@ -275,9 +276,17 @@ void mark_completed(const std::string& image, const protocol::StepFacts& facts) 
   set_mark(image, completed_mark(facts.capsules > 1 ? facts.capsule : "").c_str(), identity_of(facts));
 }
 
+void mark_cut(const std::string& image, const std::string& capsule, const Identity& identity) {
+  set_mark(image, fmt::format("/{}{}", kCutPart, capsule).c_str(), identity);
+}
+
 bool is_completed(const std::string& image, const Identity& identity) {
-  if (has_mark(image, kCompleted, identity)) return true;
+  const bool marked = has_mark(image, kCompleted, identity);
   try {
+    if (marked) {
+      const auto names = names_in(image, identity);
+      return std::none_of(names.begin(), names.end(), [](const auto& name) { return name.starts_with(kCutPart); });
+    }
     std::set<std::string> ended;
     uint32_t latest = 0;
     for (const std::string& name : names_in(image, identity)) {
@@ -290,7 +299,7 @@ bool is_completed(const std::string& image, const Identity& identity) {
     }
     return true;
   } catch (const Error&) {
-    return false;  // there is no image, or none that could be restarted from
+    return marked;  // there is no image, or none that could be restarted from
   }
 }
 
@@ -298,7 +307,8 @@ void unmark_completed(const std::string& image, const Identity& identity) {
   remove_mark(image, kCompleted, identity);
   try {
     for (const std::string& name : names_in(image, identity))
-      if (name.starts_with(kCompletedPart)) remove_mark(image, ("/" + name).c_str(), identity);
+      if (name.starts_with(kCompletedPart) || name.starts_with(kCutPart))
+        remove_mark(image, ("/" + name).c_str(), identity);
   } catch (const Error&) {
     // There is no image yet.
   }

@@ -195,6 +195,12 @@ void StepAgent::finish(bool goodbye) {
       !capsule_agents_) {
     mark_completed(image_, facts_);
   }
+  // Killed, that is: what the launcher makes of it is no end of the script that it would have come to.
+  const bool cut = std::any_of(tasks_.begin(), tasks_.end(), [](const auto& entry) {
+    const int status = entry.second.status.value_or(0);
+    return WIFSIGNALED(status) && (WTERMSIG(status) == SIGTERM || WTERMSIG(status) == SIGKILL);
+  });
+  if (facts_.launched != 0 && cut && !image_.empty()) mark_cut(image_, facts_.capsule, identity_of(facts_));
   spdlog::info("end of the step{}", goodbye ? "" : ": slurmstepd is gone");
   if (capsule_agents_) capsule_agents_->goodbye(goodbye ? kPartsTimeout : 0);
   capsule_agents_.reset();

@@ -11,7 +11,8 @@ namespace {
 constexpr std::string_view kMark = "srun 1";
 // Of Open MPI 4 and 5 (PRRTE), and of MPICH (hydra).
 constexpr std::string_view kDaemons[] = {"orted", "prted", "hydra_pmi_proxy", "hydra_bstrap_proxy"};
-constexpr std::string_view kNodes = "SLURM_JOB_NODELIST";
+constexpr std::string_view kNodes = "SLURM_JOB_NODELIST", kNodeCount = "SLURM_JOB_NUM_NODES",
+                           kNodeName = "SLURMD_NODENAME";
 
 std::optional<size_t> number_in(const std::string& text) {
   size_t number = 0;
@@ -28,18 +29,47 @@ std::string_view value_of(const std::vector<std::string>& environment, std::stri
   return {};
 }
 
-void name_no_nodes(std::vector<std::string>& arguments) {
-  for (auto at = arguments.begin(); at != arguments.end();) {
-    if (*at == "--nodelist" || *at == "-w") {
-      at = arguments.erase(at, std::min(at + 2, arguments.end()));
-    } else if (at->starts_with("--nodelist=") || (at->starts_with("-w") && at->size() > 2)) {
-      at = arguments.erase(at);
-    } else if (!at->starts_with('-') && at != arguments.begin() && starts_daemons({*at})) {
-      return;  // the daemon's own follow
-    } else {
-      ++at;
+// An option of srun's with its value: "--nodes=2", "--nodes 2", "-N2", "-N 2".
+struct Option {
+  size_t words = 0;   // 0: another one stands here
+  std::string value;  // empty when there is none
+};
+
+Option option_at(const std::vector<std::string>& arguments, size_t at, std::string_view name, std::string_view letter) {
+  const std::string& word = arguments[at];
+  if (word == name || (!letter.empty() && word == letter))
+    return at + 1 < arguments.size() ? Option{2, arguments[at + 1]} : Option{1, ""};
+  if (word.starts_with(name) && word.size() > name.size() && word[name.size()] == '=')
+    return {1, word.substr(name.size() + 1)};
+  if (!letter.empty() && word.starts_with(letter) && !word.starts_with("--")) return {1, word.substr(letter.size())};
+  return {};
+}
+
+// For an allocation of so many nodes (0: not known), other ones than before: which they are is Slurm's to choose, and
+// where there are fewer of them a node gets several daemons. `script_node` gets one only if it has to: what runs there
+// listens at the same ports as the daemons' programs, as a rule.
+void fit_nodes(std::vector<std::string>& arguments, size_t nodes, std::string_view script_node) {
+  std::optional<size_t> wanted;
+  for (size_t at = 1; at < arguments.size();) {
+    if (!arguments[at].starts_with('-') && starts_daemons({arguments[at]})) break;  // the daemon's own follow
+    Option option = option_at(arguments, at, "--nodelist", "-w");
+    if (option.words == 0) option = option_at(arguments, at, "--ntasks-per-node", "");
+    std::vector<std::string> instead;
+    if (option.words == 0) {
+      option = option_at(arguments, at, "--nodes", "-N");
+      if (option.words != 0) wanted = number_in(option.value);
+      if (option.words != 0 && wanted && nodes != 0 && *wanted > nodes)
+        instead = {"--nodes=" + std::to_string(nodes)};
+      else
+        option.words = 0;
     }
+    const auto begin = arguments.begin() + static_cast<ptrdiff_t>(at);
+    arguments.erase(begin, begin + static_cast<ptrdiff_t>(option.words));
+    arguments.insert(arguments.begin() + static_cast<ptrdiff_t>(at), instead.begin(), instead.end());
+    if (option.words == 0 || !instead.empty()) at++;
   }
+  if (wanted && *wanted < nodes && !script_node.empty())
+    arguments.insert(arguments.begin() + 1, "--exclude=" + std::string(script_node));
 }
 
 }  // namespace
@@ -91,7 +121,9 @@ void set_variable(std::vector<std::string>& environment, const std::string& name
 }
 
 Request in_new_allocation(Request request, const std::vector<std::string>& allocation) {
-  if (value_of(request.environment, kNodes) != value_of(allocation, kNodes)) name_no_nodes(request.arguments);
+  if (value_of(request.environment, kNodes) != value_of(allocation, kNodes))
+    fit_nodes(request.arguments, number_in(std::string(value_of(allocation, kNodeCount))).value_or(0),
+              value_of(allocation, kNodeName));
   for (const std::string& variable : allocation)
     if (variable.starts_with("SLURM_")) set_variable(request.environment, variable);
   return request;

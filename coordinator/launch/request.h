@@ -31,7 +31,8 @@ struct Request {
 bool starts_daemons(const std::vector<std::string>& arguments);
 
 // For a restart, in an allocation of which `allocation` ("NAME=value") is the environment: SLURM_* are the new job's,
-// and nodes are named no more when the job has others than it had.
+// and nodes are named no more when the job has others than it had, and no more asked
+// for than it has.
 Request in_new_allocation(Request request, const std::vector<std::string>& allocation);
 
 // Puts NAME=value in place of what is there of that name; without a value ("NAME") removes it.

@@ -77,6 +77,33 @@ TEST(LaunchRequest, InAnotherAllocationSlurmChoosesThem) {
   EXPECT_THAT(again.environment, Contains("PATH=/bin"));
 }
 
+TEST(LaunchRequest, OnFewerNodesNoMoreAreAskedForThanThereAre) {
+  const auto again = [](std::vector<std::string> arguments, const std::string& count) {
+    Request request = orted();
+    request.arguments = std::move(arguments);
+    return in_new_allocation(request, {"SLURM_JOB_NODELIST=node3", "SLURM_JOB_NUM_NODES=" + count}).arguments;
+  };
+  EXPECT_THAT(
+      again({"srun", "--ntasks-per-node=1", "--nodes=2", "--nodelist=node2,node4", "--ntasks=2", "prted", "-N", "4"},
+            "1"),
+      ElementsAre("srun", "--nodes=1", "--ntasks=2", "prted", "-N", "4"));
+  EXPECT_THAT(again({"srun", "-N", "3", "-n", "3", "--input", "none", "hydra_pmi_proxy"}, "2"),
+              ElementsAre("srun", "--nodes=2", "-n", "3", "--input", "none", "hydra_pmi_proxy"));
+  EXPECT_THAT(again({"srun", "-N3", "--ntasks-per-node", "1", "-n3", "orted"}, "4"),
+              ElementsAre("srun", "-N3", "-n3", "orted"));
+  EXPECT_THAT(again({"srun", "--nodes", "3", "-n3", "orted"}, ""), ElementsAre("srun", "--nodes", "3", "-n3", "orted"));
+}
+
+TEST(LaunchRequest, TheScriptsNodeGetsADaemonOnlyIfThereIsNoOther) {
+  const auto again = [](const std::string& count) {
+    return in_new_allocation(orted(),
+                             {"SLURM_JOB_NODELIST=node[3-5]", "SLURM_JOB_NUM_NODES=" + count, "SLURMD_NODENAME=node3"})
+        .arguments;
+  };
+  EXPECT_THAT(again("3"), ElementsAre("srun", "--exclude=node3", "--nodes=1", "--ntasks=1", "orted", "-w", "x"));
+  EXPECT_THAT(again("1"), ElementsAre("srun", "--nodes=1", "--ntasks=1", "orted", "-w", "x"));
+}
+
 TEST(LaunchRequest, VariablesAreReplacedByName) {
   std::vector<std::string> environment = {"A=1", "AB=2", "A=3"};
   set_variable(environment, "A=4");

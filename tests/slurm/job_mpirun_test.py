@@ -10,8 +10,9 @@ import unittest
 
 import harness
 import leftovers
+import networks
 from coordinated import Coordinated
-from mpicase import OpenMpiProgram, PATIENCE, with_open_mpi
+from mpicase import open_mpi, OpenMpiProgram, PATIENCE, with_open_mpi
 
 MPICH = harness.BUILD / "tests" / "programs" / "allreduce"
 
@@ -86,8 +87,20 @@ class Launched(Coordinated):
         return [int(pid) for pid in children]
 
 
+# Open MPI 5 finds no way from an address to itself: its nodes have addresses of their own.
+NETWORKS = open_mpi() >= 5
+
+
 @with_open_mpi
 class OpenMpi(OpenMpiProgram, Launched):
+    options = {**Coordinated.options, "networks": NETWORKS}
+
+    @classmethod
+    def configure(cls):
+        if NETWORKS:
+            networks.leave_host()
+        super().configure()
+
     def script(self, step_ms):
         return (self.exports + f"mpirun.openmpi --map-by node -n 2 ./allreduce --rounds {self.rounds} "
                 f"--step-ms {step_ms}; echo end $?")
@@ -103,7 +116,7 @@ class OpenMpi(OpenMpiProgram, Launched):
 class OnOtherNodes(OpenMpi):
     """Three ranks on three nodes, then in a new job with other names of nodes: Slurm chooses where the daemons run."""
 
-    options = {"nodes": 4, "coordinator": True}
+    options = {**OpenMpi.options, "nodes": 4}
 
     def script(self, step_ms):
         return super().script(step_ms).replace("-n 2", "-n 3")
@@ -123,6 +136,59 @@ class OnOtherNodes(OpenMpi):
                              f"--restart-dir={first}.batch")
         text = self.check_end(second, wanted)
         self.assertNotIn("ROUND 0\n", text)
+
+
+@with_open_mpi
+class OnOneNode(OpenMpi):
+    """No daemons, hence no step of their own."""
+
+    def test_requeue(self):
+        job = self.submit(self.script(0), "-N1", "-n2")
+        self.assertEqual(self.wait_job(job, timeout=PATIENCE), "COMPLETED", self.output(job))
+        wanted = self.output(job).splitlines()[-2:]
+        job = self.submit(self.script(250), "-N1", "-n2", "--checkpoint-interval=1s")
+        self.wait_text(f"job-{job}.out", "ROUND 10", PATIENCE)
+        self.wait_versions(f"{job}.batch", 2)
+        self.cluster.run(["scontrol", "requeue", job])
+        text = self.check_end(job, wanted)
+        self.assertIn(f"slurm-icp: step {job}.batch restarted from version", text)
+        self.assertEqual(text.count("ROUND 0\n"), 1)
+
+    def script(self, step_ms):
+        return super().script(step_ms).replace("--map-by node", "--oversubscribe")
+
+    def test_new_job(self):
+        self.skipTest("on two nodes above")
+
+
+@with_open_mpi
+class OnFewerNodes(OpenMpi):
+    """Three ranks on three nodes; then on two, and on one. Where each node has an address of its own all ranks listen at the
+    same port, and two of them on a node are refused."""
+
+    options = {**OpenMpi.options, "nodes": 3}
+
+    def script(self, step_ms):
+        return super().script(step_ms).replace("-n 2", "-n 3")
+
+    def test_requeue(self):
+        self.skipTest("on two nodes above")
+
+    def test_new_job(self):
+        wanted = self.answer(3)
+        for count in (2, 1):
+            with self.subTest(nodes=count):
+                first = self.submit(self.script(250), "-N3", "-n3", "--checkpoint-interval=1s")
+                self.wait_text(f"job-{first}.out", "ROUND 10", PATIENCE)
+                self.wait_both(first, 2)
+                self.cluster.run(["scancel", "--signal=KILL", "--full", first])
+                self.wait_job(first, timeout=60)
+                again = self.submit(self.script(250), f"-N{count}-{count}", "-n3", f"--restart-dir={first}.batch")
+                if NETWORKS:
+                    self.assertEqual(self.wait_job(again, timeout=PATIENCE), "FAILED")
+                    self.assertRegex(self.output(again), "(TCP port |TCP socket to 0.0.0.0:)1024")
+                else:
+                    self.assertNotIn("ROUND 0\n", self.check_end(again, wanted))
 
 
 @unittest.skipUnless(MPICH.exists() and shutil.which("mpiexec.hydra"), "no MPICH")

@@ -7,7 +7,7 @@ import shutil
 import harness
 import networks
 from coordinated import Coordinated
-from mpicase import MpiCase, OpenMpiProgram, PATIENCE, with_open_mpi
+from mpicase import MpiCase, OpenMpiProgram, PATIENCE, with_mpi4py, with_open_mpi
 
 
 @with_open_mpi
@@ -69,6 +69,27 @@ class TwoNodes(OpenMpiProgram, Coordinated, MpiCase):
         last = self.srun(*srun, f"--restart-dir={image}", "none", timeout=PATIENCE)
         self.assertEqual(last.stdout.splitlines()[-1:], [whole], last.stderr + self.agent_log()[-3000:])
         self.assertEqual(last.returncode, 0)
+
+
+class Mpi4py:
+    """Beside a class above: its tests with a program in Python."""
+
+    program = "./allreduce_mpi4py.py"
+
+    def setUp(self):
+        super().setUp()
+        shutil.copy(harness.ROOT / "tests" / "programs" / "allreduce_mpi4py.py", self.work)
+
+
+@with_mpi4py
+class Python(Mpi4py, OpenMpi):
+    def test_without_a_server(self):
+        self.skipTest("in C above")
+
+
+@with_mpi4py
+class PythonOnTwoNodes(Mpi4py, TwoNodes):
+    pass
 
 
 if __name__ == "__main__":

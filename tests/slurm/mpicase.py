@@ -5,6 +5,7 @@ import os
 import pathlib
 import re
 import shutil
+import subprocess
 import unittest
 
 from jobcase import JobCase
@@ -15,6 +16,24 @@ PATIENCE = 240  # s
 RESULT = r"^RESULT allreduce ranks={} rounds=40 hash=[0-9a-f]{{16}}$"
 
 with_open_mpi = unittest.skipUnless(shutil.which("mpirun.openmpi") and shutil.which("mpicc.openmpi"), "no Open MPI")
+
+
+def open_mpi():
+    """The major version of Open MPI; 0 where there is none."""
+    if not shutil.which("mpirun.openmpi"):
+        return 0
+    asked = subprocess.run(["mpirun.openmpi", "--version"], capture_output=True, text=True, timeout=60, check=False)
+    return int(re.search(r" ([0-9]+)\.|$", asked.stdout).group(1) or 0)
+
+
+def have_mpi4py():
+    """Debian's mpi4py speaks Open MPI."""
+    asked = subprocess.run(["/usr/bin/python3", "-c", "import mpi4py.MPI as m; print(m.Get_library_version())"],
+                           capture_output=True, text=True, timeout=60, check=False)
+    return "Open MPI" in asked.stdout
+
+
+with_mpi4py = unittest.skipUnless(shutil.which("mpirun.openmpi") and have_mpi4py(), "no mpi4py with Open MPI")
 
 
 class MpiCase(JobCase):

@@ -54,6 +54,16 @@ TEST_F(ImageChoice, AStepHasEndedWhenAllItsCapsulesHave) {
   EXPECT_EQ(kind(), StartPlan::kRestart);
 }
 
+TEST_F(ImageChoice, AScriptWhoseLaunchedStepWasKilledHasNotCompleted) {
+  commit({"n1", "n2.launch1"});
+  mark_cut(image, "n2.launch1", identity_of(facts));
+  ended("n1", 1);
+  EXPECT_EQ(kind(), StartPlan::kRestart);
+  unmark_completed(image, identity_of(facts));  // the next one begins
+  ended("n1", 1);
+  EXPECT_EQ(kind(), StartPlan::kFresh);
+}
+
 TEST_F(ImageChoice, OneCapsule) {
   commit({"n1"});
   ended("n1", 1);
