@@ -13,8 +13,10 @@ namespace icp {
 inline constexpr std::string_view kAtTimeLimit = "timelimit";
 // SIGTERM by Slurm: for a preempted job, a cancelled one, one whose time is over.
 inline constexpr std::string_view kPreempt = "preempt", kCancel = "cancel";
-inline constexpr std::array kCheckpointMoments{kAtTimeLimit, kPreempt, kCancel};
-inline constexpr const char* kMomentsGrammar = "WHEN[,WHEN...], where WHEN is timelimit, preempt or cancel; or none";
+inline constexpr std::string_view kAtDrain = "drain";  // a node of the job is drained
+inline constexpr std::array kCheckpointMoments{kAtTimeLimit, kAtDrain, kPreempt, kCancel};
+inline constexpr const char* kMomentsGrammar =
+    "WHEN[,WHEN...], where WHEN is timelimit, drain, preempt or cancel; or none";
 
 inline bool has_moment(std::string_view list, std::string_view moment) {
   while (!list.empty()) {

@@ -139,6 +139,11 @@ const std::map<std::string, Reader>& readers() {
        }},
       {"requeue_max", [](Config& c, const Entry& e) { c.requeue_max = count(e); }},
       {"requeue_margin", [](Config& c, const Entry& e) { c.requeue_margin = duration(e); }},
+      {"restart_attempts", [](Config& c, const Entry& e) { c.restart_attempts = count(e); }},
+      {"exclude_failed_nodes",
+       [](Config& c, const Entry& e) {
+         c.exclude_failed_nodes = one_of<bool>(e, {{"yes", true}, {"no", false}});
+       }},
       {"keep", [](Config& c, const Entry& e) { c.keep = count(e); }},
       {"dedup",
        [](Config& c, const Entry& e) {

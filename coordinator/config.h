@@ -23,8 +23,10 @@ struct Config {
   BatchPolicy batch = BatchPolicy::kWhenPossible;
   std::string checkpoint_dir;  // absolute, "%u" is the user's name; empty: the working directory
   std::chrono::milliseconds min_interval{1000};
-  std::string checkpoint_on;   // moments of steps that have an agent and name none; see checkpoint_moments.h
-  uint32_t requeue_max = 100;  // of one job, when its time limit comes
+  std::string checkpoint_on;      // moments of steps that have an agent and name none; see checkpoint_moments.h
+  uint32_t requeue_max = 100;     // of one job, when its time limit comes
+  uint32_t restart_attempts = 1;  // runs of a requeued job in a row that cannot restart, before it is held; 0: none is
+  bool exclude_failed_nodes = false;  // from such a job's next run
   std::chrono::milliseconds requeue_margin{30'000};
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;  // bytes

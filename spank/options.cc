@@ -56,7 +56,7 @@ char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", direc
      when_word[] = "when", number_word[] = "number", time_word[] = "time", directory_word[] = "directory",
      interval_usage[] = "take a checkpoint of each step at this interval: 30s, 10m, 2h, or minutes",
      alias_usage[] = "the same as --checkpoint-interval",
-     moments_usage[] = "take a checkpoint at these moments: timelimit, preempt, cancel",
+     moments_usage[] = "take a checkpoint at these moments: timelimit, drain, preempt, cancel",
      requeue_usage[] = "how often a batch job is requeued when its time limit comes",
      directory_usage[] = "where checkpoints go: <directory>/<job>.<step> (default: the working directory)",
      restart_usage[] =

@@ -13,6 +13,8 @@ namespace icp {
 
 // For whatever is answered at once.
 inline constexpr std::chrono::seconds kAnswerTimeout{30};
+// For a version: icpctld gives up long before, by its own timeouts.
+inline constexpr std::chrono::hours kLongestWait{48};
 
 // Thread-safe.
 class JobClient {

@@ -17,7 +17,6 @@ namespace icp {
 
 namespace {
 
-constexpr std::chrono::hours kLongestWait{48};  // icpctld gives up long before, by its own timeouts
 constexpr std::chrono::milliseconds kLook{300};
 
 // What a user can do about a refusal.
@@ -96,6 +95,7 @@ net::Request request_from(net::Operation operation, const JobOptions& options) {
   }
   request.set_stick_to_nodes(options.stick_to_nodes);
   request.set_wait(options.wait);
+  request.set_nodes(options.nodes);
   return request;
 }
 

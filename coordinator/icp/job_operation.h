@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// What create, vacate, requeue, restart, enable and disable of a Slurm job have in common.
+// What create, vacate, requeue, move, restart, enable and disable of a Slurm job have in common.
 #pragma once
 
 #include <CLI/CLI.hpp>
@@ -11,7 +11,7 @@
 namespace icp {
 
 struct JobOptions {
-  std::string config, job, image_dir, max_wait;
+  std::string config, job, image_dir, max_wait, nodes;
   bool stick_to_nodes = false, wait = false, json = false;
 
   CLI::Option* add_job(CLI::App& app);        // JOB, not required

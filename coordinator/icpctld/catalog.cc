@@ -6,6 +6,8 @@
 #include <sys/file.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <chrono>
 #include <ctime>
 
 #include "engine/base/error.h"
@@ -35,8 +37,17 @@ CREATE TABLE IF NOT EXISTS disabled (
   job INTEGER NOT NULL, step INTEGER NOT NULL, count INTEGER NOT NULL, PRIMARY KEY (job, step)) WITHOUT ROWID;
 CREATE TABLE IF NOT EXISTS restart_dirs (
   job INTEGER PRIMARY KEY, restarts INTEGER NOT NULL, directory BLOB NOT NULL);
+CREATE TABLE IF NOT EXISTS runs (
+  job INTEGER NOT NULL, restarts INTEGER NOT NULL, uid INTEGER NOT NULL, began_ms INTEGER NOT NULL, ended_ms INTEGER,
+  nodes BLOB NOT NULL, why BLOB NOT NULL DEFAULT '', restart_failed INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (job, restarts)) WITHOUT ROWID;
 )";
 constexpr int64_t kWholeJob = INT64_MIN;  // as a step in `disabled`
+
+int64_t now_unix_ms() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
+      .count();
+}
 
 }  // namespace
 
@@ -100,6 +111,7 @@ Catalog::Catalog(const std::string& directory) : path_(directory + "/catalog.sql
     run(kSchema);
     // Whoever was running tells so by itself.
     run("UPDATE steps SET ended = seen WHERE ended IS NULL");
+    run("UPDATE runs SET ended_ms = began_ms WHERE ended_ms IS NULL");
   } catch (...) {
     close();
     throw;
@@ -268,10 +280,71 @@ void Catalog::set_restart_dir(uint32_t job, uint32_t restarts, const std::string
       .next();
 }
 
+void Catalog::run_seen(const RunKey& key, uid_t uid, const std::string& nodes) {
+  Statement(*this,
+            "INSERT INTO runs (job, restarts, uid, began_ms, nodes) VALUES (?,?,?,?,?) "
+            "ON CONFLICT DO UPDATE SET ended_ms = NULL, "
+            "nodes = CASE WHEN length(excluded.nodes) > 0 THEN excluded.nodes ELSE nodes END")
+      .bind(key.job)
+      .bind(key.restarts)
+      .bind(uid)
+      .bind(now_unix_ms())
+      .bind(nodes)
+      .next();
+}
+
+void Catalog::run_ended(const RunKey& key) {
+  Statement(*this, "UPDATE runs SET ended_ms = ? WHERE job = ? AND restarts = ?")
+      .bind(now_unix_ms())
+      .bind(key.job)
+      .bind(key.restarts)
+      .next();
+}
+
+void Catalog::run_ends_because(const RunKey& key, const std::string& why, bool restart_failed) {
+  Statement(*this, "UPDATE runs SET why = ?, restart_failed = ? WHERE job = ? AND restarts = ? AND length(why) = 0")
+      .bind(why)
+      .bind(restart_failed)
+      .bind(key.job)
+      .bind(key.restarts)
+      .next();
+}
+
+std::vector<net::RunRecord> Catalog::runs(uint32_t job, size_t limit) const {
+  Statement query(*this,
+                  "SELECT r.restarts, r.uid, r.began_ms, r.ended_ms, r.nodes, r.why, r.restart_failed, "
+                  "count(v.version), max(v.version), max(v.taken_ns), sum(v.stop_ns), sum(v.total_ns), sum(v.bytes) "
+                  "FROM runs r LEFT JOIN versions v ON v.job = r.job AND v.restarts = r.restarts "
+                  "WHERE r.job = ? GROUP BY r.restarts ORDER BY r.restarts DESC LIMIT ?");
+  query.bind(job).bind(static_cast<int64_t>(limit));
+  std::vector<net::RunRecord> all;
+  while (query.next()) {
+    net::RunRecord run;
+    run.set_job(job);
+    run.set_restarts(query.number<uint32_t>(0));
+    run.set_uid(query.number<uid_t>(1));
+    run.set_began_unix_ms(query.number<uint64_t>(2));
+    run.set_ended_unix_ms(query.number<uint64_t>(3));
+    run.set_nodes(query.bytes(4));
+    run.set_why(query.bytes(5));
+    run.set_restart_failed(query.number(6) != 0);
+    run.set_versions(query.number<uint32_t>(7));
+    run.set_last_version(query.number<uint32_t>(8));
+    run.set_last_taken_unix_ns(query.number<uint64_t>(9));
+    run.set_stop_ns(query.number<uint64_t>(10));
+    run.set_total_ns(query.number<uint64_t>(11));
+    run.set_bytes(query.number<uint64_t>(12));
+    all.push_back(std::move(run));
+  }
+  std::reverse(all.begin(), all.end());
+  return all;
+}
+
 void Catalog::forget(int64_t seconds) {
   Statement(*this, "DELETE FROM steps WHERE ended < ?").bind(std::time(nullptr) - seconds).next();
   run("DELETE FROM disabled WHERE count = 0 OR job NOT IN (SELECT job FROM steps)");
   run("DELETE FROM restart_dirs WHERE job NOT IN (SELECT job FROM steps)");
+  run("DELETE FROM runs WHERE job NOT IN (SELECT job FROM steps)");
 }
 
 }  // namespace icp

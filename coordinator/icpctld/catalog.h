@@ -38,6 +38,14 @@ struct StepFactsRecord {
   uint32_t versions = 0;  // how many are known
 };
 
+inline constexpr size_t kMostRuns = 1000;  // of a job, that are looked at
+
+// A job between its start and its end or requeue.
+struct RunKey {
+  uint32_t job = 0;
+  uint32_t restarts = 0;
+};
+
 // One thread. Members throw Error (kSystem) naming the file.
 class Catalog {
  public:
@@ -67,6 +75,14 @@ class Catalog {
   // Where run number `restarts` of a job goes on from, if not from its own image. Empty: nobody said so.
   std::string restart_dir(uint32_t job, uint32_t restarts) const;
   void set_restart_dir(uint32_t job, uint32_t restarts, const std::string& directory);
+
+  // A run of a job, from its first agent to its last; `nodes` where they are, with commas.
+  void run_seen(const RunKey& key, uid_t uid, const std::string& nodes);
+  void run_ended(const RunKey& key);
+  // Why it ended, or will: the first who says so is right.
+  void run_ends_because(const RunKey& key, const std::string& why, bool restart_failed = false);
+  // The first one first, at most the last `limit` of them.
+  std::vector<net::RunRecord> runs(uint32_t job, size_t limit) const;
 
   // Removes what belongs to steps that ended more than `seconds` ago.
   void forget(int64_t seconds);

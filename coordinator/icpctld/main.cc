@@ -16,6 +16,7 @@
 #include "coordinator/config.h"
 #include "coordinator/icpctld/catalog.h"
 #include "coordinator/icpctld/metrics.h"
+#include "coordinator/icpctld/moments.h"
 #include "coordinator/icpctld/requests.h"
 #include "coordinator/icpctld/server.h"
 #include "coordinator/icpctld/slurm_jobs.h"
@@ -68,12 +69,11 @@ class Daemon {
         catalog_(config_.state_dir),
         steps_(io_, config_, catalog_),
         requests_(io_, steps_, catalog_, ::geteuid()),
+        moments_(io_, config_, steps_, catalog_, requests_),
         time_limits_(
             io_, steps_, config_.requeue_margin,
             [this](uint32_t job, auto told) { requests_.look(job, std::move(told)); },
-            [this](uint32_t job, bool requeue, auto again) {
-              requests_.at_time_limit(job, requeue, std::move(again));
-            }),
+            [this](uint32_t job, bool requeue, auto again) { moments_.at_time_limit(job, requeue, std::move(again)); }),
         server_(io_, config_, steps_, requests_),
         stop_(io_, SIGTERM, SIGINT),
         reload_(io_, SIGHUP),
@@ -124,13 +124,23 @@ class Daemon {
 
   std::string metrics_text() const {
     std::string text;
-    const auto add = [&text](const char* name, const char* type, const char* help, uint64_t value) {
+    const auto add = [&text](const char* name, const char* type, const char* help, auto value) {
       text += fmt::format("# HELP {0} {1}\n# TYPE {0} {2}\n{0} {3}\n", name, help, type, value);
     };
     const Steps::Counters& counters = steps_.counters();
     add("icpctld_versions_total", "counter", "Versions committed on all nodes of their step.", counters.committed);
     add("icpctld_versions_failed_total", "counter", "Versions that were given up.", counters.failed);
     add("icpctld_version_bytes_total", "counter", "Bytes of the committed versions.", counters.bytes);
+    add("icpctld_version_stop_seconds_total", "counter", "Time that processes stood still for committed versions.",
+        static_cast<double>(counters.stop_ns) / 1e9);
+    add("icpctld_version_seconds_total", "counter", "Time from the beginning of committed versions to their commit.",
+        static_cast<double>(counters.total_ns) / 1e9);
+    const Moments::Counters& jobs = moments_.counters();
+    add("icpctld_jobs_requeued_total", "counter", "Jobs requeued unasked: time limits, drained nodes, failed restarts.",
+        jobs.requeued);
+    add("icpctld_restarts_failed_total", "counter", "Steps of requeued jobs that could not be restored.",
+        jobs.restarts_failed);
+    add("icpctld_jobs_held_total", "counter", "Jobs held because no version could be restored.", jobs.held);
     add("icpctld_rounds", "gauge", "Versions being taken now.", steps_.rounds_under_way());
     add("icpctld_steps", "gauge", "Steps whose agents are connected.", steps_.all().size());
     add("icpctld_connections", "gauge", "Connections.", server_.connections());
@@ -155,6 +165,7 @@ class Daemon {
   Catalog catalog_;
   Steps steps_;
   Requests requests_;
+  Moments moments_;
   TimeLimits time_limits_;
   Server server_;
   boost::asio::signal_set stop_, reload_;

@@ -4,6 +4,7 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
+#include <set>
 
 #include "engine/base/error.h"
 
@@ -15,6 +16,7 @@ using std::chrono::milliseconds;
 constexpr uint32_t kDefaultMaxWait = 10;  // seconds, as Slurm's
 constexpr uint32_t kMostMaxWait = 7 * 24 * 3600;
 constexpr size_t kMostSteps = 10'000, kMostVersions = 1000;
+constexpr size_t kLongestNodes = 3000, kLongestReason = 1000;
 constexpr size_t kMostOfReply = 2 << 20;  // bytes, about: a frame of so many takes some milliseconds
 
 constexpr size_t kLongestDirectory = 3000;  // as the plugin takes it
@@ -24,6 +26,17 @@ constexpr const char* kWrongDirectory = "ImageDir wants an absolute path of at m
 bool is_directory_name(const std::string& text) {
   return text.empty() || (text[0] == '/' && text.size() <= kLongestDirectory &&
                           text.find_first_of(std::string_view("\0\n\r", 3)) == std::string::npos);
+}
+
+// A sentence about the first of the names that is none of Slurm's; empty: there is none.
+std::string first_unknown(const std::vector<std::string>& names, const std::vector<SlurmNode>& known,
+                          const std::string& list) {
+  if (names.empty()) return fmt::format("\"{}\" is no list of nodes", list);
+  std::set<std::string> there;
+  for (const SlurmNode& node : known) there.insert(node.name);
+  for (const std::string& name : names)
+    if (!there.contains(name)) return fmt::format("there is no node {}", name);
+  return "";
 }
 
 net::Reply failure(uint32_t code, const std::string& text = {}) {
@@ -90,6 +103,10 @@ void Requests::begin(const Pointer& asked) {
       return ipc(asked);
     case net::OP_RESTART_DIR:
       return restart_dir(asked);
+    case net::OP_HISTORY:
+      return history(asked);
+    case net::OP_DRAIN:
+      return drain(asked);
     case net::OP_ABLE:
     case net::OP_CREATE:
     case net::OP_DISABLE:
@@ -98,6 +115,7 @@ void Requests::begin(const Pointer& asked) {
     case net::OP_RESTART:
     case net::OP_REQUEUE:
     case net::OP_VACATE:
+    case net::OP_MOVE:
       break;
     default:
       return asked->answer(failure(kNotSupported));
@@ -143,11 +161,15 @@ void Requests::carry_out(const Pointer& asked) {
     case net::OP_ENABLE:
       return change_disabled(asked, false);
     case net::OP_CREATE:
-      return create(asked, false, false);
+      return create(asked, {});
     case net::OP_VACATE:
-      return create(asked, true, false);
-    default:
-      return create(asked, true, true);
+      return create(asked, Ending{"vacated", cancel_job, "cancel"});
+    case net::OP_MOVE:
+      return move(asked);
+    default: {
+      const std::string why = may_all(asked->caller) ? asked->request.reason() : "";
+      return create(asked, Ending{why.empty() ? "requeued on request" : why, requeue_job, "requeue"});
+    }
   }
 }
 
@@ -187,8 +209,9 @@ void Requests::last_error(const Pointer& asked) {
 
 // create, vacate, requeue: of one step, or of all that the job runs. With several, the first error is the answer, and
 // the job is ended only after all of them are through.
-void Requests::create(const Pointer& asked, bool kill, bool requeue) {
+void Requests::create(const Pointer& asked, const std::optional<Ending>& ending) {
   const net::Request& request = asked->request;
+  const bool requeue = ending && ending->verb != std::string_view("cancel");
   if (requeue && (!asked->job_known || !asked->job.batch)) return asked->answer(failure(kNotSupported));
   if (!is_directory_name(request.image_dir())) return asked->answer(failure(kNotSupported, kWrongDirectory));
   if (request.max_wait_s() > kMostMaxWait) return asked->answer(failure(kNotSupported, "MaxWait is too long"));
@@ -216,7 +239,7 @@ void Requests::create(const Pointer& asked, bool kill, bool requeue) {
   };
   const auto all = std::make_shared<Together>();
   all->open = chosen.size();
-  const auto end_job = [this, asked, all, requeue] {
+  const auto end_job = [this, asked, all, ending] {
     if (all->ending || all->go_on.size() < all->open) return;
     all->ending = true;
     const auto tell = [all](const std::string& why) {
@@ -227,18 +250,18 @@ void Requests::create(const Pointer& asked, bool kill, bool requeue) {
     if (all->code != 0) return tell("another step of the job could not be checkpointed");
     const uint32_t job = asked->request.job();
     in_pool(
-        asked, [job, requeue] { return requeue ? requeue_job(job) : cancel_job(job); },
-        [tell, requeue](uint32_t code) {
+        asked, [job, ending] { return ending->work(job); },
+        [this, asked, tell, ending](uint32_t code) {
+          if (code == 0) ended_because(*asked, ending->why);
           tell(code == 0 ? std::string()
-                         : fmt::format("slurmctld does not {} the job: {}", requeue ? "requeue" : "cancel",
-                                       slurm_text(code)));
+                         : fmt::format("slurmctld does not {} the job: {}", ending->verb, slurm_text(code)));
         });
   };
   const uint32_t max_wait = request.max_wait_s() == 0 ? kDefaultMaxWait : request.max_wait_s();
   const bool wait = request.wait();
   for (const auto& step : chosen) {
     Wish wish;
-    wish.kill = kill;
+    wish.kill = ending.has_value();
     wish.image_dir = request.image_dir();
     if (!wait || request.max_wait_s() != 0) wish.max_wait = std::chrono::seconds(max_wait);
     wish.finished = [asked, all, wait, end_job](uint32_t code, const std::string& text) {
@@ -247,7 +270,7 @@ void Requests::create(const Pointer& asked, bool kill, bool requeue) {
       if (all->open > 0) return end_job();
       if (wait) asked->answer(failure(all->code, all->text));
     };
-    if (kill) {
+    if (ending) {
       wish.before_kill = [all, end_job](std::function<void(const std::string&)> go_on) {
         all->go_on.push_back(std::move(go_on));
         end_job();
@@ -258,45 +281,118 @@ void Requests::create(const Pointer& asked, bool kill, bool requeue) {
   if (!wait) asked->answer(failure(all->code, all->text));
 }
 
-// To the users of all steps of the job that have an agent: one agent of each says it.
-void Requests::tell(uint32_t job, const std::function<std::string(const Step&)>& text) const {
-  for (const auto& step : steps_.running(job, std::nullopt)) {
-    if (step->agents.empty()) continue;
-    net::ToPeer message;
-    message.mutable_notice()->set_text(text(*step));
-    step->agents.begin()->second(message);
+void Requests::ended_because(const Asked& asked, const std::string& why) {
+  try {
+    catalog_.run_ends_because({asked.job.id, asked.job.restarts}, why);
+  } catch (const Error& error) {
+    spdlog::error("{}", error.what());
   }
 }
 
-void Requests::look(uint32_t job, std::function<void(std::optional<SlurmJob>)> told) {
+// As requeue, and somewhere else.
+void Requests::move(const Pointer& asked) {
+  const std::string nodes = asked->request.nodes();
+  if (nodes.size() > kLongestNodes) return asked->answer(failure(kNotSupported, "the list of nodes is too long"));
+  const std::string now = asked->job.nodes;
+  if (nodes.empty()) {
+    const auto elsewhere = [now](uint32_t job) { return requeue_job_without(job, now); };
+    return create(asked, Ending{"moved away from " + now, elsewhere, "requeue"});
+  }
+  const auto wrong = std::make_shared<std::string>();
+  in_pool(
+      asked,
+      [nodes, wrong] {
+        std::vector<SlurmNode> known;
+        if (const uint32_t code = load_nodes(known); code != 0) return code;
+        *wrong = first_unknown(names_of_nodes(nodes), known, nodes);
+        return uint32_t{0};
+      },
+      [this, asked, nodes, wrong](uint32_t code) {
+        if (code != 0) return asked->answer(failure(code));
+        if (!wrong->empty()) return asked->answer(failure(kNotSupported, *wrong));
+        const auto there = [nodes](uint32_t job) { return requeue_job_on(job, nodes); };
+        create(asked, Ending{"moved to " + nodes, there, "requeue"});
+      });
+}
+
+// Slurm's own right: that of its administrators, whom only root is known to be.
+void Requests::drain(const Pointer& asked) {
+  const std::string nodes = asked->request.nodes(), reason = asked->request.reason();
+  if (!may_all(asked->caller)) return asked->answer(failure(kAccessDenied));
+  if (nodes.empty() || nodes.size() > kLongestNodes || reason.empty() || reason.size() > kLongestReason)
+    return asked->answer(failure(kNotSupported, "DRAIN wants nodes and a reason"));
+  const auto names = std::make_shared<std::vector<std::string>>();
+  const auto wrong = std::make_shared<std::string>();
+  in_pool(
+      asked,
+      [nodes, reason, names, wrong]() -> uint32_t {
+        *names = names_of_nodes(nodes);
+        std::vector<SlurmNode> known;
+        if (const uint32_t code = load_nodes(known); code != 0) return code;
+        *wrong = first_unknown(*names, known, nodes);
+        return wrong->empty() ? drain_nodes(nodes, reason) : uint32_t{kCheckpointFailed};
+      },
+      [this, asked, names, wrong](uint32_t code) {
+        net::Reply reply = failure(code, *wrong);
+        const std::set<std::string> drained(names->begin(), names->end());
+        for (const auto& [key, step] : steps_.all()) {
+          const bool there = std::any_of(step->hellos.begin(), step->hellos.end(),
+                                         [&](const auto& entry) { return drained.contains(entry.second.host()); });
+          if (code != 0 || !there) continue;
+          net::StepStatus& status = *reply.add_steps();
+          status.set_job(key.job);
+          status.set_step(key.step);
+          status.set_restarts(key.restarts);
+          status.set_uid(step->facts.uid);
+          status.set_image(step->facts.image);
+          add_live(status);
+        }
+        asked->answer(reply);
+      });
+}
+
+void Requests::history(const Pointer& asked) {
+  const auto owner = only(asked->caller);
+  from_catalog(
+      asked,
+      [job = asked->request.job(), owner](const Catalog& catalog, net::Reply& reply) {
+        for (net::RunRecord& run : catalog.runs(job, kMostRuns))
+          if (!owner || run.uid() == *owner) *reply.add_runs() = std::move(run);
+      },
+      [](net::Reply& reply) {
+        if (reply.runs_size() == 0) reply = failure(kInvalidJobId);
+      });
+}
+
+// A question of icpctld's own, that nobody waits for.
+Requests::Pointer Requests::own() const {
   const auto asked = std::make_shared<Asked>();
   asked->caller = self_;
+  asked->answer = [](const net::Reply&) {};
+  return asked;
+}
+
+void Requests::look(uint32_t job, std::function<void(std::optional<SlurmJob>)> told) {
+  const auto asked = own();
   asked->answer = [told](const net::Reply&) { told(std::nullopt); };
   in_pool(
       asked, [asked, job] { return load_job(job, asked->job); },
       [asked, told = std::move(told)](uint32_t code) { told(code == 0 ? std::optional(asked->job) : std::nullopt); });
 }
 
-void Requests::at_time_limit(uint32_t job, bool requeue, std::function<void()> again) {
-  net::Request request;
-  request.set_operation(requeue ? net::OP_REQUEUE : net::OP_CREATE);
-  request.set_job(job);
-  request.set_wait(true);
-  for (const auto& step : steps_.running(job, std::nullopt))
-    if (step->round) return again();
-  if (requeue)
-    tell(job, [](const Step&) { return "the time limit is near: a version is taken, and the job requeued"; });
-  spdlog::info("job {}: its time limit is near: a version is taken{}", job, requeue ? ", and it is requeued" : "");
-  handle(self_, request, [this, job, requeue, again = std::move(again)](const net::Reply& reply) {
-    if (reply.code() == kInProgress) return again();
-    if (reply.code() == 0 && requeue) return;  // its agents have gone, with its processes
-    const std::string why = reply.text().empty() ? slurm_text(reply.code()) : reply.text();
-    tell(job, [&](const Step& step) {
-      if (reply.code() != 0) return "the time limit is near, and no version could be taken: " + why;
-      return fmt::format("the time limit is near; a version was taken: srun --restart-dir={} ... goes on from it",
-                         step.facts.image);
-    });
-  });
+void Requests::look_at_nodes(std::function<void(const std::vector<SlurmNode>&)> told) {
+  const auto asked = own();
+  const auto nodes = std::make_shared<std::vector<SlurmNode>>();
+  in_pool(
+      asked, [nodes] { return load_nodes(*nodes); },
+      [nodes, told = std::move(told)](uint32_t code) {
+        if (code == 0) told(*nodes);
+      });
+}
+
+void Requests::change_job(uint32_t job, std::function<uint32_t()> work, std::function<void(uint32_t)> then) {
+  spdlog::debug("job {} is changed", job);
+  in_pool(own(), std::move(work), std::move(then));
 }
 
 // Slurm keeps a finished job's record for MinJobAge: requeueing it starts it again under its number, and the step finds

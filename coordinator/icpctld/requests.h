@@ -9,6 +9,7 @@
 #include <memory>
 #include <optional>
 #include <string>
+#include <vector>
 
 #include "coordinator/icpctld/catalog.h"
 #include "coordinator/icpctld/fair_queue.h"
@@ -29,11 +30,14 @@ class Requests {
   Requests(boost::asio::io_context& io, Steps& steps, Catalog& catalog, uid_t self);
   // Answers exactly once, now or later.
   void handle(uid_t caller, const net::Request& request, Answer answer);
-  // The job's time limit is near: a version, after which it is requeued if it may be; the user is told. `again`, when a
-  // version is under way.
-  void at_time_limit(uint32_t job, bool requeue, std::function<void()> again);
+  // As icpctld's own request.
+  void handle_own(const net::Request& request, Answer answer) { handle(self_, request, std::move(answer)); }
   // Asks Slurm about a job in another thread; nothing when it could not be asked.
   void look(uint32_t job, std::function<void(std::optional<SlurmJob>)> told);
+  // The same about all nodes; `told` is not called when it could not be asked.
+  void look_at_nodes(std::function<void(const std::vector<SlurmNode>&)> told);
+  // Runs a call of libslurm that changes the job in another thread; `then` is told its code in this one.
+  void change_job(uint32_t job, std::function<uint32_t()> work, std::function<void(uint32_t)> then);
 
  private:
   struct Asked {
@@ -44,11 +48,21 @@ class Requests {
     bool job_known = false;  // to Slurm
   };
   using Pointer = std::shared_ptr<Asked>;
+  // What becomes of a job after its version.
+  struct Ending {
+    std::string why;  // for its history
+    std::function<uint32_t(uint32_t job)> work;
+    const char* verb;  // "cancel", else it has a next run
+  };
 
-  void tell(uint32_t job, const std::function<std::string(const Step&)>& text) const;
+  Pointer own() const;
   void judge(const Pointer& asked, uint32_t code);
   void carry_out(const Pointer& asked);
-  void create(const Pointer& asked, bool kill, bool requeue);
+  void create(const Pointer& asked, const std::optional<Ending>& ending);
+  void move(const Pointer& asked);
+  void drain(const Pointer& asked);
+  void history(const Pointer& asked);
+  void ended_because(const Asked& asked, const std::string& why);
   void change_disabled(const Pointer& asked, bool disable);
   void restart(const Pointer& asked);
   void restart_dir(const Pointer& asked);

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <ctime>
 #include <string>
+#include <vector>
 
 #include "coordinator/protocol/slurm_errors.h"
 
@@ -25,6 +26,16 @@ struct SlurmJob {
   time_t start = 0;       // of this run
   time_t end = 0;         // its time limit, while it runs; 0: none
   std::string nodes;      // of its last run, as Slurm lists them
+  std::string excluded;   // nodes on which it must not run, likewise
+  std::string comment;
+  std::string end_state;  // "COMPLETED", "NODE_FAIL"; empty: it has not ended
+  bool preempted = false;
+};
+
+struct SlurmNode {
+  std::string name;
+  std::string reason;
+  bool drained = false;  // or in a maintenance reservation
 };
 
 using enum net::SlurmError;
@@ -38,7 +49,17 @@ bool is_unreachable(uint32_t code);
 uint32_t requeue_job(uint32_t id);
 // The same, to run on these nodes and no others.
 uint32_t requeue_job_on(uint32_t id, const std::string& nodes);
+// The same, to run on nodes that are not among these.
+uint32_t requeue_job_without(uint32_t id, const std::string& nodes);
+// Requeued and held: it begins when somebody releases it. `why` is added to its comment.
+uint32_t requeue_job_held(uint32_t id, const std::string& why);
 uint32_t cancel_job(uint32_t id);
+
+// All nodes of the cluster.
+uint32_t load_nodes(std::vector<SlurmNode>& nodes);
+uint32_t drain_nodes(const std::string& nodes, const std::string& reason);
+// The names of "n[1-3],m"; nothing for what is no such list, has two brackets in one name, or is longer than `most`.
+std::vector<std::string> names_of_nodes(const std::string& list, size_t most = 100'000);
 std::string slurm_text(uint32_t code);
 
 }  // namespace icp

@@ -101,6 +101,7 @@ std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgen
   heard_of_version(*step, hello.highest_version());
   // Once a step: a thousand agents of one that come together are one write.
   if (fresh) record([&] { catalog_.step_seen(step->facts); });
+  if (fresh) record([&] { catalog_.run_seen({key.job, key.restarts}, step->facts.uid, ""); });
   step->gone_.erase(node);
   if (fresh && !step->complete()) watch_missing(step);
   net::ToPeer welcome;
@@ -170,9 +171,24 @@ void Steps::tell_missing(Step& step) {
   step.agents.begin()->second(message);
 }
 
+// All nodes on which the run has steps now.
+void Steps::record_run(const Step& step) {
+  const StepKey& key = step.facts.key;
+  std::set<std::string> hosts;
+  for (const auto& other : running(key.job, std::nullopt)) {
+    if (other->facts.key.restarts != key.restarts) continue;
+    for (const auto& [node, hello] : other->hellos) hosts.insert(hello.host());
+  }
+  std::string nodes;
+  for (const std::string& host : hosts)
+    if (nodes.size() < kMaxErrorText) nodes += (nodes.empty() ? "" : ",") + host;
+  record([&] { catalog_.run_seen({key.job, key.restarts}, step.facts.uid, nodes); });
+}
+
 // After an agent came, or a restart is through.
 void Steps::settled(const std::shared_ptr<Step>& step) {
   if (!step->complete()) return;
+  record_run(*step);
   step->missing_timer_.cancel();
   record_known_versions(*step);
   spdlog::info("step {}: {} agent{}, interval {} ms", name_of(*step), step->facts.nodes,
@@ -238,6 +254,11 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
   record([&] { catalog_.step_ended(step->facts.key); });
   steps_.erase(step->facts.key);
   spdlog::info("step {}: its last agent has left ({})", name_of(*step), reason);
+  const StepKey& key = step->facts.key;
+  for (const auto& other : running(key.job, std::nullopt))
+    if (other->facts.key.restarts == key.restarts) return;
+  record([&] { catalog_.run_ended({key.job, key.restarts}); });
+  if (events_.run_ended) events_.run_ended(step->facts);
 }
 
 void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& node, const net::ToCoordinator& message) {
@@ -266,6 +287,8 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
     if (step->facts.nodes == 1) record([&] { catalog_.version(step->facts.key, message.version().numbers(), 1); });
   } else if (message.has_end()) {
     step->gone_[node] = "its tasks have ended";
+    const std::string why = message.end().restart_failure().substr(0, kMaxErrorText);
+    if (!why.empty() && events_.restart_failed) events_.restart_failed(step->facts, why);
   } else if (message.has_ipc()) {
     if (sensible(message.ipc())) step->ipc[node] = message.ipc();
   }
@@ -424,6 +447,8 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   if (result.committed) {
     counters_.committed++;
     counters_.bytes += result.numbers.bytes();
+    counters_.stop_ns += result.numbers.stop_ns();
+    counters_.total_ns += result.numbers.total_ns();
     step->longest = std::max(step->longest, milliseconds(result.numbers.total_ns() / 1'000'000));
     record([&] { catalog_.version(step->facts.key, result.numbers, step->facts.nodes); });
     spdlog::info("step {}: version {}{}: {} processes, {} bytes, stopped {:.1f} ms, {:.3f} s in all", name_of(*step),

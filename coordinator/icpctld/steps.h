@@ -97,8 +97,16 @@ class Steps {
   bool is_disabled(const Step& step) const;
   void set_config(const Config& config) { config_ = config; }
 
+  // Called when no agent of a run of a job is left, and when a step cannot be restored.
+  struct Events {
+    std::function<void(const StepFactsRecord& step)> run_ended;
+    std::function<void(const StepFactsRecord& step, const std::string& why)> restart_failed;
+  };
+  void set_events(Events events) { events_ = std::move(events); }
+
   struct Counters {
     uint64_t committed = 0, failed = 0, bytes = 0;
+    uint64_t stop_ns = 0, total_ns = 0;  // sums
   };
   const Counters& counters() const { return counters_; }
   size_t rounds_under_way() const { return writers_; }
@@ -108,6 +116,7 @@ class Steps {
   static bool add_part(Step& step, const net::AgentHello& hello);
   static void part_left(Step& step, uint32_t launched);
   void settled(const std::shared_ptr<Step>& step);
+  void record_run(const Step& step);
   void watch_missing(const std::shared_ptr<Step>& step);
   void tell_missing(Step& step);
   void plan_next(const std::shared_ptr<Step>& step);
@@ -131,6 +140,7 @@ class Steps {
   uint64_t next_round_;
   std::minstd_rand random_;
   Counters counters_;
+  Events events_;
 };
 
 }  // namespace icp

@@ -129,7 +129,11 @@ StartPlan restart_from(const std::string& image, const Identity& identity, uint3
   std::map<uint32_t, std::string> damaged;
   plan.versions = good_versions(image, identity, damaged);
   plan.kind = plan.versions.empty() ? StartPlan::kFail : StartPlan::kRestart;
-  if (plan.versions.empty()) plan.text = fmt::format("{} holds no complete version", image);
+  if (plan.versions.empty()) {
+    plan.text = fmt::format("{} holds no complete version", image);
+    plan.lost = !damaged.empty();
+    if (plan.lost) plan.text += fmt::format(" (version {}: {})", damaged.rbegin()->first, damaged.rbegin()->second);
+  }
   if (version != 0 && !plan.versions.empty()) {
     plan.one_version = true;
     if (std::find(plan.versions.begin(), plan.versions.end(), version) == plan.versions.end()) {
@@ -197,7 +201,8 @@ StartPlan plan_from_directory(const protocol::StepFacts& facts, std::string dire
     plan.kind = StartPlan::kFail;
     plan.text = fmt::format("{} holds no checkpoint; icp list shows the versions of an image", directory);
   } else if (facts.step != protocol::kBatchStep) {
-    plan.text = fmt::format("{} holds no checkpoint of step {}: it starts from the beginning", directory, own_step);
+    plan.text =
+        fmt::format("{} holds no checkpoint of step {}: the step starts from the beginning", directory, own_step);
   }
   return plan;
 }
@@ -214,12 +219,13 @@ StartPlan plan_after_requeue(const protocol::StepFacts& facts, const std::string
     const std::vector<std::string> names = names_in(image, identity);
     if (std::none_of(names.begin(), names.end(), is_version)) return {};
     StartPlan plan = restart_from(image, identity);
-    if (plan.kind == StartPlan::kFail) plan.kind = StartPlan::kFresh, plan.text += ": the step starts afresh";
+    if (plan.kind == StartPlan::kFail) plan.kind = StartPlan::kFresh;
     return plan;
   } catch (const Error& error) {
     if (error.error_number() == ENOENT) return {};  // killed before its first version
     StartPlan plan;
-    plan.text = fmt::format("{}: the step starts from the beginning", error.what());
+    plan.text = error.what();
+    plan.lost = true;
     return plan;
   }
 }

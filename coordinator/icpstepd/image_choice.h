@@ -26,6 +26,7 @@ struct StartPlan {
   bool one_version = false;          // kRestart: the user has named it, no other will do
   std::vector<std::string> damaged;  // newer than versions.front(): "version 7: why", newest first
   std::string text;                  // kFail: why; kFresh: what the user should know, may be empty
+  bool lost = false;                 // kFresh: there were versions, and none can be read
 };
 
 // Decides once, before the first task runs. `restarts` is how often Slurm has requeued the job.

@@ -269,6 +269,11 @@ void StepAgent::decide(const std::string& cwd) {
     chosen = wanted_restart_dir(config_, facts_);
   if (!chosen.empty()) facts_.restart_dir = chosen;
   plan_ = plan_start(facts_, image_, cwd, facts_.restarts, !chosen.empty());
+  if (plan_->lost && !config_.coordinators.empty() && config_.restart_attempts > 0) {
+    plan_->kind = StartPlan::kFail;  // icpctld holds the job, and what it had done is not lost for good
+  } else if (plan_->kind == StartPlan::kFresh && !plan_->text.empty() && !plan_->text.ends_with("from the beginning")) {
+    plan_->text += ": the step starts from the beginning";
+  }
   if (plan_->kind == StartPlan::kFail && several_capsules()) {
     plan_->kind = StartPlan::kRestart;  // the others must hear of it, and the proxies wait for that
     refuse_restart(Error(ErrorKind::kUsage, plan_->text));
@@ -283,6 +288,7 @@ void StepAgent::decide(const std::string& cwd) {
 void StepAgent::answer(Task& task) {
   Packet packet;
   if (plan_->kind == StartPlan::kFail) {
+    if (task.rank == tasks_.begin()->first && !plan_->text.empty()) tell_coordinator_of_failure(plan_->text);
     fail_task(task, plan_->text.empty() ? "" : "cannot restart: " + plan_->text);
     return;
   }

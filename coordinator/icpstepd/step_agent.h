@@ -88,6 +88,7 @@ class StepAgent {
   void refuse_restart(Error error);
   void fail_task(Task& task, const std::string& text);
   bool tell_the_others(const std::string& error);
+  void tell_coordinator_of_failure(const std::string& error);
   void give_up_restart(const Error& error);
   void begin_versions_when_all_run();
   void restore_when_all_lent();

@@ -194,10 +194,21 @@ bool StepAgent::tell_the_others(const std::string& error) {
   }
 }
 
+// icpctld holds the job: before its script sees that srun has failed, and ends.
+void StepAgent::tell_coordinator_of_failure(const std::string& error) {
+  if (config_.coordinators.empty() || facts_.restarts == 0 || facts_.launched != 0) return;
+  if (!link_) start_link();
+  if (!link_ || !link_->wait_scheduled(kTellWait)) return;
+  net::ToCoordinator message;
+  message.mutable_end()->set_restart_failure(error);
+  link_->say(message);
+}
+
 void StepAgent::give_up_restart(const Error& error) {
   const std::string text = sentence_of(error);
   // One sentence for the whole step: the agent of task 0 hears of what others met.
   const bool speaks = !tell_the_others(text) || tasks_.contains(0);
+  if (speaks) tell_coordinator_of_failure(text);
   for (auto& [rank, task] : tasks_) {
     if (task.socket) fail_task(task, speaks ? "cannot restart: " + text : "");
   }

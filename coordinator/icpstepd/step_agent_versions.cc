@@ -159,9 +159,12 @@ std::map<int, int> StepAgent::ended_tasks() {
 
 void StepAgent::start_versions(Session session) {
   versions_.begin(std::move(session), image_);
-  if (!facts_.checkpoint_on.empty() && config_.coordinators.empty() && has_moment(moments_, kAtTimeLimit))
-    notices_.complain(fmt::format(
-        "slurm-icp: step {}: no checkpoint before the time limit: that needs a coordinator (icpctld)", step()));
+  for (const auto& [moment, when] :
+       {std::pair(kAtTimeLimit, "before the time limit"), std::pair(kAtDrain, "when a node is drained")}) {
+    if (facts_.checkpoint_on.empty() || !config_.coordinators.empty() || !has_moment(moments_, moment)) continue;
+    notices_.complain(
+        fmt::format("slurm-icp: step {}: no checkpoint {}: that needs a coordinator (icpctld)", step(), when));
+  }
   if (!config_.coordinators.empty() && !link_) start_link();
   if (interval_.count() > 0) start_timer();
 }
@@ -182,6 +185,7 @@ net::AgentHello StepAgent::hello() const {
   hello.set_interval_ms(static_cast<uint64_t>(interval_.count()));
   hello.set_image(image_);
   hello.set_at_time_limit(has_moment(moments_, kAtTimeLimit));
+  hello.set_at_drain(has_moment(moments_, kAtDrain));
   hello.set_requeue_max(facts_.requeue_max == protocol::StepFacts::kNoRequeueMax ? config_.requeue_max
                                                                                  : facts_.requeue_max);
   hello.set_restoring(plan_ && plan_->kind == StartPlan::kRestart && !versions_.begun() && several_capsules());

@@ -7,8 +7,10 @@ _icp_words() {
         watch) echo --dir --interval --pid --count --keep --checkpoint-files --dedup --compression --no-precopy --node --tracker --external-tcp --verbose --help ;;
         checkpoint) echo --dir --pid --kill --json --keep --checkpoint-files --dedup --compression --no-precopy --node --tracker --external-tcp --verbose --help ;;
         create | vacate | requeue) echo --image-dir --max-wait --wait --json --config --verbose --help ;;
+        move) echo --nodes --image-dir --max-wait --wait --json --config --verbose --help ;;
+        drain) echo --reason --json --config --verbose --help ;;
         enable | disable) echo --json --config --help ;;
-        jobs | ipc) echo --watch --json --config --help ;;
+        jobs | ipc | history) echo --watch --json --config --help ;;
         status) echo --versions --watch --json --config --help ;;
         restart) echo --image-dir --stick-to-nodes --json --config --dir --version --interval --detach --lazy --keep --checkpoint-files --dedup --compression --no-precopy --pid-file --changed-files --user --node --tracker --external-tcp --verbose --help ;;
         check) echo --pid --json --help ;;
@@ -23,7 +25,7 @@ _icp_words() {
         enable-plugin) echo --plugin --icpstepd --required --force --config --slurm-conf --root --help ;;
         disable-plugin) echo --slurm-conf --root --help ;;
         *)
-            echo run watch checkpoint restart check list show verify diff compact prune create vacate requeue enable disable jobs status ipc doctor setup \
+            echo run watch checkpoint restart check list show verify diff compact prune create vacate requeue move drain enable disable jobs status history ipc doctor setup \
                 --verbose --version --help
             ;;
     esac
@@ -78,7 +80,7 @@ _icp() {
             mapfile -t COMPREPLY < <(compgen -W "$(_icp_words "$command")" -- "$cur")
             if [[ $cur != -* && $command == @(list|show|verify|diff|compact|prune) ]]; then
                 mapfile -t COMPREPLY < <(compgen -d -- "$cur") && compopt -o filenames
-            elif [[ $cur != -* && $command == @(create|vacate|requeue|restart|enable|disable|status|ipc) ]]; then
+            elif [[ $cur != -* && $command == @(create|vacate|requeue|move|restart|enable|disable|status|history|ipc) ]]; then
                 mapfile -t COMPREPLY < <(compgen -W "$(_icp_jobs "$command")" -- "$cur")
             fi
             ;;

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # fish completion for icp(1)
 
-set -l commands run watch checkpoint restart check list show verify diff compact prune create vacate requeue enable disable jobs status ipc doctor setup
-set -l of_jobs create vacate requeue restart enable disable status ipc
+set -l commands run watch checkpoint restart check list show verify diff compact prune create vacate requeue move drain enable disable jobs status history ipc doctor setup
+set -l of_jobs create vacate requeue move restart enable disable status history ipc
 set -l of_images list show verify diff compact prune
 
 function __icp_jobs
@@ -35,10 +35,13 @@ complete -c icp -n __icp_first -a prune -d 'Remove old versions'
 complete -c icp -n __icp_first -a create -d 'Take a version of a job'
 complete -c icp -n __icp_first -a vacate -d 'Take a version, then end the job'
 complete -c icp -n __icp_first -a requeue -d 'Take a version, then requeue the job'
+complete -c icp -n __icp_first -a move -d 'Take a version, then requeue the job elsewhere'
+complete -c icp -n __icp_first -a drain -d 'Drain nodes, and requeue their jobs'
 complete -c icp -n __icp_first -a enable -d 'Allow versions of a job'
 complete -c icp -n __icp_first -a disable -d 'Forbid versions of a job'
 complete -c icp -n __icp_first -a jobs -d 'List steps'
 complete -c icp -n __icp_first -a status -d 'All about steps'
+complete -c icp -n __icp_first -a history -d 'The runs of a job'
 complete -c icp -n __icp_first -a ipc -d 'System V objects of jobs'
 complete -c icp -n __icp_first -a doctor -d 'Say what this machine lacks'
 complete -c icp -n __icp_first -a setup -d 'Make Slurm load the plugin'
@@ -70,13 +73,15 @@ complete -c icp -n '__fish_seen_subcommand_from restart' -l address -x -d 'OLD=N
 complete -c icp -n '__fish_seen_subcommand_from restart' -l stick-to-nodes -d 'On the same nodes'
 complete -c icp -n '__fish_seen_subcommand_from diff' -l from -x -d 'A version'
 complete -c icp -n '__fish_seen_subcommand_from diff' -l to -x -d 'A version'
-complete -c icp -n '__fish_seen_subcommand_from create vacate requeue restart' -l image-dir -xa '(__fish_complete_directories)' -d 'Directory of the versions'
-complete -c icp -n '__fish_seen_subcommand_from create vacate requeue' -l max-wait -x -d 'Give up after'
-complete -c icp -n '__fish_seen_subcommand_from create vacate requeue' -l wait -d 'Until it is there'
-complete -c icp -n '__fish_seen_subcommand_from jobs status ipc' -l watch -d 'Anew every second'
+complete -c icp -n '__fish_seen_subcommand_from create vacate requeue move restart' -l image-dir -xa '(__fish_complete_directories)' -d 'Directory of the versions'
+complete -c icp -n '__fish_seen_subcommand_from create vacate requeue move' -l max-wait -x -d 'Give up after'
+complete -c icp -n '__fish_seen_subcommand_from create vacate requeue move' -l wait -d 'Until it is there'
+complete -c icp -n '__fish_seen_subcommand_from jobs status history ipc' -l watch -d 'Refresh every second'
+complete -c icp -n '__fish_seen_subcommand_from move' -l nodes -x -d 'Where it is to run'
+complete -c icp -n '__fish_seen_subcommand_from drain' -l reason -x -d 'Why'
 complete -c icp -n '__fish_seen_subcommand_from status' -l versions -x -d 'At most'
-complete -c icp -n "__fish_seen_subcommand_from $of_jobs $of_images jobs checkpoint check doctor" -l json -d 'Print JSON'
-complete -c icp -n "__fish_seen_subcommand_from $of_jobs jobs doctor setup" -l config -r -d 'icp.yaml'
+complete -c icp -n "__fish_seen_subcommand_from $of_jobs $of_images jobs drain checkpoint check doctor" -l json -d 'Print JSON'
+complete -c icp -n "__fish_seen_subcommand_from $of_jobs jobs drain doctor setup" -l config -r -d 'icp.yaml'
 complete -c icp -n '__fish_seen_subcommand_from doctor' -l role -xa 'node login coordinator alone' -d 'What this machine is'
 complete -c icp -n '__fish_seen_subcommand_from doctor' -l try -d 'Checkpoint, kill, restart'
 complete -c icp -n '__fish_seen_subcommand_from doctor setup' -l slurm-conf -r -d 'slurm.conf'

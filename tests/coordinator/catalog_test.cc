@@ -253,5 +253,43 @@ TEST(Catalog, KilledWhileItWritesItForgetsNothingAndShowsNoHalf) {
   }
 }
 
+TEST(Catalog, RunsOfAJob) {
+  const test::TempDir dir;
+  {
+    Catalog catalog(dir.path());
+    catalog.step_seen(step_of(7));
+    catalog.step_seen(step_of(7, 1));
+    catalog.run_seen({7, 0}, 1007, "");
+    catalog.run_seen({7, 0}, 1007, "n1,n2");
+    catalog.run_seen({7, 0}, 1007, "");  // another step of it, whose agents have not all come
+    for (const int32_t step : {0, 1}) {
+      net::VersionNumbers numbers = numbers_of(static_cast<uint32_t>(step) + 1);
+      numbers.set_stop_ns(5);
+      catalog.version({7, step, 0}, numbers, 2);
+    }
+    catalog.run_ends_because({7, 0}, "node n1 was drained");
+    catalog.run_ends_because({7, 0}, "requeued by Slurm");  // the first word counts
+    catalog.run_ended({7, 0});
+    catalog.run_seen({7, 1}, 1007, "n2");
+    catalog.run_ends_because({7, 1}, "cannot restart", true);
+    catalog.run_seen({8, 0}, 1008, "n3");
+  }
+  Catalog catalog(dir.path());
+  const auto runs = catalog.runs(7, 10);
+  ASSERT_EQ(runs.size(), 2u);
+  EXPECT_EQ(runs[0].nodes(), "n1,n2");
+  EXPECT_EQ(runs[0].why(), "node n1 was drained");
+  EXPECT_EQ(runs[0].versions(), 2u);
+  EXPECT_EQ(runs[0].last_version(), 2u);
+  EXPECT_EQ(runs[0].stop_ns(), 10u);
+  EXPECT_GE(runs[0].ended_unix_ms(), runs[0].began_unix_ms());
+  EXPECT_FALSE(runs[0].restart_failed());
+  EXPECT_TRUE(runs[1].restart_failed());
+  EXPECT_NE(runs[1].ended_unix_ms(), 0u);  // icpctld has ended meanwhile: whoever runs says so again
+  EXPECT_EQ(catalog.runs(7, 1)[0].restarts(), 1u);
+  EXPECT_EQ(catalog.runs(7, 1).size(), 1u);
+  EXPECT_TRUE(catalog.runs(9, 10).empty());
+}
+
 }  // namespace
 }  // namespace icp

@@ -1,0 +1,178 @@
+// SPDX-License-Identifier: GPL-2.0-or-later
+#include "coordinator/icpctld/moments.h"
+
+#include <spdlog/spdlog.h>
+
+#include <algorithm>
+#include <memory>
+
+#include "engine/base/error.h"
+
+namespace icp {
+namespace {
+
+constexpr size_t kLongestComment = 500;
+constexpr std::chrono::seconds kLookAtNodes{5};
+constexpr std::chrono::seconds kUntilSlurmKnows{3};  // how a job ended whose agents have gone
+
+// Once, after a while.
+void after(boost::asio::io_context& io, std::chrono::seconds time, std::function<void()> work) {
+  const auto timer = std::make_shared<boost::asio::steady_timer>(io, time);
+  timer->async_wait([timer, work = std::move(work)](boost::system::error_code error) {
+    if (!error) work();
+  });
+}
+
+RunKey run_of(const StepFactsRecord& step) { return {step.key.job, step.key.restarts}; }
+
+}  // namespace
+
+Moments::Moments(boost::asio::io_context& io, const Config& config, Steps& steps, Catalog& catalog, Requests& requests)
+    : io_(io), config_(config), steps_(steps), catalog_(catalog), requests_(requests), timer_(io) {
+  steps_.set_events({[this](const StepFactsRecord& step) { run_ended(step); },
+                     [this](const StepFactsRecord& step, const std::string& why) { restart_failed(step, why); }});
+  start();
+}
+
+void Moments::start() {
+  timer_.expires_after(kLookAtNodes);
+  timer_.async_wait([this](boost::system::error_code error) {
+    if (error) return;
+    look_at_nodes();
+    start();
+  });
+}
+
+// To the users of all steps of the job that have an agent: one agent of each says it.
+void Moments::tell(uint32_t job, const std::function<std::string(const Step&)>& text) const {
+  for (const auto& step : steps_.running(job, std::nullopt)) {
+    if (step->agents.empty()) continue;
+    net::ToPeer message;
+    message.mutable_notice()->set_text(text(*step));
+    step->agents.begin()->second(message);
+  }
+}
+
+void Moments::at_time_limit(uint32_t job, bool requeue, std::function<void()> again) {
+  before_end(job, "the time limit is near", "requeued before its time limit", requeue, std::move(again));
+}
+
+// `moment` and `why`: for the user now, and for the history.
+void Moments::before_end(uint32_t job, const std::string& moment, const std::string& why, bool requeue,
+                         std::function<void()> again) {
+  net::Request request;
+  request.set_operation(requeue ? net::OP_REQUEUE : net::OP_CREATE);
+  request.set_job(job);
+  request.set_wait(true);
+  request.set_reason(why);
+  for (const auto& step : steps_.running(job, std::nullopt))
+    if (step->round) return again();
+  if (requeue) tell(job, [&](const Step&) { return moment + ": a version is taken, and the job requeued"; });
+  spdlog::info("job {}: {}: a version is taken{}", job, moment, requeue ? ", and it is requeued" : "");
+  requests_.handle_own(request, [this, job, moment, requeue, again = std::move(again)](const net::Reply& reply) {
+    if (reply.code() == kInProgress) return again();
+    if (reply.code() == 0 && requeue) {  // its agents have gone, with its processes
+      counters_.requeued++;
+      return;
+    }
+    const std::string refused = reply.text().empty() ? slurm_text(reply.code()) : reply.text();
+    tell(job, [&](const Step& step) {
+      if (reply.code() != 0) return fmt::format("{}, and no version could be taken: {}", moment, refused);
+      return fmt::format("{}; a version was taken: srun --restart-dir={} ... goes on from it", moment,
+                         step.facts.image);
+    });
+  });
+}
+
+// ---- drained nodes ----------------------------------------------------------------------------
+
+// One question to Slurm for all jobs, and none when no job asks.
+void Moments::look_at_nodes() {
+  asking_.clear();
+  for (const auto& [key, step] : steps_.all()) {
+    for (const auto& [node, hello] : step->hellos)
+      if (hello.at_drain()) asking_[key.job].insert(hello.host());
+  }
+  std::erase_if(seen_to_, [this](uint32_t job) { return !asking_.contains(job); });
+  if (asking_.empty()) return;
+  requests_.look_at_nodes([this](const std::vector<SlurmNode>& nodes) { nodes_told(nodes); });
+}
+
+void Moments::nodes_told(const std::vector<SlurmNode>& nodes) {
+  for (const auto& [job, hosts] : asking_) {
+    const auto of_job = [&hosts = hosts](const SlurmNode& node) { return node.drained && hosts.contains(node.name); };
+    const auto node = std::find_if(nodes.begin(), nodes.end(), of_job);
+    if (node == nodes.end()) {
+      seen_to_.erase(job);
+    } else if (seen_to_.insert(job).second) {
+      drained(job, *node);
+    }
+  }
+}
+
+void Moments::drained(uint32_t job, const SlurmNode& node) {
+  const std::string reason = node.reason.empty() ? "" : fmt::format(" ({})", node.reason);
+  requests_.look(job, [this, job, name = node.name, reason](std::optional<SlurmJob> known) {
+    const auto again = [this, job] { seen_to_.erase(job); };
+    if (!known) return again();
+    if (known->state != SlurmJob::kRunning) return;
+    before_end(job, fmt::format("node {} is drained{}", name, reason), fmt::format("node {} was drained", name),
+               known->batch && known->requeue, again);
+  });
+}
+
+// ---- ends -------------------------------------------------------------------------------------
+
+// Whoever ended it has said why; else Slurm knows, in a moment.
+void Moments::run_ended(const StepFactsRecord& step) {
+  after(io_, kUntilSlurmKnows, [this, step] {
+    if (!steps_.running(step.key.job, std::nullopt).empty()) return;
+    requests_.look(step.key.job, [this, step](std::optional<SlurmJob> job) {
+      if (!job) return;
+      std::string why;
+      if (job->restarts > step.key.restarts) {
+        why = job->preempted ? "preempted, and requeued by Slurm" : "requeued by Slurm";
+      } else if (!job->end_state.empty()) {
+        why = job->end_state;
+      }
+      if (!why.empty()) catalog_.run_ends_because(run_of(step), why);
+    });
+  });
+}
+
+void Moments::restart_failed(const StepFactsRecord& step, const std::string& why) {
+  counters_.restarts_failed++;
+  spdlog::warn("job {}: step {} cannot be restored: {}", step.key.job, step.key.step, why);
+  catalog_.run_ends_because(run_of(step), "cannot restart: " + why, true);
+  if (config_.restart_attempts == 0) return;
+  requests_.look(step.key.job, [this, step, why](std::optional<SlurmJob> job) {
+    if (!job || !job->batch || !job->requeue || job->restarts != step.key.restarts) return;
+    hold_or_requeue(step, why);
+  });
+}
+
+void Moments::hold_or_requeue(const StepFactsRecord& step, const std::string& why) {
+  const uint32_t job = step.key.job;
+  const std::vector<net::RunRecord> runs = catalog_.runs(job, kMostRuns);
+  uint32_t failed = 0;
+  for (auto run = runs.rbegin(); run != runs.rend() && run->restart_failed(); ++run) failed++;
+  const std::string nodes = config_.exclude_failed_nodes && !runs.empty() ? runs.back().nodes() : "";
+  const bool hold = failed >= config_.restart_attempts;
+  const std::string done = hold            ? "held: scontrol release lets it try again"
+                           : nodes.empty() ? "requeued"
+                                           : "requeued, to run without " + nodes;
+  tell(job, [&](const Step&) { return "the job is " + done; });
+  requests_.change_job(
+      job,
+      [job, hold, nodes, comment = "slurm-icp: cannot restart: " + why.substr(0, kLongestComment)] {
+        if (hold) return requeue_job_held(job, comment);
+        return nodes.empty() ? requeue_job(job) : requeue_job_without(job, nodes);
+      },
+      [this, job, done, hold](uint32_t code) {
+        if (code == 0) (hold ? counters_.held : counters_.requeued)++;
+        if (code == 0) return spdlog::warn("job {}: {}", job, done);
+        spdlog::error("job {}: it should be {}, and slurmctld refuses: {}", job, done, slurm_text(code));
+      });
+}
+
+}  // namespace icp

@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""Jobs whose node is drained, that are moved, or of which no version can be restored: they go on elsewhere, or are held."""
+
+import json
+import pathlib
+import re
+import socket
+import urllib.request
+
+import harness
+from commandcase import CommandCase
+
+CONFIG = pathlib.Path(__file__).parents[2] / "config"
+
+# Counts to 200 in tenths of a second.
+COUNT = "perl -e '$| = 1; for my $i (1 .. 200) { print qq($i\\n); select undef, undef, undef, 0.1 }'"
+WHOLE = [str(i) for i in range(1, 201)]
+
+
+class MomentsCase(CommandCase):
+    options = {"nodes": 3, "coordinator": True, "cpus": 8}
+
+    def tearDown(self):
+        for state in ("RESUME", "UNDRAIN"):
+            self.cluster.run(["scontrol", "update", f"NodeName={','.join(self.cluster.node_names)}", f"State={state}"], check=False)
+        super().tearDown()
+
+    @classmethod
+    def icp_lines(cls, config):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            cls.metrics_port = free.getsockname()[1]
+        return super().icp_lines(f"{config}metrics: localhost:{cls.metrics_port}\n")
+
+    def metrics(self):
+        """{name: value}, as Prometheus reads them."""
+        with urllib.request.urlopen(f"http://localhost:{self.metrics_port}/metrics", timeout=10) as answer:
+            return {name: float(value) for name, value in re.findall(r"^(\w+) (\S+)$", answer.read().decode(), re.M)}
+
+    def icp(self, *words, user="root"):
+        return self.cluster.run(["icp", *words], user=user, check=False, timeout=90)
+
+    def begin(self, *options, command=COUNT, step=True):
+        """A batch job that counts on the first node, as a step or as the script itself. Returns its id."""
+        job = self.submit(f"{'srun ' if step else 'exec '}{command}", "--checkpoint-interval=1h", *options)
+        self.wait_text(f"job-{job}.out", r"\n5\n")
+        self.wait_connected(job)
+        self.assertEqual(self.node_of(job), self.cluster.node(1))  # Slurm fills one after the other
+        return job
+
+    def assert_whole(self, job, restarts=1):
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+        text = self.output(job)
+        self.assertEqual(re.findall(r"^\d+$", text, re.M), WHOLE, text)
+        self.assertEqual(text.count("restarted from version"), restarts, text)
+
+    def runs(self, job, user="root"):
+        return json.loads(self.icp("history", str(job), "--json", user=user).stdout)["runs"]
+
+    def node_of(self, job):
+        return self.job(job)["NodeList"]
+
+
+class Drained(MomentsCase):
+    def test_jobs_that_ask_go_on_elsewhere(self):
+        job = self.begin("--checkpoint-on=drain")
+        stays = self.begin()
+        self.cluster.run(["scontrol", "update", f"NodeName={self.cluster.node(1)}", "State=DRAIN", "Reason=repair"])
+        self.wait_text(f"job-{job}.out", r"node \S+ is drained \(repair\): a version is taken, and the job requeued", 20)
+        self.wait_text(f"job-{job}.out", "restarted from version", 60)
+        self.assertNotEqual(self.node_of(job), self.cluster.node(1))
+        self.assert_whole(job)
+        self.assert_whole(stays, restarts=0)
+        self.wait_for(lambda: self.runs(job)[-1]["why"], 20, "the end of the job to be known")
+        first, second = self.runs(job, user=self.user)
+        self.assertEqual(first["why"], f"node {self.cluster.node(1)} was drained")
+        self.assertEqual((first["nodes"], first["versions"]), (self.cluster.node(1), 1))
+        self.assertLess(first["work_lost_ms"], 5000)
+        self.assertEqual((second["why"], second["work_lost_ms"]), ("COMPLETED", None))
+        text = self.icp("history", str(job)).stdout
+        self.assertRegex(text, r"RUN +BEGAN +TIME +NODES +VERSIONS")
+        self.assertRegex(text, r"2 runs, 1 version, stopped for \S+ ms in all, ")
+        self.assertEqual(self.icp("history", str(job), user="nobody").returncode, 1)
+        metrics = self.metrics()
+        self.assertEqual((metrics["icpctld_jobs_requeued_total"], metrics["icpctld_versions_total"]), (1, 1))
+        self.assertGreater(metrics["icpctld_version_seconds_total"], metrics["icpctld_version_stop_seconds_total"])
+        for name in ("grafana-dashboard.json", "prometheus-alerts.yml"):  # they know no metric that is not there
+            named = set(re.findall(r"icpctld_\w+", (CONFIG / name).read_text()))
+            self.assertTrue(named)
+            self.assertLessEqual(named, set(metrics), name)
+
+    def test_a_command_drains_and_vacates(self):
+        job, script = self.begin(), self.begin(step=False)
+        srun, alone = self.start_counting("alone.out", "-w", self.cluster.node(1))
+        node = self.cluster.node(1)
+        denied = self.icp("drain", node, "--reason", "mine", user=self.user)
+        self.assertEqual(denied.returncode, 4, denied.stderr)
+        self.assertRegex(denied.stderr, r"\Aicp: drain \S+: ")
+        wrong = self.icp("drain", "nosuch", "--reason", "x")
+        self.assertEqual(wrong.returncode, 1)
+        self.assertRegex(wrong.stderr, r"\Aicp: drain nosuch: there is no node nosuch\n")
+        done = self.icp("drain", node, "--reason", "new memory", "--json")
+        self.assertEqual(done.returncode, 0, done.stderr)
+        outcome = {one["job"]: one["requeued"] for one in json.loads(done.stdout)["jobs"]}
+        self.assertEqual(outcome, {int(job): True, int(script): True, int(alone): False})
+        self.assertIn("DRAIN", self.cluster.node_states()[node].upper())
+        self.assertEqual(len(self.versions(f"{alone}.0")), 1)
+        self.assert_whole(job)
+        self.assert_whole(script)
+        self.assertEqual(self.runs(job)[0]["why"], "drained: new memory")
+        self.sh(["scancel", alone])
+        srun.wait(30)
+
+
+class Moved(MomentsCase):
+    def test_to_nodes_and_away(self):
+        job = self.begin()
+        for list_, said in (("nosuch", "there is no node nosuch"), ("n[1-2][3-4]", "is no list of nodes"), ("n[", "is no list of nodes|there is no node")):
+            wrong = self.icp("move", str(job), "--nodes", list_, user=self.user)
+            self.assertEqual(wrong.returncode, 1, wrong.stderr)
+            self.assertRegex(wrong.stderr, said)
+        self.assertEqual(self.icp("move", str(job), user="nobody").returncode, 4)
+        self.assertEqual(self.job(job)["JobState"], "RUNNING")
+        there = self.icp("move", str(job), "--nodes", self.cluster.node(3), "--wait", user=self.user)
+        self.assertEqual(there.returncode, 0, there.stderr)
+        self.wait_text(f"job-{job}.out", "restarted from version", 60)
+        self.assertEqual(self.node_of(job), self.cluster.node(3))
+        self.assert_whole(job)
+        away = self.begin()
+        self.assertEqual(self.icp("move", str(away), "--wait", user=self.user).returncode, 0)
+        self.wait_text(f"job-{away}.out", "restarted from version", 60)
+        self.assertNotEqual(self.node_of(away), self.cluster.node(1))
+        self.assert_whole(away)
+        self.assertEqual([run["why"] for run in self.runs(away)][0], f"moved away from {self.cluster.node(1)}")
+
+
+class CannotRestart(MomentsCase):
+    config = "jitter: 0\nrestart_attempts: 2\nexclude_failed_nodes: yes\n"
+
+    def test_the_job_is_held_and_can_be_released(self):
+        job = self.begin()
+        self.assertEqual(self.icp("create", str(job), "--wait", user=self.user).returncode, 0)
+        image = self.work / f"{job}.0"
+        manifests = list(image.glob("v*/*/manifest.icp"))
+        self.assertEqual(len(manifests), 1)
+        whole = manifests[0].read_bytes()
+        manifests[0].write_bytes(whole[:-9])
+        self.cluster.run(["scontrol", "requeue", str(job)])
+        self.wait_for(lambda: "held" in self.job(job)["Reason"].lower(), 90, "the job to be held")
+        facts = self.job(job)
+        self.assertEqual(facts["Restarts"], "3")
+        self.assertIn("Comment=slurm-icp: cannot restart: ", self.cluster.run(["scontrol", "show", "job", job]).stdout)
+        self.assertIn(self.cluster.node(1), facts["ExcNodeList"])
+        runs = self.runs(job)
+        self.assertEqual([run["restart_failed"] for run in runs], [False, True, True])
+        self.assertNotEqual(runs[1]["nodes"], runs[2]["nodes"])
+        metrics = self.metrics()
+        self.assertEqual((metrics["icpctld_restarts_failed_total"], metrics["icpctld_jobs_held_total"]), (2, 1))
+        self.assertEqual(runs[1]["work_lost_ms"], None)
+        manifests[0].write_bytes(whole)
+        self.cluster.run(["scontrol", "release", str(job)], user=self.user)
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+        self.assertEqual(re.findall(r"^\d+$", self.output(job), re.M)[-1], "200")
+
+
+if __name__ == "__main__":
+    harness.main()
