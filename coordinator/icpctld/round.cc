@@ -48,7 +48,7 @@ std::chrono::milliseconds Round::limit() const {
   }
 }
 
-void Round::begin(const std::string& image_dir) {
+void Round::begin(const std::string& image_dir, bool last) {
   phase_ = alone_ ? net::COMMIT : net::PREPARE;
   net::ToPeer message;
   net::BeginRound& begin = *message.mutable_begin();
@@ -56,6 +56,7 @@ void Round::begin(const std::string& image_dir) {
   begin.set_version(version_);
   begin.set_kill(kill_);
   begin.set_alone(alone_);
+  begin.set_last(last);
   // The agent's own limit is the later one: when both run out at once, the coordinator's word tells why.
   begin.set_stop_timeout_ms(static_cast<uint32_t>(std::min<int64_t>((limits_.stop * 2).count(), UINT32_MAX)));
   begin.set_image_dir(image_dir);

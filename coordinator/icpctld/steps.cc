@@ -285,6 +285,8 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
     // Each is a row in a file that is everybody's.
     if (!step->told_.take(step->facts.uid, Step::Clock::now())) return;
     if (step->facts.nodes == 1) record([&] { catalog_.version(step->facts.key, message.version().numbers(), 1); });
+  } else if (message.has_near()) {
+    last_version(step, message.near().after_round());
   } else if (message.has_end()) {
     step->gone_[node] = "its tasks have ended";
     const std::string why = message.end().restart_failure().substr(0, kMaxErrorText);
@@ -376,6 +378,25 @@ void Steps::next_writer() {
   }
 }
 
+// Slurm has sent SIGTERM, and SIGKILL comes soon. All agents that hear of it ask, one after the other.
+void Steps::last_version(const std::shared_ptr<Step>& step, uint64_t after_round) {
+  if (step->round) {
+    if (!step->wish_->last || step->round->id() == after_round) step->near_ = true;
+    return;
+  }
+  if (is_disabled(*step) || !step->complete()) {
+    net::ToPeer message;
+    message.mutable_abort()->set_reason(is_disabled(*step) ? "checkpoints are disabled"
+                                                           : "agents of the step are gone");
+    for (const auto& [node, send] : step->agents) send(message);
+    return;
+  }
+  if (!step->wish_) step->wish_.emplace();
+  step->wish_->last = true;  // one that waited for its turn waits no longer
+  step->waiting_ = false;
+  begin(step);
+}
+
 // ---- a round ----------------------------------------------------------------------------------
 
 void Steps::begin(const std::shared_ptr<Step>& step) {
@@ -388,7 +409,7 @@ void Steps::begin(const std::shared_ptr<Step>& step) {
   const RoundLimits limits{config_.prepare_timeout, config_.stop_timeout, config_.write_timeout};
   step->round =
       std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->wish_->kill, limits, sender(step));
-  step->round->begin(step->wish_->image_dir);
+  step->round->begin(step->wish_->image_dir, step->wish_->last);
   advanced(step);
 }
 
@@ -477,6 +498,7 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   if (!again) step->passing_failures_ = 0;
   if (wish.finished) wish.finished(code, text);
   next_writer();
+  if (std::exchange(step->near_, false) && !step->agents.empty() && !step->wish_) return last_version(step, 0);
   if (again && !step->round && !step->wish_) {
     step->due_timer_.expires_after(kRetry);
     step->due_timer_.async_wait([this, step](error_code error) {

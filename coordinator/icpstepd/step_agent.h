@@ -14,6 +14,7 @@
 #include <map>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 
 #include "coordinator/config.h"
@@ -71,10 +72,16 @@ class StepAgent {
   void on_guard(Task& task, const protocol::Packet& packet);
   bool wants_guards() const;
   bool is_guard(pid_t pid) const;
+  void on_term(Task& task);
   void version_before_end();
+  bool ask_for_last_version(uint64_t after_round);
+  void last_version_over(const std::string& image, const net::BeginRound& begin);
+  void let_term_through();
   bool hold_term();
   void hand_on_term();
+  void hand_on_term(const Task& task);
   void on_proxy(Task& task, protocol::Packet& packet);
+  void pass_signal(const Task& task, int signal) const;
   void on_proxy_gone(Task& task);
   void on_capsule();
   void on_timer();
@@ -130,7 +137,7 @@ class StepAgent {
   std::string problem_;
   boost::asio::io_context io_{1};
   Socket control_, ready_;
-  boost::asio::steady_timer timer_, watch_timer_, hold_timer_;
+  boost::asio::steady_timer timer_, watch_timer_, hold_timer_, last_timer_;
   boost::asio::signal_set signals_;
   std::map<int, Task> tasks_;  // by rank
   Notices notices_;
@@ -153,6 +160,8 @@ class StepAgent {
   std::chrono::steady_clock::time_point link_since_;
   int without_steps_ = 0;                // how often no srun of the batch script was found
   bool terminated_ = false;              // by Slurm, and a version taken of that moment
+  std::set<int> term_waits_;             // tasks whose SIGTERM waits for a version of all nodes
+  int last_tries_ = 0;                   // for that version
   bool charged_ = false;                 // the agent's memory, to the step
   bool absence_told_ = false;            // of the coordinator, to the user
   std::optional<IpcReport> ipc_report_;  // none without one, or if objects are not the job's alone

@@ -150,16 +150,17 @@ void StepAgent::on_proxy(Task& task, Packet& packet) {
   const auto signal = packet.number("signal");
   if (packet.type != protocol::kSignal || !signal || *signal < 1 || *signal >= NSIG || !capsule_) return;
   const bool last = has_moment(moments_, kPreempt) || has_moment(moments_, kCancel);
-  if (*signal == SIGTERM && last && !several_capsules()) {
-    version_before_end();
-    if (hold_term()) return;
-  }
+  if (*signal == SIGTERM && last) return on_term(task);
+  pass_signal(task, static_cast<int>(*signal));
+}
+
+void StepAgent::pass_signal(const Task& task, int signal) const {
   for (const TaskRoot& root : capsule_->roots()) {
     if (root.rank != task.rank) continue;
     if (signalled_ == Signalled::kTree) {
-      signal_tree(root, static_cast<int>(*signal));
+      signal_tree(root, signal);
     } else {
-      signal_process(root.pid, root.start_time, static_cast<int>(*signal));
+      signal_process(root.pid, root.start_time, signal);
     }
   }
 }

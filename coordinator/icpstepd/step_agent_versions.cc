@@ -24,9 +24,11 @@ constexpr auto kRetry = std::chrono::milliseconds(70);  // no divisor of what pr
 
 // ---- guards ------------------------------------------------------------------------------------
 
-// What is taken before SIGTERM is a version of this node alone.
+// A version of several nodes before SIGTERM needs icpctld. Of what an MPI launcher has started the script's agent
+// knows.
 bool StepAgent::wants_guards() const {
-  return (has_moment(moments_, kPreempt) || has_moment(moments_, kCancel)) && !several_capsules() && problem_.empty() &&
+  const bool can = !several_capsules() || (facts_.launched == 0 && !launched_.any() && !config_.coordinators.empty());
+  return (has_moment(moments_, kPreempt) || has_moment(moments_, kCancel)) && can && problem_.empty() &&
          !(facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever);
 }
 
@@ -47,9 +49,54 @@ void StepAgent::on_guard(Task& task, const Packet& packet) {
     return begin_versions_when_all_run();
   }
   if (packet.type != protocol::kSignal || packet.number("signal") != std::optional<int64_t>(SIGTERM)) return;
+  on_term(task);
+}
+
+// Of several nodes icpctld lets all take the version together, and it is answered then.
+void StepAgent::on_term(Task& task) {
+  if (several_capsules() && !terminated_ && ask_for_last_version(0)) {
+    term_waits_.insert(task.rank);
+    return;
+  }
   version_before_end();
-  if (hold_term()) return;
-  protocol::send_packet(task.socket->native_handle(), Packet(protocol::kSignal).set_number("signal", SIGTERM));
+  if (!hold_term()) hand_on_term(task);
+}
+
+bool StepAgent::ask_for_last_version(uint64_t after_round) {
+  constexpr std::chrono::seconds kUntilItBegins{10};
+  const bool asked = !term_waits_.empty() && after_round == 0;
+  if (asked || !versions_.begun() || facts_.launched != 0 || launched_.any() || !link_ || !link_->scheduled())
+    return asked;
+  net::ToCoordinator message;
+  message.mutable_near()->set_after_round(after_round);
+  link_->say(message);
+  last_timer_.expires_after(kUntilItBegins);
+  last_timer_.async_wait([this](boost::system::error_code error) {
+    if (!error) let_term_through();
+  });
+  return true;
+}
+
+// `image` is empty when it failed: tried again, when the failure may have been one of the moment.
+void StepAgent::last_version_over(const std::string& image, const net::BeginRound& begin) {
+  constexpr int kTries = 3;
+  if (!image.empty()) {
+    terminated_ = true;
+    mark_vacated(image_, identity_of(facts_), image);
+    if (tasks_.contains(0))
+      notices_.say(fmt::format("slurm-icp: step {}: version {} was taken when SIGTERM came", step(), begin.version()));
+  } else if (!term_waits_.empty() && ++last_tries_ < kTries && ask_for_last_version(begin.round())) {
+    return;
+  }
+  let_term_through();
+}
+
+void StepAgent::let_term_through() {
+  last_timer_.cancel();
+  for (const int rank : std::exchange(term_waits_, {})) {
+    Task* const task = find(rank);
+    if (task != nullptr && task->socket && !hold_term()) hand_on_term(*task);
+  }
 }
 
 // A preempted job is requeued when its GraceTime is over, if it still runs then: one whose program ended at SIGTERM
@@ -65,12 +112,16 @@ bool StepAgent::hold_term() {
 }
 
 void StepAgent::hand_on_term() {
-  for (auto& [rank, task] : tasks_) {
-    if (task.socket && task.child != 0)
-      protocol::send_packet(task.socket->native_handle(), Packet(protocol::kSignal).set_number("signal", SIGTERM));
+  for (const auto& [rank, task] : tasks_)
+    if (task.socket) hand_on_term(task);
+}
+
+void StepAgent::hand_on_term(const Task& task) {
+  if (task.child != 0) {
+    protocol::send_packet(task.socket->native_handle(), Packet(protocol::kSignal).set_number("signal", SIGTERM));
+  } else if (capsule_) {
+    pass_signal(task, SIGTERM);
   }
-  if (!capsule_) return;
-  for (const TaskRoot& root : capsule_->roots()) signal_process(root.pid, root.start_time, SIGTERM);
 }
 
 // Once for all tasks: each gets its SIGTERM then.
@@ -202,10 +253,12 @@ void StepAgent::start_link() {
   events.begin = [this](const net::BeginRound& begin) {
     const std::string image = versions_.take(begin, *link_);
     if (!image.empty() && begin.kill()) mark_vacated(image_, identity_of(facts_), image);
+    if (begin.last()) last_version_over(image, begin);
     link_->set_hello(hello());
   };
   events.changed = [this](const std::string& why) { on_link_changed(why); };
   events.missed = [this](const std::string& why) {
+    let_term_through();
     if (asked())
       notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {} (the job runs on)", step(), why));
   };
@@ -245,6 +298,7 @@ void StepAgent::on_link_changed(const std::string& why) {
     if (ipc_report_) ipc_report_->begin_anew();
     return;
   }
+  let_term_through();
   spdlog::warn("no coordinator: {}", why);
   tell_absence(why);
 }

@@ -3,7 +3,10 @@
 
 import signal
 
+import re
+
 import harness
+from coordinated import Coordinated
 from jobcase import JobCase
 
 # Counts into a file of its own, and says every tenth number. What srun has on its way when it is killed is lost.
@@ -74,6 +77,61 @@ class ByPartition(Counting):
             self.assertIn("restarted from version 1", self.output(job))
             self.check_count(job, last, 2)
             self.assertIn("end 0", self.output(job))
+
+
+class SeveralNodes(Coordinated):
+    """SIGTERM on each node: icpctld lets all take one version."""
+
+    def submit_ring(self, where, *options):
+        job = self.submit(f"echo run ${{SLURM_RESTART_COUNT:-0}}; srun {' '.join(self.ring(where, 400, 20))}; echo end $?", "-N2", "-n2",
+                          "--checkpoint-on=preempt", *options)
+        self.wait_for(lambda: len(self.ring_pids()) == 2, 30, "the ring to begin")
+        self.wait_for(lambda: re.search(rf"step {job}\.0: 2 agents", self.ctld_log()), 30, "both agents")
+        return job
+
+    def test_a_requeued_job_loses_nothing(self):
+        job = self.submit_ring("twice")
+        for version in (1, 2):
+            self.cluster.run(["scontrol", "requeue", job])
+            self.wait_text(f"job-{job}.out", f"restarted from version {version} of", 60)
+            self.assertEqual(self.whole_versions(f"{job}.0"), list(range(1, version + 1)))
+        self.hurry()
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+        text = self.output(job)
+        self.assertEqual(self.results(text), self.answer(400), text)
+        self.assertEqual(text.count("was taken when SIGTERM came"), 2, text)
+        self.assertIn("end 0", text)
+
+    def test_beside_versions_at_an_interval(self):
+        job = self.submit_ring("beside", "--checkpoint-interval=0.2s")
+        self.wait_whole(f"{job}.0", 3)
+        self.cluster.run(["scontrol", "requeue", job])
+        taken = int(self.wait_text(f"job-{job}.out", r"version (\d+) was taken when SIGTERM came", 20).group(1))
+        self.wait_text(f"job-{job}.out", f"restarted from version {taken} of", 60)
+        self.hurry()
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+        self.assertEqual(self.results(self.output(job)), self.answer(400))
+
+    def test_without_icpctld_the_signal_comes_at_once(self):
+        srun, job = self.start_srun("-N2", "-n2", "--checkpoint-on=cancel", *POLITE)
+        self.wait_text("srun.out", r"\n10\n")
+        self.cluster.kill_coordinator()
+        try:
+            self.sh(["scancel", job])
+            srun.wait(30)
+            self.assertEqual(self.text("srun.out").count("told to end"), 2)
+        finally:
+            self.cluster.start_coordinator()
+
+    def test_a_version_that_cannot_be_taken(self):
+        """The signal comes all the same."""
+        srun, job = self.start_srun("-N2", "-n2", "--checkpoint-on=cancel", *POLITE)
+        self.wait_text("srun.out", r"\n10\n")
+        self.cluster.run(["icp", "disable", str(job)])
+        self.sh(["scancel", job])
+        srun.wait(30)
+        self.assertEqual(self.text("srun.out").count("told to end"), 2)
+        self.assertEqual(self.whole_versions(f"{job}.0"), [])
 
 
 class Guarded(JobCase):
