@@ -219,6 +219,12 @@ const std::map<std::string, Reader>& readers() {
       {"max_writers", [](Config& c, const Entry& e) { c.max_writers = number(e, 1'000'000); }},
       {"jitter", [](Config& c, const Entry& e) { c.jitter = number(e, 50); }},
       {"site_script", [](Config& c, const Entry& e) { c.site_script = e.text().empty() ? "" : absolute_path(e); }},
+      {"rest", [](Config& c, const Entry& e) { c.rest = e.text().empty() ? "" : absolute_path(e); }},
+      {"rest_listen",
+       [](Config& c, const Entry& e) {
+         c.rest_listen.reset();
+         if (!e.text().empty()) c.rest_listen = endpoint(e);
+       }},
       {"metrics",
        [](Config& c, const Entry& e) {
          c.metrics.reset();

@@ -54,6 +54,8 @@ struct Config {
   uint32_t jitter = 10;       // percent of the interval, 0 to 50
   std::string site_script;    // an absolute path, or empty
   std::optional<net::Endpoint> metrics;
+  std::string rest;  // an absolute path, or empty
+  std::optional<net::Endpoint> rest_listen;
 
   // Reads a file. A missing file is an empty one, unless `must_exist`. Throws Error (kUsage) that names file, line and
   // key for unknown keys, wrong types and bad values.

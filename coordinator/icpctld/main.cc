@@ -18,6 +18,7 @@
 #include "coordinator/icpctld/metrics.h"
 #include "coordinator/icpctld/moments.h"
 #include "coordinator/icpctld/requests.h"
+#include "coordinator/icpctld/rest.h"
 #include "coordinator/icpctld/server.h"
 #include "coordinator/icpctld/slurm_jobs.h"
 #include "coordinator/icpctld/steps.h"
@@ -78,6 +79,7 @@ class Daemon {
         stop_(io_, SIGTERM, SIGINT),
         reload_(io_, SIGHUP),
         clean_(io_) {
+    if (!config_.rest.empty() || config_.rest_listen) rest_.emplace(io_, config_, requests_);
     if (config_.metrics) metrics_.emplace(io_, *config_.metrics, [this] { return metrics_text(); });
   }
 
@@ -171,6 +173,7 @@ class Daemon {
   boost::asio::signal_set stop_, reload_;
   boost::asio::steady_timer clean_;
   std::optional<Metrics> metrics_;
+  std::optional<Rest> rest_;
 };
 
 }  // namespace
