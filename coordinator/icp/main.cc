@@ -55,7 +55,7 @@ void set_up(Cli& cli) {
                  ".\nExit codes: 0 done, 1 failed or found something, 2 wrong command line, 3 damaged image, "
                  "4 no permission; run and restart pass on the program's own.\nSee icp(1).");
   cli.app.set_version_flag("--version", "slurm-icp " ICP_VERSION);
-  cli.app.add_flag("-v,--verbose", cli.verbosity, "Say what is done; twice: debugging messages");
+  cli.app.add_flag("-v,--verbose", cli.verbosity, "Report what is done; twice: debugging messages");
   cli.app.require_subcommand(1);
   cli.app.fallthrough();
   cli.app.get_formatter()->column_width(26);

@@ -260,23 +260,23 @@ void Requests::create(const Pointer& asked, const std::optional<Ending>& ending)
   const uint32_t max_wait = request.max_wait_s() == 0 ? kDefaultMaxWait : request.max_wait_s();
   const bool wait = request.wait();
   for (const auto& step : chosen) {
-    Wish wish;
-    wish.kill = ending.has_value();
-    wish.image_dir = request.image_dir();
-    if (!wait || request.max_wait_s() != 0) wish.max_wait = std::chrono::seconds(max_wait);
-    wish.finished = [asked, all, wait, end_job](uint32_t code, const std::string& text) {
+    VersionRequest wanted;
+    wanted.kill = ending.has_value();
+    wanted.image_dir = request.image_dir();
+    if (!wait || request.max_wait_s() != 0) wanted.max_wait = std::chrono::seconds(max_wait);
+    wanted.finished = [asked, all, wait, end_job](uint32_t code, const std::string& text) {
       all->open--;
       if (code != 0 && all->code == 0) all->code = code, all->text = text;
       if (all->open > 0) return end_job();
       if (wait) asked->answer(failure(all->code, all->text));
     };
     if (ending) {
-      wish.before_kill = [all, end_job](std::function<void(const std::string&)> go_on) {
+      wanted.before_kill = [all, end_job](std::function<void(const std::string&)> go_on) {
         all->go_on.push_back(std::move(go_on));
         end_job();
       };
     }
-    if (const uint32_t code = steps_.create(step, wish); code != 0) wish.finished(code, {});
+    if (const uint32_t code = steps_.create(step, wanted); code != 0) wanted.finished(code, {});
   }
   if (!wait) asked->answer(failure(all->code, all->text));
 }

@@ -246,9 +246,9 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
   step->missing_timer_.cancel();
   step->due_timer_.cancel();
   step->phase_timer_.cancel();
-  if (step->wish_ && step->waiting_) {
-    const auto told = step->wish_->finished;
-    step->wish_.reset();
+  if (step->request_ && step->waiting_) {
+    const auto told = step->request_->finished;
+    step->request_.reset();
     if (told) told(kAlreadyDone, "the step has ended");
   }
   record([&] { catalog_.step_ended(step->facts.key); });
@@ -328,26 +328,26 @@ void Steps::plan_next(const std::shared_ptr<Step>& step) {
 
 void Steps::due(const std::shared_ptr<Step>& step) {
   if (step->agents.empty()) return;  // it ended when this was on its way already
-  const bool busy = step->round || step->wish_;
+  const bool busy = step->round || step->request_;
   if (!busy && step->complete() && !is_disabled(*step)) {
-    step->wish_.emplace();
+    step->request_.emplace();
     begin_or_wait(step);
   }
   plan_next(step);
 }
 
-uint32_t Steps::create(const std::shared_ptr<Step>& step, Wish wish) {
-  if (step->round || step->wish_) return kInProgress;
+uint32_t Steps::create(const std::shared_ptr<Step>& step, VersionRequest wanted) {
+  if (step->round || step->request_) return kInProgress;
   if (is_disabled(*step)) return kDisabled;
   if (!step->complete()) return kCheckpointFailed;
-  step->wish_ = std::move(wish);
+  step->request_ = std::move(wanted);
   begin_or_wait(step);
   return kSlurmSuccess;
 }
 
 void Steps::begin_or_wait(const std::shared_ptr<Step>& step) {
-  step->latest_ =
-      step->wish_->max_wait.count() == 0 ? Step::Clock::time_point::max() : Step::Clock::now() + step->wish_->max_wait;
+  step->latest_ = step->request_->max_wait.count() == 0 ? Step::Clock::time_point::max()
+                                                        : Step::Clock::now() + step->request_->max_wait;
   if (config_.max_writers != 0 && writers_ >= config_.max_writers) {
     step->waiting_ = true;
     waiting_.push_back(step);
@@ -365,15 +365,15 @@ void Steps::next_writer() {
   while (!waiting_.empty() && (config_.max_writers == 0 || writers_ < config_.max_writers)) {
     const std::shared_ptr<Step> step = waiting_.front().lock();
     waiting_.pop_front();
-    if (!step || !step->wish_ || !step->waiting_) continue;
+    if (!step || !step->request_ || !step->waiting_) continue;
     step->waiting_ = false;
     if (step->complete()) {
       begin(step);
       continue;
     }
     // An agent left meanwhile: a version of the others would be none.
-    const auto told = step->wish_->finished;
-    step->wish_.reset();
+    const auto told = step->request_->finished;
+    step->request_.reset();
     if (told) told(kCheckpointFailed, "not all agents of the step are connected");
   }
 }
@@ -381,7 +381,7 @@ void Steps::next_writer() {
 // Slurm has sent SIGTERM, and SIGKILL comes soon. All agents that hear of it ask, one after the other.
 void Steps::last_version(const std::shared_ptr<Step>& step, uint64_t after_round) {
   if (step->round) {
-    if (!step->wish_->last || step->round->id() == after_round) step->near_ = true;
+    if (!step->request_->last || step->round->id() == after_round) step->near_ = true;
     return;
   }
   if (is_disabled(*step) || !step->complete()) {
@@ -391,8 +391,8 @@ void Steps::last_version(const std::shared_ptr<Step>& step, uint64_t after_round
     for (const auto& [node, send] : step->agents) send(message);
     return;
   }
-  if (!step->wish_) step->wish_.emplace();
-  step->wish_->last = true;  // one that waited for its turn waits no longer
+  if (!step->request_) step->request_.emplace();
+  step->request_->last = true;  // one that waited for its turn waits no longer
   step->waiting_ = false;
   begin(step);
 }
@@ -407,9 +407,9 @@ void Steps::begin(const std::shared_ptr<Step>& step) {
   std::set<std::string> nodes;
   for (const auto& [node, send] : step->agents) nodes.insert(node);
   const RoundLimits limits{config_.prepare_timeout, config_.stop_timeout, config_.write_timeout};
-  step->round =
-      std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->wish_->kill, limits, sender(step));
-  step->round->begin(step->wish_->image_dir, step->wish_->last);
+  step->round = std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->request_->kill, limits,
+                                        sender(step));
+  step->round->begin(step->request_->image_dir, step->request_->last);
   advanced(step);
 }
 
@@ -445,22 +445,22 @@ void Steps::advanced(const std::shared_ptr<Step>& step) {
     }
     advanced(same);
   };
-  if (step->wish_->before_kill) return step->wish_->before_kill(go_on);
+  if (step->request_->before_kill) return step->request_->before_kill(go_on);
   go_on({});
 }
 
 void Steps::finished(const std::shared_ptr<Step>& step) {
   step->phase_timer_.cancel();
   const std::unique_ptr<Round> round = std::move(step->round);
-  const Wish wish = std::move(*step->wish_);
-  step->wish_.reset();
+  const VersionRequest wanted = std::move(*step->request_);
+  step->request_.reset();
   if (!step->killing_) writers_--;
   const RoundResult& result = round->result();
   // Another image may have higher numbers than the step's own.
-  const bool taken = round->highest_version() >= round->version() && !wish.image_dir.empty();
-  if (!result.committed && taken && !wish.renumbered && step->complete()) {
-    step->wish_ = wish;
-    step->wish_->renumbered = true;
+  const bool taken = round->highest_version() >= round->version() && !wanted.image_dir.empty();
+  if (!result.committed && taken && !wanted.renumbered && step->complete()) {
+    step->request_ = wanted;
+    step->request_->renumbered = true;
     return begin(step);
   }
   uint32_t code = 0;
@@ -477,7 +477,7 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
                  result.numbers.bytes(), static_cast<double>(result.numbers.stop_ns()) / 1e6,
                  static_cast<double>(result.numbers.total_ns()) / 1e9);
   }
-  if (result.expected && !wish.finished) {
+  if (result.expected && !wanted.finished) {
     spdlog::debug("step {}: no version: {}", name_of(*step), text);
     text.clear();
   }
@@ -494,12 +494,12 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   step->facts.last_error = text;
   // Something of the moment, as a process that ended just then: soon again, a few times.
   const bool again = !result.committed && result.passing && !result.timed_out && step->complete() &&
-                     step->facts.interval_ms > 0 && !wish.finished && ++step->passing_failures_ <= kPassingTries;
+                     step->facts.interval_ms > 0 && !wanted.finished && ++step->passing_failures_ <= kPassingTries;
   if (!again) step->passing_failures_ = 0;
-  if (wish.finished) wish.finished(code, text);
+  if (wanted.finished) wanted.finished(code, text);
   next_writer();
-  if (std::exchange(step->near_, false) && !step->agents.empty() && !step->wish_) return last_version(step, 0);
-  if (again && !step->round && !step->wish_) {
+  if (std::exchange(step->near_, false) && !step->agents.empty() && !step->request_) return last_version(step, 0);
+  if (again && !step->round && !step->request_) {
     step->due_timer_.expires_after(kRetry);
     step->due_timer_.async_wait([this, step](error_code error) {
       if (!error) due(step);

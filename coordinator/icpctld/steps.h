@@ -26,7 +26,7 @@
 namespace icp {
 
 // How a version was asked for.
-struct Wish {
+struct VersionRequest {
   bool kill = false;
   bool last = false;                      // Slurm has sent SIGTERM; at once, whoever else writes
   std::string image_dir;                  // another one than the step's own; empty: that
@@ -67,7 +67,7 @@ class Step {
   boost::asio::steady_timer due_timer_, phase_timer_, missing_timer_;
   std::map<std::string, std::string> gone_;  // by node: why its agent is not there any more
   Clock::time_point due_, latest_;           // latest_: the end of max_wait
-  std::optional<Wish> wish_;                 // of the round under way or waiting
+  std::optional<VersionRequest> request_;    // of the round under way or waiting
   bool waiting_ = false;                     // for a writer's place
   bool killing_ = false;
   bool near_ = false;               // SIGTERM came while a round was under way: another one follows
@@ -95,7 +95,7 @@ class Steps {
   std::vector<std::shared_ptr<Step>> running(uint32_t job, std::optional<int32_t> step) const;
   const std::map<StepKey, std::shared_ptr<Step>>& all() const { return steps_; }
   // Takes a version as soon as a place is free. Slurm's code: 0 when it was accepted.
-  uint32_t create(const std::shared_ptr<Step>& step, Wish wish);
+  uint32_t create(const std::shared_ptr<Step>& step, VersionRequest wanted);
   bool is_disabled(const Step& step) const;
   void set_config(const Config& config) { config_ = config; }
 

@@ -18,7 +18,7 @@ function __icp_first --inherit-variable commands
 end
 
 complete -c icp -f
-complete -c icp -s v -l verbose -d 'Say what is done'
+complete -c icp -s v -l verbose -d 'Report what is done'
 complete -c icp -l help -d 'Print help'
 complete -c icp -n __icp_first -l version -d 'Print the release'
 complete -c icp -n __icp_first -a run -d 'Start a program and take versions of it'

@@ -79,10 +79,10 @@ class StepsTest : public testing::Test {
   };
   std::shared_ptr<Outcome> create(const std::shared_ptr<Agent>& agent, milliseconds max_wait = milliseconds(0)) {
     const auto outcome = std::make_shared<Outcome>();
-    Wish wish;
-    wish.max_wait = max_wait;
-    wish.finished = [outcome](uint32_t code, const std::string& text) { *outcome = {true, code, text}; };
-    EXPECT_EQ(steps->create(agent->step, wish), kSlurmSuccess);
+    VersionRequest wanted;
+    wanted.max_wait = max_wait;
+    wanted.finished = [outcome](uint32_t code, const std::string& text) { *outcome = {true, code, text}; };
+    EXPECT_EQ(steps->create(agent->step, wanted), kSlurmSuccess);
     return outcome;
   }
   void let_pass(milliseconds time) {
@@ -267,11 +267,11 @@ TEST_F(StepsTest, AnAgentThatLeftWhileItsStepWaited) {
 TEST_F(StepsTest, StepsThatAreKilledTogetherNeedOnePlaceInTurn) {
   const auto a = come(hello(1, "a")), b = come(hello(2, "b"));
   std::vector<std::function<void(const std::string&)>> go_on;
-  Wish wish;
-  wish.kill = true;
-  wish.before_kill = [&](auto go) { go_on.push_back(std::move(go)); };
-  EXPECT_EQ(steps->create(a->step, wish), kSlurmSuccess);
-  EXPECT_EQ(steps->create(b->step, wish), kSlurmSuccess);
+  VersionRequest wanted;
+  wanted.kill = true;
+  wanted.before_kill = [&](auto go) { go_on.push_back(std::move(go)); };
+  EXPECT_EQ(steps->create(a->step, wanted), kSlurmSuccess);
+  EXPECT_EQ(steps->create(b->step, wanted), kSlurmSuccess);
   EXPECT_TRUE(b->inbox.empty());
   done(a, net::COMMIT);
   EXPECT_EQ(go_on.size(), 1u);
@@ -287,12 +287,12 @@ TEST_F(StepsTest, StepsThatAreKilledTogetherNeedOnePlaceInTurn) {
 
 TEST_F(StepsTest, TheVersionOfAKillThatIsRefusedStays) {
   const auto a = come(hello(1, "a"));
-  Wish wish;
-  wish.kill = true;
+  VersionRequest wanted;
+  wanted.kill = true;
   uint32_t code = 0;
-  wish.finished = [&](uint32_t told, const std::string&) { code = told; };
-  wish.before_kill = [](auto go) { go("slurmctld does not cancel the job"); };
-  steps->create(a->step, wish);
+  wanted.finished = [&](uint32_t told, const std::string&) { code = told; };
+  wanted.before_kill = [](auto go) { go("slurmctld does not cancel the job"); };
+  steps->create(a->step, wanted);
   done(a, net::COMMIT);
   EXPECT_EQ(code, uint32_t{kCheckpointFailed});
   EXPECT_EQ(committed(1), 1u);
@@ -428,9 +428,9 @@ TEST_F(StepsTest, ErrorsOfAgentsAreKeptWithinBounds) {
 TEST_F(StepsTest, ANumberThatIsTakenInAnotherImageIsPassed) {
   const auto agent = come(hello(1, "a"));
   const auto ask = [&] {
-    Wish wish;
-    wish.image_dir = "/other";
-    EXPECT_EQ(steps->create(agent->step, wish), kSlurmSuccess);
+    VersionRequest wanted;
+    wanted.image_dir = "/other";
+    EXPECT_EQ(steps->create(agent->step, wanted), kSlurmSuccess);
   };
   const auto begun = [&] {
     const net::BeginRound begin = agent->inbox.back().begin();

@@ -79,9 +79,9 @@ class World {
           return drop(peer);
         case kCreate:
         case kKill: {
-          Wish wish;
-          wish.kill = what == kKill;
-          if (peer.step) steps_->create(peer.step, wish);
+          VersionRequest wanted;
+          wanted.kill = what == kKill;
+          if (peer.step) steps_->create(peer.step, wanted);
           return;
         }
         default:
