@@ -8,13 +8,14 @@ add_library(
   icp/history_text.cc
   icp/job_client.cc
   icp/job_id.cc
+  icp/report_html.cc
   icp/scontrol_command.cc
   icp/scontrol_grammar.cc
   icp/step_json.cc
   icp/step_text.cc)
 target_link_libraries(icp_job_client PUBLIC icp_coordinator icp_config icp_net)
 target_precompile_headers(icp_job_client REUSE_FROM icp_coordinator)
-target_sources(icp PRIVATE icp/drain_command.cc icp/job_commands.cc icp/job_operation.cc)
+target_sources(icp PRIVATE icp/drain_command.cc icp/job_commands.cc icp/job_operation.cc icp/report_command.cc)
 target_link_libraries(icp PRIVATE icp_job_client)
 
 # The front end stands before every call of scontrol. What it costs is the start of a program: 0.1 ms with musl, linked

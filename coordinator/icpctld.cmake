@@ -11,6 +11,8 @@ target_include_directories(icp_ctld SYSTEM PRIVATE ${SLURM_INCLUDE_DIR})
 target_link_libraries(icp_ctld PUBLIC icp_config icp_net icp_protocol spdlog::spdlog Threads::Threads
                       PRIVATE PkgConfig::SQLITE ${SLURM_LIBRARY} icp_job_client)
 
+# Their own names for what others call the same.
+set_source_files_properties(icpctld/rest.cc icpctld/rest_request.cc PROPERTIES SKIP_UNITY_BUILD_INCLUSION ON)
 target_precompile_headers(icp_ctld REUSE_FROM icp_coordinator)
 
 add_executable(icpctld icpctld/main.cc)

@@ -37,6 +37,7 @@ void add_restart_command(Cli& cli);      // restart_command.cc
 void add_image_commands(Cli& cli);       // image_commands.cc: list, show, verify
 void add_job_commands(Cli& cli);         // job_commands.cc: of Slurm jobs, through icpctld
 void add_drain_command(Cli& cli);        // drain_command.cc: through icpctld
+void add_report_command(Cli& cli);       // report_command.cc
 void add_chain_commands(Cli& cli);       // chain_commands.cc: compact, prune
 void add_diff_command(Cli& cli);         // diff_command.cc
 void add_doctor_command(Cli& cli);       // doctor/doctor_command.cc: doctor, setup

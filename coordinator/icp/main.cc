@@ -65,6 +65,7 @@ void set_up(Cli& cli) {
   add_image_commands(cli);
   add_job_commands(cli);
   add_drain_command(cli);
+  add_report_command(cli);
   add_chain_commands(cli);
   add_diff_command(cli);
   add_doctor_command(cli);

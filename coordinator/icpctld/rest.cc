@@ -36,6 +36,12 @@ std::optional<uid_t> peer_of(Local::socket& socket) {
 }
 std::optional<uid_t> peer_of(tcp::socket&) { return std::nullopt; }
 
+// Beast's text, which is std's only in newer ones.
+template <typename View>
+std::string_view plain(View text) {
+  return {text.data(), text.size()};
+}
+
 // One request, one answer. Keeps itself alive.
 template <typename Protocol>
 class Exchange : public std::enable_shared_from_this<Exchange<Protocol>> {
@@ -66,7 +72,7 @@ class Exchange : public std::enable_shared_from_this<Exchange<Protocol>> {
     const auto token = parser_.get().find(kToken);
     if (token == parser_.get().end())
       return answer(401, rest_body(RestError{401, std::string(kToken) + " is missing: what munge -n prints"}));
-    asio::post(shared_->pool, [self = this->shared_from_this(), text = std::string(token->value())] {
+    asio::post(shared_->pool, [self = this->shared_from_this(), text = std::string(plain(token->value()))] {
       std::optional<uid_t> uid;
       std::string why;
       try {
@@ -93,8 +99,7 @@ class Exchange : public std::enable_shared_from_this<Exchange<Protocol>> {
       return answer(429, rest_body(RestError{429, "you have too many requests under way"}));
     try {
       const auto& request = parser_.get();
-      request_ =
-          parse_rest(std::string_view(request.method_string()), std::string_view(request.target()), request.body());
+      request_ = parse_rest(plain(request.method_string()), plain(request.target()), request.body());
     } catch (const RestError& error) {
       return answer(error.status, rest_body(error));
     }
@@ -163,7 +168,7 @@ void listen_at(tcp::acceptor& acceptor, asio::io_context& io, const net::Endpoin
 }  // namespace
 
 Rest::Rest(asio::io_context& io, const Config& config, Requests& requests)
-    : path_(config.rest), shared_(new Shared{io, requests, net::MungeAuth(config.munge_socket)}), again_(io) {
+    : path_(config.rest), shared_(new Shared(io, requests, config.munge_socket)), again_(io) {
   if (!config.rest.empty()) {
     const auto acceptor = std::make_shared<asio::basic_socket_acceptor<Local>>(io);
     listen_at(*acceptor, config.rest);

@@ -23,6 +23,8 @@ class Rest {
 
   // What the connections of both kinds need.
   struct Shared {
+    Shared(boost::asio::io_context& context, Requests& all, const std::string& munge_socket)
+        : io(context), requests(all), munge(munge_socket) {}
     boost::asio::io_context& io;
     Requests& requests;
     net::MungeAuth munge;

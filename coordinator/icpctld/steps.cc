@@ -394,6 +394,7 @@ void Steps::last_version(const std::shared_ptr<Step>& step, uint64_t after_round
   if (!step->request_) step->request_.emplace();
   step->request_->last = true;  // one that waited for its turn waits no longer
   step->waiting_ = false;
+  step->latest_ = Step::Clock::time_point::max();
   begin(step);
 }
 

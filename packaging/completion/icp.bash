@@ -10,6 +10,7 @@ _icp_words() {
         move) echo --nodes --image-dir --max-wait --wait --json --config --verbose --help ;;
         drain) echo --reason --json --config --verbose --help ;;
         enable | disable) echo --json --config --help ;;
+        report) echo --output --node --config --help ;;
         jobs | ipc | history) echo --watch --json --config --help ;;
         status) echo --versions --watch --json --config --help ;;
         restart) echo --image-dir --stick-to-nodes --json --config --dir --version --interval --detach --lazy --keep --checkpoint-files --dedup --compression --no-precopy --pid-file --changed-files --user --node --tracker --external-tcp --verbose --help ;;
@@ -25,7 +26,7 @@ _icp_words() {
         enable-plugin) echo --plugin --icpstepd --required --force --config --slurm-conf --root --help ;;
         disable-plugin) echo --slurm-conf --root --help ;;
         *)
-            echo run watch checkpoint restart check list show verify diff compact prune create vacate requeue move drain enable disable jobs status history ipc doctor setup \
+            echo run watch checkpoint restart check list show verify diff compact prune create vacate requeue move drain enable disable jobs status history report ipc doctor setup \
                 --verbose --version --help
             ;;
     esac

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 # fish completion for icp(1)
 
-set -l commands run watch checkpoint restart check list show verify diff compact prune create vacate requeue move drain enable disable jobs status history ipc doctor setup
+set -l commands run watch checkpoint restart check list show verify diff compact prune create vacate requeue move drain enable disable jobs status history report ipc doctor setup
 set -l of_jobs create vacate requeue move restart enable disable status history ipc
 set -l of_images list show verify diff compact prune
 
@@ -42,6 +42,7 @@ complete -c icp -n __icp_first -a disable -d 'Forbid versions of a job'
 complete -c icp -n __icp_first -a jobs -d 'List steps'
 complete -c icp -n __icp_first -a status -d 'All about steps'
 complete -c icp -n __icp_first -a history -d 'The runs of a job'
+complete -c icp -n __icp_first -a report -d 'A page about a job or an image'
 complete -c icp -n __icp_first -a ipc -d 'System V objects of jobs'
 complete -c icp -n __icp_first -a doctor -d 'Say what this machine lacks'
 complete -c icp -n __icp_first -a setup -d 'Make Slurm load the plugin'
@@ -78,6 +79,7 @@ complete -c icp -n '__fish_seen_subcommand_from create vacate requeue move' -l m
 complete -c icp -n '__fish_seen_subcommand_from create vacate requeue move' -l wait -d 'Until it is there'
 complete -c icp -n '__fish_seen_subcommand_from jobs status history ipc' -l watch -d 'Refresh every second'
 complete -c icp -n '__fish_seen_subcommand_from move' -l nodes -x -d 'Where it is to run'
+complete -c icp -n '__fish_seen_subcommand_from report' -s o -l output -r -d 'The page'
 complete -c icp -n '__fish_seen_subcommand_from drain' -l reason -x -d 'Why'
 complete -c icp -n '__fish_seen_subcommand_from status' -l versions -x -d 'At most'
 complete -c icp -n "__fish_seen_subcommand_from $of_jobs $of_images jobs drain checkpoint check doctor" -l json -d 'Print JSON'
