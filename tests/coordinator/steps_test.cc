@@ -361,6 +361,58 @@ TEST_F(StepsTest, MaxWaitHoldsForTheWholeVersion) {
   EXPECT_EQ(outcome->code, uint32_t{kTimedOut});
 }
 
+net::ToCoordinator end_is_near(uint64_t after_round = 0) {
+  net::ToCoordinator message;
+  message.mutable_near()->set_after_round(after_round);
+  return message;
+}
+
+TEST_F(StepsTest, ALastVersionBeginsAtOnceAndOnce) {
+  config.max_writers = 1;
+  steps->set_config(config);
+  const auto other = come(hello(2, "a"));
+  create(other);  // has the only place
+  const auto a = come(hello(1, "a", 2)), b = come(hello(1, "b", 2));
+  steps->agent_said(a->step, "a", end_is_near());
+  ASSERT_TRUE(a->inbox.back().has_begin());
+  EXPECT_TRUE(a->inbox.back().begin().last());
+  EXPECT_TRUE(b->inbox.back().begin().last());
+  steps->agent_said(b->step, "b", end_is_near());  // has not heard yet
+  for (const net::Phase phase : {net::PREPARE, net::STOP, net::COLLECT, net::WRITE, net::COMMIT}) {
+    done(a, phase);
+    done(b, phase);
+  }
+  EXPECT_EQ(committed(1), 1u);
+  EXPECT_EQ(a->step->round, nullptr);
+}
+
+TEST_F(StepsTest, ALastVersionFollowsTheOneUnderWayOrOneThatFailed) {
+  const auto a = come(hello(1, "a", 2)), b = come(hello(1, "b", 2));
+  create(a);
+  EXPECT_FALSE(a->inbox.back().begin().last());
+  steps->agent_said(a->step, "a", end_is_near());
+  done(a, net::NONE, "it forked just then");
+  ASSERT_TRUE(a->step->round);
+  ASSERT_TRUE(b->inbox.back().has_begin());
+  EXPECT_TRUE(b->inbox.back().begin().last());
+  const uint64_t first = b->round;
+  done(b, net::NONE, "once more");
+  EXPECT_EQ(a->step->round, nullptr);
+  steps->agent_said(b->step, "b", end_is_near(first));
+  ASSERT_TRUE(a->step->round);
+  EXPECT_NE(a->step->round->id(), first);
+  steps->agent_said(a->step, "a", end_is_near(first));  // of the one before
+  done(a, net::NONE, "again");
+  EXPECT_EQ(a->step->round, nullptr);
+}
+
+TEST_F(StepsTest, ALastVersionThatCannotBeIsRefusedAtOnce) {
+  const auto a = come(hello(1, "a", 2));
+  steps->agent_said(a->step, "a", end_is_near());  // b is not there
+  EXPECT_TRUE(a->inbox.back().has_abort());
+  EXPECT_EQ(a->inbox.back().abort().round(), 0u);
+}
+
 TEST_F(StepsTest, AnAgentThatConnectsAgainEndsTheRound) {
   const auto a = come(hello(1, "a", 2)), b = come(hello(1, "b", 2));
   const auto outcome = create(a);
