@@ -322,10 +322,13 @@ void Steps::plan_next(const std::shared_ptr<Step>& step) {
   step->next_due = std::chrono::system_clock::now() + std::chrono::duration_cast<milliseconds>(when - now);
   step->due_timer_.expires_at(when);
   step->due_timer_.async_wait([this, step](error_code error) {
-    if (!error) due(step);
+    if (error) return;
+    step->due_ += std::chrono::milliseconds(step->facts.interval_ms);  // it may have come before its time
+    due(step);
   });
 }
 
+// At its time, or soon after a version that failed.
 void Steps::due(const std::shared_ptr<Step>& step) {
   if (step->agents.empty()) return;  // it ended when this was on its way already
   const bool busy = step->round || step->request_;

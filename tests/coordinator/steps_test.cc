@@ -229,6 +229,27 @@ TEST_F(StepsTest, AVersionTheTimerAskedFor) {
   EXPECT_FALSE(catalog.steps(1, 1)[0].running);
 }
 
+TEST_F(StepsTest, OneVersionForEachInterval) {
+  config.jitter = 50;
+  steps->set_config(config);
+  net::AgentHello often = hello(1, "a");
+  often.set_interval_ms(100);
+  const auto a = come(often);
+  const auto begin = std::chrono::steady_clock::now();
+  uint64_t last = 0;
+  int64_t count = 0;
+  while (std::chrono::steady_clock::now() - begin < std::chrono::seconds(2)) {
+    let_pass(milliseconds(5));
+    if (a->round == last) continue;
+    last = a->round;
+    count++;
+    done(a, net::COMMIT);
+  }
+  const auto passed = std::chrono::steady_clock::now() - begin;
+  EXPECT_GT(count, 1);
+  EXPECT_LE(count, passed / milliseconds(100) + 2);  // whatever else the machine does
+}
+
 TEST_F(StepsTest, MaxWritersAndTheirQueue) {
   const auto a = come(hello(1, "a")), b = come(hello(2, "b")), c = come(hello(3, "c"));
   const auto of_a = create(a), of_b = create(b), of_c = create(c);
