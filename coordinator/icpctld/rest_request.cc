@@ -27,6 +27,7 @@ constexpr int kDeepest = 2;  // of a body: an object of values
 
 std::vector<std::string> parts_of(std::string_view path) {
   std::vector<std::string> parts;
+  if (path.ends_with('/')) parts.emplace_back();  // nothing has such a path
   while (!path.empty()) {
     const size_t slash = std::min(path.find('/'), path.size());
     parts.emplace_back(path.substr(0, slash));

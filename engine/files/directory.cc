@@ -38,7 +38,7 @@ UniqueFd make_and_remove(int root, const std::string& path, uint32_t mode) {
     const bool is_new = parent && ::mkdirat(parent.get(), name.c_str(), 0700) == 0;
     if (is_new && slash == std::string::npos) {
       directory.reset(::openat(parent.get(), name.c_str(), O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
-      ::fchmodat(parent.get(), name.c_str(), mode & 07777, 0);
+      if (::fchmodat(parent.get(), name.c_str(), mode & 07777, 0) != 0) directory.reset();
     }
     if (is_new) made.emplace_back(std::move(parent), name);
     if (slash == std::string::npos) break;

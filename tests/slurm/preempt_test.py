@@ -127,7 +127,7 @@ class SeveralNodes(Coordinated):
         self.wait_whole(f"{job}.0", 3)
         self.cluster.run(["scontrol", "requeue", job])
         taken = int(self.wait_text(f"job-{job}.out", r"restarted from version (\d+) of", 60).group(1))
-        log = re.findall(rf"{job}\.0: version (\d+)", self.agent_log().split("restart from /")[0])
+        log = re.findall(rf"{job}\.0: version (\d+)", self.agent_log().split(f"{job}.0: restart from /")[0])
         self.assertEqual(taken, max(map(int, log)))
         self.hurry()
         self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
