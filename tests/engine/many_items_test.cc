@@ -221,7 +221,7 @@ INSTANTIATE_TEST_SUITE_P(, ManyItems,
                                          Kind{"children", make_children, 600, 2500},
                                          Kind{"unix_sockets", make_unix_sockets, 70, 60},
                                          Kind{"ended_unix_sockets", make_ended_unix_sockets, 70, 60},
-                                         Kind{"udp_sockets", make_udp_sockets, 95, 80},
+                                         Kind{"udp_sockets", make_udp_sockets, 97, 80},
                                          Kind{"pipes", make_pipes, 40, 80}, Kind{"mappings", make_mappings, 10, 15}),
                          [](const auto& one) { return std::string(one.param.name); });
 
