@@ -175,7 +175,8 @@ class Memory {
 };
 
 constexpr const char* kVariable = "ICP_SHARED_MEMORY_CHILD";
-[[gnu::constructor]] void be_the_child() {
+// Before tests are registered, which takes memory: how much of it is written depends on all other tests.
+[[gnu::constructor(101)]] void be_the_child() {
   std::unique_ptr<Memory> memory;
   TestChild::serve_if_told(kVariable, [&](uint64_t kind, uint64_t action) {
     if (!memory) memory = std::make_unique<Memory>(static_cast<Kind>(kind));
