@@ -85,7 +85,7 @@ class Drained(MomentsCase):
         self.assertEqual((second["why"], second["work_lost_ms"]), ("COMPLETED", None))
         text = self.icp("history", str(job)).stdout
         self.assertRegex(text, r"RUN +BEGAN +TIME +NODES +VERSIONS")
-        self.assertRegex(text, r"2 runs, 1 version, stopped for \S+ ms in all, ")
+        self.assertRegex(text, r"2 runs, 1 version, stopped for \S+ [mu]s in all, ")
         self.assertEqual(self.icp("history", str(job), user="nobody").returncode, 1)
         pages = [self.icp("report", what, "-o", "-") for what in (str(job), self.work / f"{job}.0")]
         for page, marks in zip(pages, (1, 1)):
