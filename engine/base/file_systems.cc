@@ -15,7 +15,6 @@
 #include <climits>
 #include <map>
 #include <mutex>
-#include <sstream>
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
@@ -77,17 +76,9 @@ std::string path_of(int fd) {
 // A file system that this program does not know is taken where it is mounted from a device or a server: what the kernel
 // makes up has a name without a slash there.
 bool has_source(dev_t dev) {
-  const std::string device = fmt::format("{}:{}", major(dev), minor(dev));
-  std::istringstream lines(read_proc(::getpid(), "mountinfo"));
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
-    std::string id, parent, number, word, type, source;
-    words >> id >> parent >> number;
-    if (number != device) continue;
-    while (words >> word && word != "-") {
-    }
-    words >> type >> source;
-    return source.find('/') != std::string::npos;
+  for (const MountEntry& mount : MountEntry::read(::getpid())) {
+    if (mount.dev_major == major(dev) && mount.dev_minor == minor(dev))
+      return mount.source.find('/') != std::string::npos;
   }
   return false;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/base/process_signal.h"
 
+#include <poll.h>
 #include <sys/syscall.h>
 #include <unistd.h>
 
@@ -19,6 +20,11 @@ bool signal_process(pid_t pid, uint64_t start_time, int signal) noexcept {
   } catch (const std::exception&) {
     return false;
   }
+}
+
+bool has_ended(const UniqueFd& process) noexcept {
+  pollfd ended{process.get(), POLLIN, 0};
+  return ::poll(&ended, 1, 0) != 0;
 }
 
 }  // namespace icp

@@ -49,6 +49,20 @@ T to_number(std::string_view word, int base = 10) {
   return value;
 }
 
+// Blanks and the like in names are written as \040.
+std::string without_escapes(std::string_view word) {
+  std::string text;
+  while (!word.empty()) {
+    unsigned letter = 0;
+    const std::string_view digits = word.substr(1, 3);
+    const bool escaped = word[0] == '\\' && !digits.empty() &&
+                         std::from_chars(digits.data(), digits.data() + digits.size(), letter, 8).ec == std::errc();
+    text += escaped ? static_cast<char>(letter) : word[0];
+    word.remove_prefix(std::min<size_t>(escaped ? 4 : 1, word.size()));
+  }
+  return text;
+}
+
 template <typename T>
 std::vector<T> numbers(std::string_view text) {
   std::vector<T> values;
@@ -85,7 +99,6 @@ MapsEntry parse_maps_line(std::string_view line) {
   if (colon < device.size()) entry.dev_minor = to_number<uint32_t>(device.substr(colon + 1), 16);
   entry.ino = to_number<uint64_t>(next_word(line));
   line.remove_prefix(std::min(line.find_first_not_of(' '), line.size()));
-  constexpr std::string_view kDeleted = " (deleted)";
   if (line.ends_with(kDeleted)) {
     entry.deleted = true;
     line.remove_suffix(kDeleted.size());
@@ -258,6 +271,44 @@ ProcStat ProcStat::parse(std::string_view text) {
 }
 
 ProcStat ProcStat::read(pid_t pid) { return parse(read_proc(pid, "stat")); }
+
+std::vector<MountEntry> MountEntry::read(pid_t pid) { return parse(read_proc(pid, "mountinfo")); }
+
+// "29 22 0:26 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct" (proc_pid_mountinfo(5)).
+std::vector<MountEntry> MountEntry::parse(std::string_view rest) {
+  std::vector<MountEntry> entries;
+  while (!rest.empty()) {
+    std::string_view line = next_line(rest);
+    next_word(line);  // its number
+    next_word(line);  // its parent's
+    const std::string_view device = next_word(line);
+    const size_t colon = device.find(':');
+    if (colon == std::string_view::npos) continue;
+    MountEntry& entry = entries.emplace_back();
+    entry.dev_major = to_number<uint32_t>(device.substr(0, colon));
+    entry.dev_minor = to_number<uint32_t>(device.substr(colon + 1));
+    entry.root = without_escapes(next_word(line));
+    entry.point = without_escapes(next_word(line));
+    for (std::string_view word = next_word(line); !word.empty() && word != "-";) word = next_word(line);
+    entry.type = next_word(line);
+    entry.source = next_word(line);
+    entry.options = next_word(line);
+  }
+  return entries;
+}
+
+std::vector<CgroupEntry> CgroupEntry::read(pid_t pid) { return parse(read_proc(pid, "cgroup")); }
+
+std::vector<CgroupEntry> CgroupEntry::parse(std::string_view rest) {
+  std::vector<CgroupEntry> entries;
+  while (!rest.empty()) {
+    const std::string_view line = next_line(rest);
+    const size_t first = line.find(':'), second = line.find(':', first + 1);
+    if (first == std::string_view::npos || second == std::string_view::npos) continue;
+    entries.push_back({std::string(line.substr(first + 1, second - first - 1)), std::string(line.substr(second + 1))});
+  }
+  return entries;
+}
 
 std::vector<MapsEntry> MapsEntry::read(pid_t pid) {
   const std::string text = read_proc(pid, "maps");

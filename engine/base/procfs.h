@@ -12,6 +12,9 @@
 
 namespace icp {
 
+// What the kernel puts after the path of what has been removed.
+inline constexpr std::string_view kDeleted = " (deleted)";
+
 // Whole text of /proc/PID/NAME; `name` may hold slashes ("task/12/stat").
 std::string read_proc(pid_t pid, std::string_view name);
 // Target of the link /proc/PID/NAME.
@@ -55,6 +58,25 @@ struct ProcStat {
 
   static ProcStat read(pid_t pid);
   static ProcStat parse(std::string_view text);
+};
+
+// One line of /proc/PID/mountinfo.
+struct MountEntry {
+  uint32_t dev_major = 0, dev_minor = 0;
+  std::string root, point;            // within its file system, and where it is mounted
+  std::string type, source, options;  // of the file system: "ext4", "/dev/sda1", "rw,relatime"
+
+  static std::vector<MountEntry> read(pid_t pid);
+  static std::vector<MountEntry> parse(std::string_view text);  // lines without a device are left out
+};
+
+// One line of /proc/PID/cgroup (cgroups(7)).
+struct CgroupEntry {
+  std::string controllers;  // "cpu,cpuacct", "name=systemd"; empty: version 2
+  std::string path;
+
+  static std::vector<CgroupEntry> read(pid_t pid);
+  static std::vector<CgroupEntry> parse(std::string_view text);
 };
 
 // One line of /proc/PID/maps.

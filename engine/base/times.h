@@ -17,6 +17,8 @@ inline int64_t now_ns(clockid_t clock) {
   return nanoseconds(now);
 }
 
+inline uint64_t now_unix_ms() { return static_cast<uint64_t>(now_ns(CLOCK_REALTIME) / 1'000'000); }
+
 // Times of files go in steps of the kernel's coarse clock, on some file systems of two seconds, and then of whole ones:
 // a file that was written to within a step before it was looked at may be written to within the same step afterwards.
 // In nanoseconds, and well over a tick.

@@ -3,7 +3,6 @@
 // the processes it names are the user's own and such as the user may look into, the files it asks about are ones it
 // could open, and what it is told is about those alone.
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
@@ -14,6 +13,7 @@
 #include <algorithm>
 
 #include "engine/base/error.h"
+#include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 #include "engine/broker/broker_impl.h"
 #include "engine/broker/child_call.h"
@@ -199,10 +199,7 @@ class Server {
     if (!space) throw_error(ErrorKind::kGone, "process {} has ended", pid);
     check_own(pid);
     check_held(process, pid);
-    std::erase_if(helpers_, [](const UniqueFd& helper) {
-      pollfd ended{helper.get(), POLLIN, 0};
-      return ::poll(&ended, 1, 0) != 0;
-    });
+    std::erase_if(helpers_, has_ended);
     // They are where the worker is, in no group of the job's that limits processes.
     if (helpers_.size() >= kMostHelpers) throw_error(ErrorKind::kPermission, "too many helpers for System V objects");
     const pid_t worker = worker_;

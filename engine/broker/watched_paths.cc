@@ -13,6 +13,7 @@
 #include <vector>
 
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
 
 namespace icp::privileged {
@@ -55,30 +56,6 @@ bool parse_watch(const std::string& line, Watch& watch) {
   return true;
 }
 
-// proc_pid_mountinfo(5); blanks in names are written as \040.
-std::vector<Mount> parse_mounts(const std::string& text) {
-  std::vector<Mount> mounts;
-  std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) {
-    std::istringstream words(line);
-    std::string id, parent, device, root, point;
-    words >> id >> parent >> device >> root >> point;
-    Mount mount;
-    if (std::sscanf(device.c_str(), "%u:%u", &mount.major, &mount.minor) != 2) continue;
-    for (size_t i = 0; i < point.size(); ++i) {
-      unsigned octal = 0;
-      if (point[i] == '\\' && std::sscanf(point.c_str() + i + 1, "%3o", &octal) == 1) {
-        mount.point += static_cast<char>(octal);
-        i += 3;
-      } else {
-        mount.point += point[i];
-      }
-    }
-    mounts.push_back(std::move(mount));
-  }
-  return mounts;
-}
-
 namespace {
 
 // The mount point is the user's: it may be a device or a FIFO by now, or lead elsewhere by a link.
@@ -105,7 +82,7 @@ std::string path_of(int mount_fd, FileHandle& handle) {
 
 std::map<int, std::string> watched_paths(int process, int fd) {
   const std::string text = read_below(process, fmt::format("fdinfo/{}", fd));
-  const std::vector<Mount> mounts = parse_mounts(read_below(process, "mountinfo"));
+  const std::vector<MountEntry> mounts = MountEntry::parse(read_below(process, "mountinfo"));
   const UniqueFd root(::openat(process, "root", O_PATH | O_DIRECTORY | O_CLOEXEC));
   if (!root) throw_errno("cannot open the root directory of a process");
   std::map<int, std::string> paths;
@@ -114,8 +91,8 @@ std::map<int, std::string> watched_paths(int process, int fd) {
   for (std::string line; std::getline(lines, line);) {
     Watch watch;
     if (!parse_watch(line, watch)) continue;
-    for (const Mount& mount : mounts) {
-      if (mount.major != watch.major || mount.minor != watch.minor) continue;
+    for (const MountEntry& mount : mounts) {
+      if (mount.dev_major != watch.major || mount.dev_minor != watch.minor) continue;
       if (++opened > kMostOpened) return paths;
       const UniqueFd at = open_mount(root.get(), mount.point);
       if (!at) continue;

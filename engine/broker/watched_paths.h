@@ -8,7 +8,6 @@
 #include <array>
 #include <map>
 #include <string>
-#include <vector>
 
 namespace icp::privileged {
 
@@ -26,13 +25,7 @@ struct Watch {
   unsigned major = 0, minor = 0;
   FileHandle handle;
 };
-struct Mount {
-  unsigned major = 0, minor = 0;
-  std::string point;
-};
 // A line of /proc/PID/fdinfo/N; false: it is none of a watch.
 bool parse_watch(const std::string& line, Watch& watch);
-// /proc/PID/mountinfo; lines that do not parse are left out.
-std::vector<Mount> parse_mounts(const std::string& text);
 
 }  // namespace icp::privileged

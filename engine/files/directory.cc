@@ -17,12 +17,11 @@
 #include "engine/base/file_names.h"
 #include "engine/base/file_systems.h"
 #include "engine/base/identity.h"
+#include "engine/base/procfs.h"
 #include "engine/files/image_path.h"
 
 namespace icp {
 namespace {
-
-constexpr std::string_view kDeleted = " (deleted)";
 
 bool is_removed(const Description& description) {
   return description.stat.st_nlink == 0 && description.target.ends_with(kDeleted);

@@ -12,6 +12,7 @@
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
 #include "engine/base/file_systems.h"
+#include "engine/base/procfs.h"
 #include "engine/base/times.h"
 
 namespace icp {
@@ -129,7 +130,6 @@ void seek_to_position(const pb::OpenFile& file, int fd) {
 
 // Another hard link in the same directory.
 static bool find_other_name(FileScan& scan, Description& description) {
-  constexpr std::string_view kDeleted = " (deleted)";
   std::string path = description.target;
   if (path.ends_with(kDeleted)) path.resize(path.size() - kDeleted.size());
   const UniqueFd root = open_root_of(scan.processes()[description.uses.front().process].pid);

@@ -9,6 +9,19 @@
 
 namespace icp {
 
+RemoteProcess* process_of(const RestoreContext& context, uint32_t pid) {
+  RemoteProcess* const process = pid != 0 && context.options.process_of ? context.options.process_of(pid) : nullptr;
+  if (process != nullptr) process->reset_scratch();
+  return process;
+}
+
+RemoteProcess& init_of(const RestoreContext& context, const pb::OpenFile& file) {
+  constexpr uint32_t kInit = 1;
+  RemoteProcess* const init = process_of(context, kInit);
+  if (init == nullptr) throw_bad_file(file, "there is no process to open it");
+  return *init;
+}
+
 BriefChild::BriefChild(RemoteProcess& remote)
     : remote_(remote),
       number_(static_cast<uint64_t>(remote.call("cannot start a process", SYS_clone, {CLONE_VM, 0, 0, 0, 0}))),

@@ -7,6 +7,11 @@
 
 namespace icp {
 
+// A process of the capsule in which calls can be made; null: there is none of this number.
+RemoteProcess* process_of(const RestoreContext& context, uint32_t pid);
+// icp-init, which is in the capsule's namespaces with its user's rights. Throws for the file when there is none.
+RemoteProcess& init_of(const RestoreContext& context, const pb::OpenFile& file);
+
 // A child of the process that never runs, for descriptors about one that has ended: nothing can be learnt of that any
 // more, so one is like another. Its number is free again before any thread needs it.
 class BriefChild {

@@ -24,22 +24,8 @@ int level_of(const std::string& group) { return group.size() == 4 ? IPPROTO_IP :
 
 sockaddr_storage name_of(const std::string& ip) {
   sockaddr_storage name{};
-  if (ip.size() == 4) {
-    auto& v4 = reinterpret_cast<sockaddr_in&>(name);
-    v4.sin_family = AF_INET;
-    std::memcpy(&v4.sin_addr, ip.data(), sizeof v4.sin_addr);
-  } else {
-    auto& v6 = reinterpret_cast<sockaddr_in6&>(name);
-    v6.sin6_family = AF_INET6;
-    std::memcpy(&v6.sin6_addr, ip.data(), std::min(ip.size(), sizeof v6.sin6_addr));
-  }
+  InetAddress{ip, 0}.to_sockaddr(ip.size() == 4 ? AF_INET : AF_INET6, name);
   return name;
-}
-
-std::string ip_of(const sockaddr_storage& name) {
-  if (name.ss_family == AF_INET)
-    return std::string(reinterpret_cast<const char*>(&reinterpret_cast<const sockaddr_in&>(name).sin_addr), 4);
-  return std::string(reinterpret_cast<const char*>(&reinterpret_cast<const sockaddr_in6&>(name).sin6_addr), 16);
 }
 
 // MCAST_MSFILTER. False: the socket is no member.
@@ -58,7 +44,7 @@ bool ask(int fd, uint32_t interface, const std::string& group, pb::MulticastGrou
     message.set_interface(interface);
     message.set_exclude(filter.gf_fmode == MCAST_EXCLUDE);
     for (size_t i = 0; i < std::min<size_t>(filter.gf_numsrc, room); ++i)
-      message.add_sources(ip_of(filter.gf_slist[i]));
+      message.add_sources(InetAddress::of(filter.gf_slist[i]).ip);
     return message.exclude() || message.sources_size() > 0;
   }
   return false;

@@ -6,6 +6,7 @@
 #include <sys/stat.h>
 
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
 #include "engine/files/image_path.h"
 
 namespace icp {
@@ -55,7 +56,7 @@ class ObjectFileKind final : public SingleFileKind {
     if (!objects) throw_error(ErrorKind::kUsage, "no memory module to save {}", description.target);
     const bool goes_away = is_job_script(description.target);
     description.message->mutable_object()->set_object(
-        objects(scan.take(description), description.target + (goes_away ? " (deleted)" : "")));
+        objects(scan.take(description), description.target + std::string(goes_away ? kDeleted : "")));
   }
 
   UniqueFd create_one(RestoreContext& context, const pb::OpenFile& file) const override {
@@ -64,7 +65,7 @@ class ObjectFileKind final : public SingleFileKind {
     UniqueFd fd = context.options.open_object(file.object().object(), file.flags() & keep);
     if (!fd) throw_bad_file(file, fmt::format("memory object {} cannot be opened", file.object().object()));
     seek_to_position(file, fd.get());
-    if (file.identity().path().ends_with(" (deleted)")) {  // filling it has changed the time
+    if (file.identity().path().ends_with(kDeleted)) {  // filling it has changed the time
       const int64_t when = file.identity().mtime_ns();
       const timespec times[2] = {{0, UTIME_OMIT}, {when / 1'000'000'000, when % 1'000'000'000}};
       ::futimens(fd.get(), times);

@@ -16,7 +16,6 @@
 namespace icp {
 namespace {
 
-constexpr uint32_t kInit = 1;
 constexpr pid_t kEnded = -1;  // in fdinfo: the process has been waited for
 
 // The agent's view.
@@ -68,15 +67,12 @@ class PidfdKind final : public FileKind {
         context.made_inside.insert(file->id());
     }
     if (ended.empty()) return;
-    RemoteProcess* const init = context.options.process_of ? context.options.process_of(kInit) : nullptr;
-    if (init == nullptr) throw_bad_file(*ended.begin()->second.front(), "there is no process to open it");
+    RemoteProcess& init = init_of(context, *ended.begin()->second.front());
     for (const auto& [ino, same] : ended) {
-      BriefChild child(*init);
+      BriefChild child(init);
       for (const pb::OpenFile* file : same) {
-        const int64_t made =
-            init->call("cannot open a pidfd", SYS_pidfd_open, {child.number(), file->flags() & kFlags});
-        context.put(*file, init->take_fd(static_cast<int>(made)));
-        init->call("cannot close a descriptor", SYS_close, {static_cast<uint64_t>(made)});
+        context.put(*file, init.take_away_fd(init.call("cannot open a pidfd", SYS_pidfd_open,
+                                                       {child.number(), file->flags() & kFlags})));
       }
       child.end();
     }

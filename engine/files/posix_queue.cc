@@ -17,13 +17,13 @@
 #include <utility>
 
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
+#include "engine/files/made_inside.h"
 
 namespace icp {
 namespace {
 
-constexpr long kMqueueMagic = 0x19800202;  // linux/magic.h has none
-constexpr uint32_t kInit = 1;
-constexpr std::string_view kDeleted = " (deleted)";
+constexpr long kMqueueMagic = 0x19800202;                     // linux/magic.h has none
 constexpr long kMostMessages = 65536, kMostBytes = 16 << 20;  // HARD_MSGMAX, HARD_MSGSIZEMAX of linux/ipc_namespace.h
 
 // Not glibc's functions, which know numbers of a process by type alone.
@@ -31,9 +31,7 @@ long attributes(int fd, mq_attr& now) { return ::syscall(SYS_mq_getsetattr, fd, 
 
 // Opened once more, for both directions: the process may have it for one.
 UniqueFd open_whole(int fd) {
-  UniqueFd whole(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
-  if (!whole) throw_errno("cannot look into a POSIX message queue");
-  return whole;
+  return UniqueFd(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
 }
 
 // "QSIZE:0 NOTIFY:0 SIGNO:0 NOTIFY_PID:0" (mq_overview(7)).
@@ -117,7 +115,7 @@ class PosixQueueKind final : public FileKind {
     for (Description* description : descriptions) {
       const int fd = scan.take(*description);
       if (fd < 0) continue;
-      UniqueFd whole(::open(fmt::format("/proc/self/fd/{}", fd).c_str(), O_RDWR | O_NONBLOCK | O_CLOEXEC));
+      const UniqueFd whole = open_whole(fd);
       const std::string name = "POSIX message queue " + description->target;
       if (!whole)
         scan.refuse(*description, name + ", which its user may not open to read and write", "let the user do so");
@@ -142,7 +140,7 @@ class PosixQueueKind final : public FileKind {
       message.mutable_identity()->set_ino(description->stat.st_ino);
       const UniqueFd whole = open_whole(scan.take(*description));
       mq_attr now{};
-      if (attributes(whole.get(), now) != 0) throw_errno("cannot look at a POSIX message queue");
+      if (!whole || attributes(whole.get(), now) != 0) throw_errno("cannot look at a POSIX message queue");
       queue.set_max_messages(static_cast<uint32_t>(now.mq_maxmsg));
       queue.set_message_bytes(static_cast<uint32_t>(now.mq_msgsize));
       if (!seen.emplace(description->stat.st_dev, description->stat.st_ino).second || now.mq_curmsgs == 0) continue;
@@ -167,25 +165,24 @@ class PosixQueueKind final : public FileKind {
   static void create_one(RestoreContext& context, const std::vector<const pb::OpenFile*>& same) {
     const pb::OpenFile& first = *same.front();
     const pb::PosixQueue& queue = first.posix_queue();
-    RemoteProcess* const init = context.options.process_of ? context.options.process_of(kInit) : nullptr;
-    if (init == nullptr) throw_bad_file(first, "there is no process to open it");
+    RemoteProcess& init = init_of(context, first);
     const bool valid = !queue.name().empty() && queue.name().size() < NAME_MAX &&
                        queue.name().find_first_of(std::string_view("/\0", 2)) == std::string::npos &&
                        queue.max_messages() > 0 && queue.max_messages() <= kMostMessages && queue.message_bytes() > 0 &&
                        queue.message_bytes() <= kMostBytes;
     if (!valid) throw_bad_file(first, "a POSIX message queue that cannot be");
-    const UniqueFd whole = open_in(*init, first, O_RDWR | O_CREAT | O_EXCL | O_NONBLOCK, &queue);
+    const UniqueFd whole = open_in(init, first, O_RDWR | O_CREAT | O_EXCL | O_NONBLOCK, &queue);
     ::fchmod(whole.get(), queue.mode() & 0777);  // whatever the umask
     for (const pb::OpenFile* file : same)
-      context.put(*file, open_in(*init, first, static_cast<int>(file->flags()) & (O_ACCMODE | O_NONBLOCK), nullptr));
+      context.put(*file, open_in(init, first, static_cast<int>(file->flags()) & (O_ACCMODE | O_NONBLOCK), nullptr));
     for (const pb::PosixMessage& message : queue.messages()) {
       if (::syscall(SYS_mq_timedsend, whole.get(), message.text().data(), message.text().size(), message.priority(),
                     nullptr) != 0)
         throw_bad_file(first, "its messages do not fit into it");
     }
     if (!queue.unlinked()) return;
-    init->reset_scratch();
-    init->call("mq_unlink", SYS_mq_unlink, {init->stage_string(queue.name()).value});
+    init.reset_scratch();
+    init.call("mq_unlink", SYS_mq_unlink, {init.stage_string(queue.name()).value});
   }
 
   // In the capsule's IPC namespace; with the user's rights, as icp-init has them.
@@ -206,9 +203,7 @@ class PosixQueueKind final : public FileKind {
                   fmt::format("cannot make POSIX message queue {} again: {}", image_file_name(file),
                               errno_text(static_cast<int>(-made))),
                   static_cast<int>(-made), made == -EINVAL ? "raise fs.mqueue.msg_max and fs.mqueue.msgsize_max" : "");
-    UniqueFd fd = init.take_fd(static_cast<int>(made));
-    init.call("close", SYS_close, {static_cast<uint64_t>(made)});
-    return fd;
+    return init.take_away_fd(made);
   }
 };
 

@@ -12,12 +12,13 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/procfs.h"
 #include "engine/files/made_inside.h"
 
 namespace icp {
 namespace {
 
-constexpr std::string_view kProc = "/proc/", kDeleted = " (deleted)";
+constexpr std::string_view kProc = "/proc/";
 
 struct Place {
   pid_t pid = 0;  // as the proc file system has it

@@ -93,9 +93,10 @@ class UdpSocketKind final : public SingleFileKind {
     const MulticastSurvey multicast;
     for (Description* description : descriptions) {
       pb::UdpSocket& message = *description->message->mutable_udp();
-      multicast.capture(scan.take(*description), message.v6(), *message.mutable_groups());
+      const int fd = scan.take(*description);
+      multicast.capture(fd, message.v6(), *message.mutable_groups());
       if (message.type() != 0) continue;  // no datagram socket
-      const int how = kernel.shutdown_of(scan.take(*description), domain_of(message), protocol_of(message));
+      const int how = kernel.shutdown_of(fd, domain_of(message), protocol_of(message));
       message.set_shut_read((how & 1) != 0);
       message.set_shut_write((how & 2) != 0);
     }

@@ -10,6 +10,7 @@
 #include <span>
 
 #include "engine/base/error.h"
+#include "engine/files/made_inside.h"
 
 namespace icp {
 
@@ -22,21 +23,13 @@ uint32_t maker_of(const pb::OpenFile& file, const pb::OpenFile* peer) {
   return first != 0 ? first : std::max(here.peer_pid(), there.peer_pid());
 }
 
-RemoteProcess* process_of(const RestoreContext& context, uint32_t pid) {
-  RemoteProcess* const process = pid != 0 && context.options.process_of ? context.options.process_of(pid) : nullptr;
-  if (process != nullptr) process->reset_scratch();
-  return process;
-}
-
 std::optional<std::pair<UniqueFd, UniqueFd>> pair_made_by(const RestoreContext& context, uint32_t pid, int type) {
   RemoteProcess* const maker = process_of(context, pid);
   if (maker == nullptr) return {};
   const RemoteAddr at = maker->reserve(2 * sizeof(int));
   maker->call("socketpair", SYS_socketpair, {AF_UNIX, static_cast<uint64_t>(type | SOCK_CLOEXEC), 0, at.value});
   const auto numbers = maker->read_value<std::array<int, 2>>(at);
-  std::pair<UniqueFd, UniqueFd> ends(maker->take_fd(numbers[0]), maker->take_fd(numbers[1]));
-  for (const int number : numbers) maker->call("close", SYS_close, {static_cast<uint64_t>(number)});
-  return ends;
+  return std::pair<UniqueFd, UniqueFd>{maker->take_away_fd(numbers[0]), maker->take_away_fd(numbers[1])};
 }
 
 UniqueFd client_made_by(RemoteProcess& process, const UnixAddress& address, int type) {
@@ -46,8 +39,7 @@ UniqueFd client_made_by(RemoteProcess& process, const UnixAddress& address, int 
   const RemoteAddr at =
       process.stage(std::as_bytes(std::span(reinterpret_cast<const char*>(address.get()), address.length)));
   process.call("connect of a Unix socket", SYS_connect, {number, at.value, address.length});
-  UniqueFd client = process.take_fd(static_cast<int>(number));
-  process.call("close", SYS_close, {number});
+  UniqueFd client = process.take_away_fd(static_cast<int64_t>(number));
   ::fcntl(client.get(), F_SETFL, ::fcntl(client.get(), F_GETFL) & ~O_NONBLOCK);
   return client;
 }

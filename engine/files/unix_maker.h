@@ -14,9 +14,6 @@ namespace icp {
 // accepted, and has its listener's name: servers ask for it. 0: nobody of the capsule. `peer` may be null.
 uint32_t maker_of(const pb::OpenFile& file, const pb::OpenFile* peer);
 
-// A process of the capsule in which calls can be made; null: there is none of this number.
-RemoteProcess* process_of(const RestoreContext& context, uint32_t pid);
-
 // A pair that the process makes; nothing when it is not there.
 std::optional<std::pair<UniqueFd, UniqueFd>> pair_made_by(const RestoreContext& context, uint32_t pid, int type);
 // A socket that the process connects to the address.

@@ -26,6 +26,7 @@
 #include "engine/base/file_names.h"
 #include "engine/base/file_systems.h"
 #include "engine/base/own_network.h"
+#include "engine/files/made_inside.h"
 #include "engine/files/socket_option.h"
 #include "engine/files/unix_maker.h"
 #include "engine/files/unix_refill.h"

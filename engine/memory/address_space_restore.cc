@@ -296,8 +296,7 @@ PageFill::FreshMemory AddressSpaceRestore::register_fresh(const std::vector<Rang
   const int64_t remote =
       remote_.syscall(SYS_userfaultfd, {static_cast<uint64_t>(O_CLOEXEC | O_NONBLOCK | UFFD_USER_MODE_ONLY)});
   if (remote < 0) return fresh;
-  fresh.uffd = std::make_shared<UniqueFd>(remote_.take_fd(static_cast<int>(remote)));
-  remote_.call("close", SYS_close, {static_cast<uint64_t>(remote)});
+  fresh.uffd = std::make_shared<UniqueFd>(remote_.take_away_fd(remote));
   uffdio_api api{};
   api.api = UFFD_API;
   if (::ioctl(fresh.uffd->get(), UFFDIO_API, &api) != 0) return {};

@@ -424,8 +424,7 @@ LazyFill::~LazyFill() {
 void LazyFill::add(RemoteProcess& process, PageStoreReader reader, std::vector<Range> parts) {
   const int64_t remote = process.call("userfaultfd", SYS_userfaultfd, {static_cast<uint64_t>(O_CLOEXEC | O_NONBLOCK)});
   Space space;
-  space.uffd = process.take_fd(static_cast<int>(remote));
-  process.call("close", SYS_close, {static_cast<uint64_t>(remote)});
+  space.uffd = process.take_away_fd(remote);
   if (!enable(space.uffd.get())) throw_errno("this kernel cannot restore memory lazily");
   for (const Range& part : parts) {
     uffdio_register range{};

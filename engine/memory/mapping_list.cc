@@ -10,6 +10,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/procfs.h"
 #include "engine/base/times.h"
 #include "engine/base/unique_fd.h"
 #include "engine/memory/mapped_file.h"
@@ -131,7 +132,7 @@ ObjectKey object_key_of_file(const struct stat& status, const std::string& targe
     const auto kind = kind_on_shared_memory_device(target);
     return {kind, kind == pb::MemoryObject::SYSV ? 0 : status.st_dev, status.st_ino};
   }
-  const bool deleted = status.st_nlink == 0 || (!in_shm(target) && target.ends_with(" (deleted)"));
+  const bool deleted = status.st_nlink == 0 || (!in_shm(target) && target.ends_with(kDeleted));
   return {deleted ? pb::MemoryObject::DELETED_FILE : pb::MemoryObject::SHM_FILE, status.st_dev, status.st_ino};
 }
 

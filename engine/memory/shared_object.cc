@@ -12,6 +12,7 @@
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
 #include "engine/base/parallel.h"
+#include "engine/base/procfs.h"
 #include "engine/trace/remote_addr.h"
 
 namespace icp {
@@ -31,7 +32,7 @@ void SharedObject::set_source(std::unique_ptr<ObjectSource> source, const std::s
     throw_error(ErrorKind::kRefused, "{} is too large to be saved ({} bytes)", target, status_.st_size);
   }
   source_ = std::move(source);
-  target_ = target.ends_with(" (deleted)") ? target.substr(0, target.size() - 10) : target;
+  target_ = target.ends_with(kDeleted) ? target.substr(0, target.size() - kDeleted.size()) : target;
   source_->set_name(target_);
 }
 

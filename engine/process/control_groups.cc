@@ -152,12 +152,7 @@ std::string own_login_uid(pid_t pid) {
 
 GroupPaths parse_groups(const std::string& text) {
   GroupPaths paths;
-  std::istringstream lines(text);
-  for (std::string line; std::getline(lines, line);) {
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    paths[line.substr(first + 1, second - first - 1)] = line.substr(second + 1);
-  }
+  for (CgroupEntry& entry : CgroupEntry::parse(text)) paths[entry.controllers] = std::move(entry.path);
   return paths;
 }
 
@@ -169,20 +164,12 @@ GroupPaths groups_of(pid_t pid) {
   }
 }
 
-// "29 22 0:26 / /sys/fs/cgroup/cpu rw,relatime shared:9 - cgroup cgroup rw,cpu,cpuacct" (proc(5)).
 GroupMounts::GroupMounts() {
-  std::istringstream lines(read_proc(::getpid(), "mountinfo"));
-  for (std::string line; std::getline(lines, line);) {
-    const size_t dash = line.find(" - ");
-    if (dash == std::string::npos || line.find("cgroup", dash) == std::string::npos) continue;
-    std::istringstream before(line), after(line.substr(dash + 3));
-    std::string skip, type, source, options;
-    Mount mount;
-    before >> skip >> skip >> skip >> mount.root >> mount.point;
-    after >> type >> source >> options;
-    if (type != "cgroup" && type != "cgroup2") continue;
-    std::istringstream words(options);
-    for (std::string word; type == "cgroup" && std::getline(words, word, ',');) mount.names.insert(word);
+  for (MountEntry& entry : MountEntry::read(::getpid())) {
+    if (entry.type != "cgroup" && entry.type != "cgroup2") continue;
+    Mount mount{{}, std::move(entry.root), std::move(entry.point)};
+    std::istringstream words(entry.options);
+    for (std::string word; entry.type == "cgroup" && std::getline(words, word, ',');) mount.names.insert(word);
     mounts_.push_back(std::move(mount));
   }
 }
@@ -199,8 +186,7 @@ std::string GroupMounts::directory(const std::string& hierarchy, const std::stri
   return {};
 }
 
-// ---- capture
-// ---------------------------------------------------------------------------------------------------------
+// ---- capture --------------------------------------------------------------------------------------------------------
 
 void ControlGroups::add_base(GroupPaths base) {
   if (!base.empty()) bases_.push_back(std::move(base));
@@ -356,8 +342,7 @@ void ControlGroups::capture(const std::vector<StoppedProcess>& processes, const 
   for (const pb::ControlGroup& group : groups_) *capsule.add_control_groups() = group;
 }
 
-// ---- restore
-// ---------------------------------------------------------------------------------------------------------
+// ---- restore --------------------------------------------------------------------------------------------------------
 
 ControlGroupRestore::ControlGroupRestore(const pb::Capsule& capsule, pid_t here, bool dry) : dry_(dry) {
   const GroupPaths place = capsule.control_groups_size() > 0 ? groups_of(here) : GroupPaths();

@@ -29,7 +29,6 @@ void capture(pid_t pid, pid_t tid, State& state) {
   const std::string cwd = link_name(pid, tid, "cwd");
   state.set_cwd(read_proc_link(pid, cwd));
   struct stat directory {};
-  constexpr std::string_view kDeleted = " (deleted)";
   const auto removed = [&] {
     const bool seen = ::stat(fmt::format("/proc/{}/{}", pid, cwd).c_str(), &directory) == 0;
     return state.cwd().starts_with("/proc/")  // of a process that has ended
@@ -117,7 +116,7 @@ void check_directories(const ProcessRef& process, pid_t tid, Findings& findings)
                         std::move(what), std::move(remedy)});
   };
   const std::string root = read_proc_link(process.pid, link_name(process.pid, tid, "root"));
-  if (root.ends_with(" (deleted)"))
+  if (root.ends_with(kDeleted))
     refuse("its root directory " + root + " has been removed", "run it without chroot");
   else if (root != "/" && ProcStatus::read(process.pid).uid[0] != 0)  // whose user could not enter it again
     refuse("runs in a changed root directory " + root, "run it without chroot, or as root");

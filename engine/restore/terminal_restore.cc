@@ -113,10 +113,7 @@ UniqueFd TerminalRestore::open(const pb::OpenFile& file) {
     const uint64_t flags = (file.flags() & (O_ACCMODE | O_NONBLOCK | O_APPEND)) | O_NOCTTY | O_CLOEXEC;
     const int64_t fd = remote.syscall(
         SYS_openat, {static_cast<uint64_t>(AT_FDCWD), remote.stage_string(kControlling).value, flags, 0});
-    if (fd < 0) continue;
-    UniqueFd taken = remote.take_fd(static_cast<int>(fd));
-    remote.call("close", SYS_close, {static_cast<uint64_t>(fd)});
-    return taken;
+    if (fd >= 0) return remote.take_away_fd(fd);
   }
   return {};
 }

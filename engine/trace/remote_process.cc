@@ -249,6 +249,12 @@ UniqueFd RemoteProcess::take_fd(int remote_fd) const {
   return fd;
 }
 
+UniqueFd RemoteProcess::take_away_fd(int64_t remote_fd) {
+  UniqueFd fd = take_fd(static_cast<int>(remote_fd));
+  call("close", SYS_close, {static_cast<uint64_t>(remote_fd)});
+  return fd;
+}
+
 RemoteAddr find_syscall_instruction(pid_t pid) {
   std::vector<MapsEntry> maps = MapsEntry::read(pid);
   // The vdso first: it is small and always holds one, in the fall-backs of its clock functions.

@@ -96,6 +96,8 @@ class RemoteProcess {
   void send_fd_to(int agent_end, int channel, int local, int want, bool cloexec);
   // A duplicate of the process's descriptor in the agent (pidfd_getfd).
   UniqueFd take_fd(int remote_fd) const;
+  // The same, and the process has it no more.
+  UniqueFd take_away_fd(int64_t remote_fd);
 
  private:
   Tracee* thread_;

@@ -42,7 +42,8 @@ void fd_info(const std::string& text) {
 void watched(const std::string& text) {
   privileged::Watch watch;
   if (privileged::parse_watch(text, watch)) check(watch.handle.header.handle_bytes <= watch.handle.bytes.size());
-  for (const privileged::Mount& mount : privileged::parse_mounts(text)) check(mount.point.size() <= text.size());
+  for (const MountEntry& mount : MountEntry::parse(text)) check(mount.point.size() <= text.size());
+  for (const CgroupEntry& entry : CgroupEntry::parse(text)) check(entry.path.size() <= text.size());
 }
 
 // The first half says what is asked for of the second.
