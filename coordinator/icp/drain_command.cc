@@ -6,7 +6,7 @@
 #include <map>
 #include <memory>
 #include <nlohmann/json.hpp>
-#include <set>
+#include <thread>
 
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/image_json.h"

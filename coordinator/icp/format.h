@@ -11,6 +11,8 @@
 
 namespace icp {
 
+inline constexpr uint64_t kNsInMs = 1'000'000;
+
 std::string with_commas(uint64_t value);            // "12,345"
 std::string human_bytes(uint64_t bytes);            // "812 B", "48.2 MiB"
 std::string human_time(uint64_t nanoseconds);       // "850 us", "3.1 ms", "0.21 s"

@@ -10,20 +10,21 @@
 #include "coordinator/icp/users.h"
 
 namespace icp {
-namespace {
 
-constexpr uint64_t kNsInMillisecond = 1'000'000;
-
-uint64_t length_ms(const net::RunRecord& run, uint64_t end) {
+uint64_t length_ms(const net::RunRecord& run, uint64_t now_unix_ms) {
+  const uint64_t end = run.ended_unix_ms() == 0 ? now_unix_ms : run.ended_unix_ms();
   return run.began_unix_ms() < end ? end - run.began_unix_ms() : 0;
 }
 
-}  // namespace
+std::string end_text(const net::RunRecord& run) {
+  if (run.ended_unix_ms() == 0) return "runs";
+  return run.why().empty() ? "not known why" : run.why();
+}
 
 std::optional<uint64_t> work_lost_ms(const net::RunRecord& run) {
   if (run.ended_unix_ms() == 0 || run.restart_failed() || run.why() == "COMPLETED") return std::nullopt;
-  if (run.versions() == 0) return length_ms(run, run.ended_unix_ms());
-  const uint64_t taken = run.last_taken_unix_ns() / kNsInMillisecond;
+  if (run.versions() == 0) return length_ms(run, 0);
+  const uint64_t taken = run.last_taken_unix_ns() / kNsInMs;
   return taken < run.ended_unix_ms() ? run.ended_unix_ms() - taken : 0;
 }
 
@@ -31,23 +32,18 @@ std::string history_text(const net::Reply& reply, uint64_t now_unix_ms) {
   Table table({">RUN", "BEGAN", ">TIME", "NODES", ">VERSIONS", ">BYTES", ">STOPPED", ">LOST", "ENDED"});
   uint64_t versions = 0, lost = 0, stopped = 0;
   for (const net::RunRecord& run : reply.runs()) {
-    const bool runs = run.ended_unix_ms() == 0;
     const auto of_run = work_lost_ms(run);
     versions += run.versions();
     stopped += run.stop_ns();
     lost += of_run.value_or(0);
-    table.add({std::to_string(run.restarts()), local_time(run.began_unix_ms() * kNsInMillisecond),
-               rough_duration(length_ms(run, runs ? now_unix_ms : run.ended_unix_ms())), printable(run.nodes()),
-               with_commas(run.versions()), human_bytes(run.bytes()), human_time(run.stop_ns()),
-               of_run ? human_time(*of_run * kNsInMillisecond) : "-",
-               runs                ? "runs"
-               : run.why().empty() ? "not known why"
-                                   : printable(run.why())});
+    table.add({std::to_string(run.restarts()), local_time(run.began_unix_ms() * kNsInMs),
+               rough_duration(length_ms(run, now_unix_ms)), printable(run.nodes()), with_commas(run.versions()),
+               human_bytes(run.bytes()), human_time(run.stop_ns()), of_run ? human_time(*of_run * kNsInMs) : "-",
+               printable(end_text(run))});
   }
   return table.text() + fmt::format("{}, {}, stopped for {} in all, {} of work lost\n",
                                     counted(static_cast<uint64_t>(reply.runs_size()), "run"),
-                                    counted(versions, "version"), human_time(stopped),
-                                    human_time(lost * kNsInMillisecond));
+                                    counted(versions, "version"), human_time(stopped), human_time(lost * kNsInMs));
 }
 
 nlohmann::json history_json(const net::Reply& reply) {

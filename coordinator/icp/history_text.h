@@ -15,6 +15,11 @@ namespace icp {
 // nothing for a run that goes on, or came to its own end.
 std::optional<uint64_t> work_lost_ms(const net::RunRecord& run);
 
+// So long it took, or has so far.
+uint64_t length_ms(const net::RunRecord& run, uint64_t now_unix_ms);
+// Why it ended, or that it runs.
+std::string end_text(const net::RunRecord& run);
+
 // One line for each run, and their sum.
 std::string history_text(const net::Reply& reply, uint64_t now_unix_ms);
 nlohmann::json history_json(const net::Reply& reply);

@@ -16,6 +16,7 @@
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/step_json.h"
 #include "coordinator/icp/step_text.h"
+#include "engine/base/times.h"
 
 namespace icp {
 
@@ -30,11 +31,6 @@ struct ViewOptions {
   uint32_t versions = 20;
   bool watch = false;
 };
-
-uint64_t now_unix_ms() {
-  const auto now = std::chrono::system_clock::now().time_since_epoch();
-  return static_cast<uint64_t>(std::chrono::duration_cast<std::chrono::milliseconds>(now).count());
-}
 
 net::Request request_for(View view, const ViewOptions& options) {
   std::optional<JobId> id;

@@ -3,19 +3,18 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <cstdio>
 #include <map>
 #include <memory>
 
 #include "coordinator/icp/cli.h"
-#include "coordinator/icp/format.h"
 #include "coordinator/icp/job_client.h"
 #include "coordinator/icp/job_operation.h"
 #include "coordinator/icp/open_image.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/report_html.h"
 #include "coordinator/icp/users.h"
+#include "engine/base/times.h"
 #include "engine/image/page_store.h"
 
 namespace icp {
@@ -29,12 +28,6 @@ struct ReportOptions {
   JobOptions job;
   std::string of, node, output;
 };
-
-uint64_t now_ms() {
-  return static_cast<uint64_t>(
-      std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
-          .count());
-}
 
 Report report_of_job(const ReportOptions& options, const JobId& id) {
   const JobClient client(options.job.config);
@@ -154,7 +147,7 @@ int report(const ReportOptions& options) {
       std::fclose);
   if (!file) throw_errno("cannot write {}", options.output);
   const Report made = id && id->job != 0 ? report_of_job(options, *id) : report_of_image(options);
-  const std::string html = report_html(made, now_ms());
+  const std::string html = report_html(made, now_unix_ms());
   if (std::fwrite(html.data(), 1, html.size(), file.get()) != html.size() || std::fflush(file.get()) != 0)
     throw_errno("cannot write {}", options.output);
   return kExitOk;

@@ -13,7 +13,6 @@
 namespace icp {
 namespace {
 
-constexpr uint64_t kNsOfMs = 1'000'000;
 constexpr double kWidth = 900, kHeight = 160, kLeft = 70, kBottom = 24;
 
 constexpr const char* kStyle = R"(
@@ -86,7 +85,7 @@ void timeline(std::string& html, const Report& report, uint64_t now) {
     span.include(run.began_unix_ms());
     span.include(run.ended_unix_ms() == 0 ? now : run.ended_unix_ms());
   }
-  for (const ReportVersion& version : report.versions) span.include(version.taken_unix_ns / kNsOfMs);
+  for (const ReportVersion& version : report.versions) span.include(version.taken_unix_ns / kNsInMs);
   if (span.last == 0) return;
   const double height = 46;
   html += fmt::format("<svg viewBox=\"0 0 {} {}\" role=\"img\" aria-label=\"Runs and versions\">\n", kWidth,
@@ -100,15 +99,15 @@ void timeline(std::string& html, const Report& report, uint64_t now) {
         run.restart_failed() ? "failed" : "run", from, std::max(1.0, to - from), run.restarts(), escaped(run.why()));
   }
   for (const ReportVersion& version : report.versions) {
-    const double x = span.x(version.taken_unix_ns / kNsOfMs);
+    const double x = span.x(version.taken_unix_ns / kNsInMs);
     fmt::format_to(
         Out(html),
         "<line class=\"mark\" x1=\"{0:.1f}\" x2=\"{0:.1f}\" y1=\"8\" y2=\"44\"><title>version {1}</title></line>\n", x,
         version.version);
   }
-  fmt::format_to(Out(html), "<text x=\"{}\" y=\"{}\">{}</text>", kLeft, height + 18, local_time(span.first * kNsOfMs));
+  fmt::format_to(Out(html), "<text x=\"{}\" y=\"{}\">{}</text>", kLeft, height + 18, local_time(span.first * kNsInMs));
   fmt::format_to(Out(html), "<text x=\"{}\" y=\"{}\" text-anchor=\"end\">{}</text>\n</svg>\n", kWidth - 10, height + 18,
-                 local_time(span.last * kNsOfMs));
+                 local_time(span.last * kNsInMs));
 }
 
 // One bar for each version.
@@ -149,19 +148,15 @@ void runs_table(std::string& html, const Report& report, uint64_t now) {
          {"Ended", false}},
         "th");
   for (const net::RunRecord& run : report.runs) {
-    const uint64_t end = run.ended_unix_ms() == 0 ? now : run.ended_unix_ms();
     const auto lost = work_lost_ms(run);
     cells(html, {{std::to_string(run.restarts()), true},
-                 {local_time(run.began_unix_ms() * kNsOfMs), false},
-                 {rough_duration(end > run.began_unix_ms() ? end - run.began_unix_ms() : 0), true},
+                 {local_time(run.began_unix_ms() * kNsInMs), false},
+                 {rough_duration(length_ms(run, now)), true},
                  {run.nodes(), false},
                  {std::to_string(run.versions()), true},
                  {human_time(run.stop_ns()), true},
-                 {lost ? human_time(*lost * kNsOfMs) : "-", true},
-                 {run.ended_unix_ms() == 0 ? "runs"
-                  : run.why().empty()      ? "not known why"
-                                           : run.why(),
-                  false}});
+                 {lost ? human_time(*lost * kNsInMs) : "-", true},
+                 {end_text(run), false}});
   }
   html += "</table>\n";
 }
@@ -231,7 +226,7 @@ std::string report_html(const Report& report, uint64_t now_unix_ms) {
       "name=\"viewport\" "
       "content=\"width=device-width\"/><title>{0}</title>\n<style>{1}</style></head>\n<body>\n<h1>{0}</h1>\n"
       "<p class=\"quiet\">slurm-icp {2}, {3}</p>\n",
-      escaped(report.title), kStyle, ICP_VERSION, local_time(now_unix_ms * kNsOfMs));
+      escaped(report.title), kStyle, ICP_VERSION, local_time(now_unix_ms * kNsInMs));
   timeline(html, report, now_unix_ms);
   if (!report.runs.empty()) runs_table(html, report, now_unix_ms);
   if (!report.versions.empty()) {

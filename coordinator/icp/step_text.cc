@@ -16,8 +16,6 @@ namespace icp {
 
 namespace {
 
-constexpr uint64_t kNsInMs = 1'000'000;
-
 template <typename... Args>
 void line(std::string& text, fmt::format_string<Args...> format, Args&&... args) {
   text += printable(fmt::format(format, std::forward<Args>(args)...)) + "\n";

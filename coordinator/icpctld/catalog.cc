@@ -7,10 +7,10 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <chrono>
 #include <ctime>
 
 #include "engine/base/error.h"
+#include "engine/base/times.h"
 
 namespace icp {
 namespace {
@@ -44,11 +44,6 @@ CREATE TABLE IF NOT EXISTS runs (
 )";
 constexpr int64_t kWholeJob = INT64_MIN;  // as a step in `disabled`
 
-int64_t now_unix_ms() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
-      .count();
-}
-
 }  // namespace
 
 // A prepared statement with its values bound in order.
@@ -70,6 +65,7 @@ class Catalog::Statement {
     return *this;
   }
   Statement& bind(const StepKey& key) { return bind(key.job).bind(key.step).bind(key.restarts); }
+  Statement& bind(const RunKey& key) { return bind(key.job).bind(key.restarts); }
   // True while there is a row.
   bool next() {
     const int result = sqlite3_step(statement_);
@@ -285,19 +281,17 @@ void Catalog::run_seen(const RunKey& key, uid_t uid, const std::string& nodes) {
             "INSERT INTO runs (job, restarts, uid, began_ms, nodes) VALUES (?,?,?,?,?) "
             "ON CONFLICT DO UPDATE SET ended_ms = NULL, "
             "nodes = CASE WHEN length(excluded.nodes) > 0 THEN excluded.nodes ELSE nodes END")
-      .bind(key.job)
-      .bind(key.restarts)
+      .bind(key)
       .bind(uid)
-      .bind(now_unix_ms())
+      .bind(static_cast<int64_t>(now_unix_ms()))
       .bind(nodes)
       .next();
 }
 
 void Catalog::run_ended(const RunKey& key) {
   Statement(*this, "UPDATE runs SET ended_ms = ? WHERE job = ? AND restarts = ?")
-      .bind(now_unix_ms())
-      .bind(key.job)
-      .bind(key.restarts)
+      .bind(static_cast<int64_t>(now_unix_ms()))
+      .bind(key)
       .next();
 }
 
@@ -305,8 +299,7 @@ void Catalog::run_ends_because(const RunKey& key, const std::string& why, bool r
   Statement(*this, "UPDATE runs SET why = ?, restart_failed = ? WHERE job = ? AND restarts = ? AND length(why) = 0")
       .bind(why)
       .bind(restart_failed)
-      .bind(key.job)
-      .bind(key.restarts)
+      .bind(key)
       .next();
 }
 

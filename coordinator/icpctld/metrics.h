@@ -6,6 +6,7 @@
 #include <functional>
 #include <string>
 
+#include "coordinator/icpctld/listener.h"
 #include "coordinator/protocol/asio.h"
 #include "coordinator/protocol/endpoint.h"
 
@@ -17,12 +18,11 @@ class Metrics {
   Metrics(boost::asio::io_context& io, const net::Endpoint& endpoint, std::function<std::string()> text);
 
  private:
-  void accept();
+  void came(boost::asio::ip::tcp::socket socket);
 
-  boost::asio::ip::tcp::acceptor acceptor_;
-  boost::asio::steady_timer again_;
   std::function<std::string()> text_;
   int open_ = 0;  // connections
+  Listener<boost::asio::ip::tcp> listener_;
 };
 
 }  // namespace icp

@@ -163,7 +163,6 @@ void Moments::hold_or_requeue(const StepFactsRecord& step, const std::string& wh
                                            : "requeued, to run without " + nodes;
   tell(job, [&](const Step&) { return "the job is " + done; });
   requests_.change_job(
-      job,
       [job, hold, nodes, comment = "slurm-icp: cannot restart: " + why.substr(0, kLongestComment)] {
         if (hold) return requeue_job_held(job, comment);
         return nodes.empty() ? requeue_job(job) : requeue_job_without(job, nodes);

@@ -27,10 +27,6 @@ class Moments {
   // The job's time limit is near: a version, after which it is requeued if it may be; the user is told. `again`, when a
   // version is under way.
   void at_time_limit(uint32_t job, bool requeue, std::function<void()> again);
-  // The nodes that jobs ask about (--checkpoint-on=drain) are looked at: called each few seconds by itself.
-  void look_at_nodes();
-  void nodes_told(const std::vector<SlurmNode>& nodes);
-
   struct Counters {
     uint64_t requeued = 0, restarts_failed = 0, held = 0;
   };
@@ -39,6 +35,8 @@ class Moments {
  private:
   void before_end(uint32_t job, const std::string& moment, const std::string& why, bool requeue,
                   std::function<void()> again);
+  void look_at_nodes();
+  void nodes_told(const std::vector<SlurmNode>& nodes);
   void drained(uint32_t job, const SlurmNode& node);
   void run_ended(const StepFactsRecord& step);
   void restart_failed(const StepFactsRecord& step, const std::string& why);

@@ -7,17 +7,14 @@
 #include <set>
 
 #include "engine/base/error.h"
+#include "engine/base/times.h"
 
 namespace icp {
 namespace {
 
-using std::chrono::milliseconds;
-
 constexpr uint32_t kDefaultMaxWait = 10;  // seconds, as Slurm's
 constexpr uint32_t kMostMaxWait = 7 * 24 * 3600;
-constexpr size_t kMostSteps = 10'000, kMostVersions = 1000;
 constexpr size_t kLongestNodes = 3000, kLongestReason = 1000;
-constexpr size_t kMostOfReply = 2 << 20;  // bytes, about: a frame of so many takes some milliseconds
 
 constexpr size_t kLongestDirectory = 3000;  // as the plugin takes it
 constexpr const char* kWrongDirectory = "ImageDir wants an absolute path of at most 3000 bytes, without line breaks";
@@ -28,33 +25,35 @@ bool is_directory_name(const std::string& text) {
                           text.find_first_of(std::string_view("\0\n\r", 3)) == std::string::npos);
 }
 
-// A sentence about the first of the names that is none of Slurm's; empty: there is none.
-std::string first_unknown(const std::vector<std::string>& names, const std::vector<SlurmNode>& known,
-                          const std::string& list) {
-  if (names.empty()) return fmt::format("\"{}\" is no list of nodes", list);
-  std::set<std::string> there;
-  for (const SlurmNode& node : known) there.insert(node.name);
-  for (const std::string& name : names)
-    if (!there.contains(name)) return fmt::format("there is no node {}", name);
-  return "";
-}
+// What a list of nodes names, looked up in Slurm's thread.
+struct NamedNodes {
+  std::vector<std::string> names;
+  std::string wrong;  // a sentence about the first that Slurm does not know; empty: it knows all
 
-net::Reply failure(uint32_t code, const std::string& text = {}) {
-  net::Reply reply;
-  reply.set_code(code);
-  reply.set_text(text);
-  return reply;
-}
-
-uint64_t unix_ms(std::chrono::system_clock::time_point time) {
-  return static_cast<uint64_t>(
-      std::max<int64_t>(0, std::chrono::duration_cast<milliseconds>(time.time_since_epoch()).count()));
-}
+  uint32_t look_up(const std::string& list) {
+    std::vector<SlurmNode> known;
+    if (const uint32_t code = load_nodes(known); code != 0) return code;
+    std::set<std::string> there;
+    for (const SlurmNode& node : known) there.insert(node.name);
+    names = names_of_nodes(list);
+    if (names.empty()) wrong = fmt::format("\"{}\" is no list of nodes", list);
+    for (const std::string& name : names)
+      if (wrong.empty() && !there.contains(name)) wrong = fmt::format("there is no node {}", name);
+    return 0;
+  }
+};
 
 }  // namespace
 
 Requests::Requests(boost::asio::io_context& io, Steps& steps, Catalog& catalog, uid_t self)
     : io_(io), steps_(steps), catalog_(catalog), self_(self), reader_(catalog.reader()), slurm_(io), reading_(io) {}
+
+net::Reply Requests::failure(uint32_t code, const std::string& text) {
+  net::Reply reply;
+  reply.set_code(code);
+  reply.set_text(text);
+  return reply;
+}
 
 void Requests::in_pool(const Pointer& asked, std::function<uint32_t()> work, std::function<void(uint32_t)> then) {
   const auto code = std::make_shared<uint32_t>(0);
@@ -66,24 +65,17 @@ void Requests::in_pool(const Pointer& asked, std::function<uint32_t()> work, std
       });
 }
 
-void Requests::from_catalog(const Pointer& asked, std::function<void(const Catalog&, net::Reply&)> look,
-                            std::function<void(net::Reply&)> then) {
-  const auto reply = std::make_shared<net::Reply>();
-  reading_.run(
-      asked->caller, [this, reply, look = std::move(look)] { look(*reader_, *reply); },
-      [asked, reply, then = std::move(then)](const std::string& why) {
-        if (!why.empty()) return asked->answer(failure(kCheckpointFailed, why));
-        then(*reply);
-        asked->answer(*reply);
-      });
-}
-
 std::optional<int32_t> Requests::step_of(const Asked& asked) const {
   return asked.request.has_step() ? std::optional(asked.request.step()) : std::nullopt;
 }
 
 void Requests::handle(uid_t caller, const net::Request& request, Answer answer) {
-  const auto asked = std::make_shared<Asked>(Asked{caller, request, std::move(answer), {}, false});
+  const auto stamped = [answer = std::move(answer)](net::Reply reply) {
+    reply.set_release(ICP_VERSION);
+    reply.set_now_unix_ms(now_unix_ms());
+    answer(reply);
+  };
+  const auto asked = std::make_shared<Asked>(Asked{caller, request, stamped, {}, false});
   if (may_all(caller)) return begin(asked);
   const auto wait = budget_.take(caller, UserBudget::Clock::now());
   if (!wait) return asked->answer(failure(kCheckpointFailed, "you ask too often: try again in a moment"));
@@ -163,25 +155,14 @@ void Requests::carry_out(const Pointer& asked) {
     case net::OP_CREATE:
       return create(asked, {});
     case net::OP_VACATE:
-      return create(asked, Ending{"vacated", cancel_job, "cancel"});
+      return create(asked, Ending{"vacated", cancel_job, false});
     case net::OP_MOVE:
       return move(asked);
     default: {
       const std::string why = may_all(asked->caller) ? asked->request.reason() : "";
-      return create(asked, Ending{why.empty() ? "requeued on request" : why, requeue_job, "requeue"});
+      return create(asked, Ending{why.empty() ? "requeued on request" : why, requeue_job});
     }
   }
-}
-
-void Requests::able(const Pointer& asked) {
-  net::Reply reply;
-  const uint32_t job = asked->request.job();
-  reply.set_disabled(catalog_.disabled(job, std::nullopt) > 0 ||
-                     (asked->request.has_step() && catalog_.disabled(job, asked->request.step()) > 0));
-  for (const auto& step : steps_.running(job, step_of(*asked))) {
-    if (step->round) reply.set_began_unix(unix_ms(step->round_began) / 1000);
-  }
-  asked->answer(reply);
 }
 
 void Requests::change_disabled(const Pointer& asked, bool disable) {
@@ -192,27 +173,12 @@ void Requests::change_disabled(const Pointer& asked, bool disable) {
   asked->answer({});
 }
 
-void Requests::last_error(const Pointer& asked) {
-  const std::optional<int32_t> step_number = step_of(*asked);
-  from_catalog(
-      asked,
-      [job = asked->request.job(), step_number](const Catalog& catalog, net::Reply& reply) {
-        // The newest run of the job; of several steps, one that went wrong tells more than one that did not.
-        for (const StepFactsRecord& step : catalog.steps(job, kMostSteps, {}, step_number)) {
-          if (reply.last_code() != 0) break;
-          reply.set_last_code(step.last_code);
-          reply.set_text(step.last_error);
-        }
-      },
-      [](net::Reply&) {});
-}
-
 // create, vacate, requeue: of one step, or of all that the job runs. With several, the first error is the answer, and
 // the job is ended only after all of them are through.
 void Requests::create(const Pointer& asked, const std::optional<Ending>& ending) {
   const net::Request& request = asked->request;
-  const bool requeue = ending && ending->verb != std::string_view("cancel");
-  if (requeue && (!asked->job_known || !asked->job.batch)) return asked->answer(failure(kNotSupported));
+  if (ending && ending->requeues && (!asked->job_known || !asked->job.batch))
+    return asked->answer(failure(kNotSupported));
   if (!is_directory_name(request.image_dir())) return asked->answer(failure(kNotSupported, kWrongDirectory));
   if (request.max_wait_s() > kMostMaxWait) return asked->answer(failure(kNotSupported, "MaxWait is too long"));
   const auto found = steps_.running(request.job(), step_of(*asked));
@@ -254,7 +220,8 @@ void Requests::create(const Pointer& asked, const std::optional<Ending>& ending)
         [this, asked, tell, ending](uint32_t code) {
           if (code == 0) ended_because(*asked, ending->why);
           tell(code == 0 ? std::string()
-                         : fmt::format("slurmctld does not {} the job: {}", ending->verb, slurm_text(code)));
+                         : fmt::format("slurmctld does not {} the job: {}", ending->requeues ? "requeue" : "cancel",
+                                       slurm_text(code)));
         });
   };
   const uint32_t max_wait = request.max_wait_s() == 0 ? kDefaultMaxWait : request.max_wait_s();
@@ -296,22 +263,16 @@ void Requests::move(const Pointer& asked) {
   const std::string now = asked->job.nodes;
   if (nodes.empty()) {
     const auto elsewhere = [now](uint32_t job) { return requeue_job_without(job, now); };
-    return create(asked, Ending{"moved away from " + now, elsewhere, "requeue"});
+    return create(asked, Ending{"moved away from " + now, elsewhere});
   }
-  const auto wrong = std::make_shared<std::string>();
+  const auto named = std::make_shared<NamedNodes>();
   in_pool(
-      asked,
-      [nodes, wrong] {
-        std::vector<SlurmNode> known;
-        if (const uint32_t code = load_nodes(known); code != 0) return code;
-        *wrong = first_unknown(names_of_nodes(nodes), known, nodes);
-        return uint32_t{0};
-      },
-      [this, asked, nodes, wrong](uint32_t code) {
+      asked, [nodes, named] { return named->look_up(nodes); },
+      [this, asked, nodes, named](uint32_t code) {
         if (code != 0) return asked->answer(failure(code));
-        if (!wrong->empty()) return asked->answer(failure(kNotSupported, *wrong));
+        if (!named->wrong.empty()) return asked->answer(failure(kNotSupported, named->wrong));
         const auto there = [nodes](uint32_t job) { return requeue_job_on(job, nodes); };
-        create(asked, Ending{"moved to " + nodes, there, "requeue"});
+        create(asked, Ending{"moved to " + nodes, there});
       });
 }
 
@@ -321,20 +282,16 @@ void Requests::drain(const Pointer& asked) {
   if (!may_all(asked->caller)) return asked->answer(failure(kAccessDenied));
   if (nodes.empty() || nodes.size() > kLongestNodes || reason.empty() || reason.size() > kLongestReason)
     return asked->answer(failure(kNotSupported, "DRAIN wants nodes and a reason"));
-  const auto names = std::make_shared<std::vector<std::string>>();
-  const auto wrong = std::make_shared<std::string>();
+  const auto named = std::make_shared<NamedNodes>();
   in_pool(
       asked,
-      [nodes, reason, names, wrong]() -> uint32_t {
-        *names = names_of_nodes(nodes);
-        std::vector<SlurmNode> known;
-        if (const uint32_t code = load_nodes(known); code != 0) return code;
-        *wrong = first_unknown(*names, known, nodes);
-        return wrong->empty() ? drain_nodes(nodes, reason) : uint32_t{kCheckpointFailed};
+      [nodes, reason, named]() -> uint32_t {
+        if (const uint32_t code = named->look_up(nodes); code != 0) return code;
+        return named->wrong.empty() ? drain_nodes(nodes, reason) : uint32_t{kCheckpointFailed};
       },
-      [this, asked, names, wrong](uint32_t code) {
-        net::Reply reply = failure(code, *wrong);
-        const std::set<std::string> drained(names->begin(), names->end());
+      [this, asked, named](uint32_t code) {
+        net::Reply reply = failure(code, named->wrong);
+        const std::set<std::string> drained(named->names.begin(), named->names.end());
         for (const auto& [key, step] : steps_.all()) {
           const bool there = std::any_of(step->hellos.begin(), step->hellos.end(),
                                          [&](const auto& entry) { return drained.contains(entry.second.host()); });
@@ -348,19 +305,6 @@ void Requests::drain(const Pointer& asked) {
           add_live(status);
         }
         asked->answer(reply);
-      });
-}
-
-void Requests::history(const Pointer& asked) {
-  const auto owner = only(asked->caller);
-  from_catalog(
-      asked,
-      [job = asked->request.job(), owner](const Catalog& catalog, net::Reply& reply) {
-        for (net::RunRecord& run : catalog.runs(job, kMostRuns))
-          if (!owner || run.uid() == *owner) *reply.add_runs() = std::move(run);
-      },
-      [](net::Reply& reply) {
-        if (reply.runs_size() == 0) reply = failure(kInvalidJobId);
       });
 }
 
@@ -390,8 +334,7 @@ void Requests::look_at_nodes(std::function<void(const std::vector<SlurmNode>&)> 
       });
 }
 
-void Requests::change_job(uint32_t job, std::function<uint32_t()> work, std::function<void(uint32_t)> then) {
-  spdlog::debug("job {} is changed", job);
+void Requests::change_job(std::function<uint32_t()> work, std::function<void(uint32_t)> then) {
   in_pool(own(), std::move(work), std::move(then));
 }
 
@@ -421,93 +364,6 @@ void Requests::restart_dir(const Pointer& asked) {
   if (asked->caller != 0 && asked->caller != self_ && !own) return asked->answer(failure(kAccessDenied));
   net::Reply reply;
   reply.set_text(catalog_.restart_dir(asked->request.job(), asked->request.restarts()));
-  asked->answer(reply);
-}
-
-namespace {
-
-// What the catalog knows of steps: all but what is true at this moment only.
-void look_up_steps(const Catalog& catalog, const net::Request& request, std::optional<uid_t> owner, net::Reply& reply) {
-  size_t bytes = 0;
-  const std::optional<int32_t> step = request.has_step() ? std::optional(request.step()) : std::nullopt;
-  for (const StepFactsRecord& record : catalog.steps(request.job(), kMostSteps, owner, step)) {
-    if (bytes > kMostOfReply) {
-      reply.set_text("more is known than fits into one answer: ask for one job, or for fewer versions");
-      break;
-    }
-    net::StepStatus& status = *reply.add_steps();
-    status.set_job(record.key.job);
-    status.set_step(record.key.step);
-    status.set_restarts(record.key.restarts);
-    status.set_uid(record.uid);
-    status.set_image(record.image);
-    status.set_nodes_expected(record.nodes);
-    status.set_running(record.running);
-    status.set_interval_ms(record.interval_ms);
-    status.set_last_code(record.last_code);
-    status.set_last_error(record.last_error);
-    status.set_versions_total(record.versions);
-    status.set_disabled(record.running && (catalog.disabled(record.key.job, std::nullopt) > 0 ||
-                                           catalog.disabled(record.key.job, record.key.step) > 0));
-    const size_t limit = std::min<size_t>(request.versions(), kMostVersions);
-    if (limit > 0) {
-      for (net::VersionRecord& version : catalog.versions(record.key, limit))
-        *status.add_versions() = std::move(version);
-    }
-    bytes += status.ByteSizeLong();
-  }
-}
-
-}  // namespace
-
-void Requests::status(const Pointer& asked) {
-  const auto owner = only(asked->caller);
-  from_catalog(
-      asked,
-      [asked, owner](const Catalog& catalog, net::Reply& reply) {
-        look_up_steps(catalog, asked->request, owner, reply);
-      },
-      [this, asked](net::Reply& reply) {
-        for (net::StepStatus& status : *reply.mutable_steps()) add_live(status);
-        if (asked->request.job() != 0 && reply.steps_size() == 0) reply = failure(kInvalidJobId);
-      });
-}
-
-void Requests::add_live(net::StepStatus& status) const {
-  const auto live = steps_.all().find(StepKey{status.job(), status.step(), status.restarts()});
-  if (live == steps_.all().end()) return status.set_disabled(false);
-  const Step& step = *live->second;
-  for (const auto& [node, hello] : step.hellos) {
-    status.add_nodes(node);
-    status.add_hosts(hello.host());
-  }
-  if (status.interval_ms() > 0) status.set_next_unix_ms(unix_ms(step.next_due));
-  if (step.round) {
-    status.set_phase(step.round->phase());
-    status.set_round_began_unix_ms(unix_ms(step.round_began));
-  }
-}
-
-void Requests::ipc(const Pointer& asked) {
-  net::Reply reply;
-  size_t bytes = 0;  // it is put together in the thread of the rounds
-  for (const auto& [key, step] : steps_.all()) {
-    if ((asked->request.job() != 0 && key.job != asked->request.job()) || !may(asked->caller, step->facts.uid))
-      continue;
-    for (const auto& [node, objects] : step->ipc) {
-      bytes += objects.ByteSizeLong();
-      if (bytes > kMostOfReply) {
-        reply.set_text("more is known than fits into one answer: ask for one job, or on the nodes");
-        break;
-      }
-      net::NodeIpc& part = *reply.add_ipc();
-      part.set_job(key.job);
-      part.set_step(key.step);
-      part.set_uid(step->facts.uid);
-      part.set_node(node);
-      *part.mutable_objects() = objects.objects();
-    }
-  }
   asked->answer(reply);
 }
 

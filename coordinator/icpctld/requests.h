@@ -37,7 +37,7 @@ class Requests {
   // The same about all nodes; `told` is not called when it could not be asked.
   void look_at_nodes(std::function<void(const std::vector<SlurmNode>&)> told);
   // Runs a call of libslurm that changes the job in another thread; `then` is told its code in this one.
-  void change_job(uint32_t job, std::function<uint32_t()> work, std::function<void(uint32_t)> then);
+  void change_job(std::function<uint32_t()> work, std::function<void(uint32_t)> then);
 
  private:
   struct Asked {
@@ -52,9 +52,10 @@ class Requests {
   struct Ending {
     std::string why;  // for its history
     std::function<uint32_t(uint32_t job)> work;
-    const char* verb;  // "cancel", else it has a next run
+    bool requeues = true;  // else it is cancelled
   };
 
+  static net::Reply failure(uint32_t code, const std::string& text = {});
   Pointer own() const;
   void judge(const Pointer& asked, uint32_t code);
   void carry_out(const Pointer& asked);

@@ -8,6 +8,7 @@
 #include <string>
 
 #include "coordinator/config.h"
+#include "coordinator/icpctld/listener.h"
 #include "coordinator/icpctld/requests.h"
 #include "coordinator/protocol/asio.h"
 #include "coordinator/protocol/munge_auth.h"
@@ -34,12 +35,10 @@ class Rest {
   };
 
  private:
-  template <typename Protocol>
-  void accept(std::shared_ptr<boost::asio::basic_socket_acceptor<Protocol>> acceptor);
-
   const std::string path_;
   std::shared_ptr<Shared> shared_;
-  boost::asio::steady_timer again_;
+  Listener<boost::asio::local::stream_protocol> local_;
+  Listener<boost::asio::ip::tcp> remote_;
 };
 
 }  // namespace icp

@@ -45,11 +45,12 @@ Server::Server(asio::io_context& io, const Config& config, Steps& steps, Request
       steps_(steps),
       requests_(requests),
       munge_(config.munge_socket),
-      acceptor_(io),
-      again_(io),
+      listener_(
+          io, [this](tcp::socket socket) { came(std::move(socket)); },
+          [](const error_code& error) { spdlog::error("cannot accept a connection: {}", error.message()); }),
       heartbeat_(io) {
   listen(config.listen);
-  accept();
+  listener_.start();
   heartbeat();
 }
 
@@ -70,31 +71,18 @@ void Server::listen(const net::Endpoint& endpoint) {
     }
     where = *found.begin();
   }
-  acceptor_.open(where.protocol(), error);
+  tcp::acceptor& acceptor = listener_.acceptor();
+  acceptor.open(where.protocol(), error);
   if (error && endpoint.host.empty()) {  // no IPv6 on this machine
     where = tcp::endpoint(tcp::v4(), endpoint.port);
-    acceptor_.open(where.protocol(), error);
+    acceptor.open(where.protocol(), error);
   }
-  if (!error) acceptor_.set_option(tcp::acceptor::reuse_address(true), error);
+  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
   if (!error && endpoint.host.empty() && where.protocol() == tcp::v6())
-    acceptor_.set_option(asio::ip::v6_only(false), error);
-  if (!error) acceptor_.bind(where, error);
-  if (!error) acceptor_.listen(asio::socket_base::max_listen_connections, error);
+    acceptor.set_option(asio::ip::v6_only(false), error);
+  if (!error) acceptor.bind(where, error);
+  if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
   if (error) throw_error(ErrorKind::kSystem, "cannot listen at {}: {}", to_text(endpoint), error.message());
-}
-
-void Server::accept() {
-  acceptor_.async_accept([this](error_code error, tcp::socket socket) {
-    if (error == asio::error::operation_aborted) return;
-    if (!error) came(std::move(socket));
-    if (!error) return accept();
-    // No descriptor left, as a rule: those that are open go on.
-    spdlog::error("cannot accept a connection: {}", error.message());
-    again_.expires_after(milliseconds(200));
-    again_.async_wait([this](error_code stopped) {
-      if (!stopped) accept();
-    });
-  });
 }
 
 void Server::heartbeat() {
@@ -203,10 +191,6 @@ void Server::command(const PeerPointer& peer, const net::Request& request) {
   requests_.handle(peer->connection->uid(), request, [this, peer](const net::Reply& reply) {
     net::ToPeer message;
     *message.mutable_reply() = reply;
-    message.mutable_reply()->set_release(ICP_VERSION);
-    message.mutable_reply()->set_now_unix_ms(static_cast<uint64_t>(
-        std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::system_clock::now().time_since_epoch())
-            .count()));
     peer->connection->send(message.SerializeAsString());
     peer->asked = false;
     expect_word(peer);

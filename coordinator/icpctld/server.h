@@ -8,6 +8,7 @@
 #include <string>
 
 #include "coordinator/config.h"
+#include "coordinator/icpctld/listener.h"
 #include "coordinator/icpctld/requests.h"
 #include "coordinator/icpctld/steps.h"
 #include "coordinator/log_budget.h"
@@ -38,7 +39,6 @@ class Server {
   using PeerPointer = std::shared_ptr<Peer>;
 
   void listen(const net::Endpoint& endpoint);
-  void accept();
   void heartbeat();
   void came(boost::asio::ip::tcp::socket socket);
   void expect_word(const PeerPointer& peer);
@@ -57,8 +57,8 @@ class Server {
   Requests& requests_;
   net::MungeAuth munge_;
   boost::asio::thread_pool pool_{2};
-  boost::asio::ip::tcp::acceptor acceptor_;
-  boost::asio::steady_timer again_, heartbeat_;
+  Listener<boost::asio::ip::tcp> listener_;
+  boost::asio::steady_timer heartbeat_;
   std::list<PeerPointer> peers_;
   // Connections before their handshake's end, by where they come from, the oldest first.
   std::map<std::string, std::list<PeerPointer>> unknown_;

@@ -2,7 +2,6 @@
 #include "coordinator/icpstepd/agent_broker.h"
 
 #include <fcntl.h>
-#include <poll.h>
 #include <signal.h>
 #include <spawn.h>
 #include <spdlog/sinks/base_sink.h>
@@ -28,6 +27,7 @@
 #include "coordinator/protocol/connection.h"
 #include "coordinator/protocol/munge_auth.h"
 #include "engine/base/error.h"
+#include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 #include "engine/base/socket_pair.h"
 #include "engine/broker/broker.h"
@@ -231,10 +231,6 @@ class StepBroker {
     socklen_t length = sizeof maker;
     if (::getsockopt(control, SOL_SOCKET, SO_PEERCRED, &maker, &length) != 0) return {};
     return UniqueFd(static_cast<int>(::syscall(SYS_pidfd_open, maker.pid, 0)));
-  }
-  static bool has_ended(const UniqueFd& process) {
-    pollfd ended{process.get(), POLLIN, 0};
-    return ::poll(&ended, 1, 0) != 0;
   }
   // What was read about the worker's number was about the worker.
   void check_worker() const {

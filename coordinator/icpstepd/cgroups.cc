@@ -17,7 +17,6 @@
 #include <optional>
 #include <regex>
 #include <set>
-#include <sstream>
 #include <string_view>
 #include <thread>
 
@@ -114,12 +113,8 @@ bool CgroupPlace::is_memory() const { return ("," + controllers + ",").find(",me
 
 std::vector<CgroupPlace> cgroups_of(pid_t pid) {
   std::vector<CgroupPlace> places;
-  std::istringstream text(read_proc(pid, "cgroup"));
-  for (std::string line; std::getline(text, line);) {
-    const size_t first = line.find(':'), second = line.find(':', first + 1);
-    if (first == std::string::npos || second == std::string::npos) continue;
-    places.push_back({line.substr(first + 1, second - first - 1), line.substr(second + 1)});
-  }
+  for (CgroupEntry& entry : CgroupEntry::read(pid))
+    places.push_back({std::move(entry.controllers), std::move(entry.path)});
   return places;
 }
 

@@ -201,8 +201,7 @@ StartPlan plan_from_directory(const protocol::StepFacts& facts, std::string dire
     plan.kind = StartPlan::kFail;
     plan.text = fmt::format("{} holds no checkpoint; icp list shows the versions of an image", directory);
   } else if (facts.step != protocol::kBatchStep) {
-    plan.text =
-        fmt::format("{} holds no checkpoint of step {}: the step starts from the beginning", directory, own_step);
+    plan.text = fmt::format("{} holds no checkpoint of step {}", directory, own_step);
   }
   return plan;
 }

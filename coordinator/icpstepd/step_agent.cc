@@ -272,7 +272,7 @@ void StepAgent::decide(const std::string& cwd) {
   plan_ = plan_start(facts_, image_, cwd, facts_.restarts, !chosen.empty());
   if (plan_->lost && !config_.coordinators.empty() && config_.restart_attempts > 0) {
     plan_->kind = StartPlan::kFail;  // icpctld holds the job, and what it had done is not lost for good
-  } else if (plan_->kind == StartPlan::kFresh && !plan_->text.empty() && !plan_->text.ends_with("from the beginning")) {
+  } else if (plan_->kind == StartPlan::kFresh && !plan_->text.empty()) {
     plan_->text += ": the step starts from the beginning";
   }
   if (plan_->kind == StartPlan::kFail && several_capsules()) {
