@@ -33,7 +33,7 @@
 namespace icp {
 namespace {
 
-constexpr int kPassingTries = 20;  // a vfork or an ending process is over within a few milliseconds
+constexpr int kTransientTries = 20;  // a vfork or an ending process is over within a few milliseconds
 constexpr int kLastingTries = 3;
 constexpr auto kPassingWait = std::chrono::milliseconds(10);
 constexpr size_t kFindingsInText = 5;
@@ -45,13 +45,13 @@ int64_t wall_time_of(uint64_t ticks) {
 }
 
 [[noreturn]] void throw_refused(const Findings& findings) {
-  const bool passing =
-      std::all_of(findings.begin(), findings.end(), [](const Finding& finding) { return finding.passing; });
+  const bool transient =
+      std::all_of(findings.begin(), findings.end(), [](const Finding& finding) { return finding.transient; });
   std::string text;
   for (size_t i = 0; i < std::min(findings.size(), kFindingsInText); ++i)
     text += (i == 0 ? "" : " | ") + to_sentence(findings[i]);
   if (findings.size() > kFindingsInText) text += fmt::format(" | and {} more", findings.size() - kFindingsInText);
-  throw Error(passing ? ErrorKind::kBusy : ErrorKind::kRefused, text);
+  throw Error(transient ? ErrorKind::kBusy : ErrorKind::kRefused, text);
 }
 
 Findings check_now(std::vector<ProcessRef> processes, const std::vector<OuterStreamId>& outer,
@@ -329,10 +329,10 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
   NetworkScope network = config.network;
   if (options.inside_job) network.inside_job = options.inside_job;
   Findings findings = check_now(processes(), outer(), network, &memory, &kept_files);
-  for (int tries = 1; !findings.empty() && tries < kPassingTries; ++tries) {
+  for (int tries = 1; !findings.empty() && tries < kTransientTries; ++tries) {
     // Something may look unsupported only because its process is ending: a second and third look tell.
     const bool lasting =
-        std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.passing; });
+        std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.transient; });
     if (lasting && tries > kLastingTries) break;
     std::this_thread::sleep_for(kPassingWait);
     findings = check_now(processes(), outer(), network, &memory, &kept_files);
@@ -354,9 +354,9 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
       memory.abandon();
       directories.abandon();
       // A process that ended in the middle: the others are looked at afresh.
-      const bool passing = error.kind() == ErrorKind::kGone || error.kind() == ErrorKind::kBusy;
+      const bool transient = error.kind() == ErrorKind::kGone || error.kind() == ErrorKind::kBusy;
       // The other capsules of a job would have to try again, too: that is their caller's.
-      if (!passing || options.gate || network.inside_job || tries == kPassingTries || !alive()) throw;
+      if (!transient || options.gate || network.inside_job || tries == kTransientTries || !alive()) throw;
     } catch (...) {
       memory.abandon();
       directories.abandon();

@@ -82,7 +82,7 @@ struct CheckpointOptions {
   decltype(NetworkScope::inside_job) inside_job;
   // Called in the session's thread when a phase is through. Returns when the next one may begin, which is how several
   // sessions make one consistent version; whatever it throws gives the version up and lets the processes run on. May
-  // be empty. With one, a version that fails for a passing reason is not tried again here.
+  // be empty. With one, a version that fails for a transient reason is not tried again here.
   enum class Phase {
     kPrepared,   // written pages were copied while the processes ran
     kStopped,    // every process is stopped

@@ -140,8 +140,8 @@ json findings_json(const Findings& findings) {
                      {"command", finding.command},
                      {"where", finding.where},
                      {"what", finding.what},
-                     {"remedy", finding.remedy},
-                     {"passing", finding.passing}});
+                     {"hint", finding.hint},
+                     {"transient", finding.transient}});
   return {{"findings", std::move(value)}};
 }
 

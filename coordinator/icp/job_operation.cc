@@ -20,7 +20,7 @@ namespace {
 constexpr std::chrono::milliseconds kLook{300};
 
 // What a user can do about a refusal.
-std::string remedy(uint32_t code, const std::string& job) {
+std::string hint(uint32_t code, const std::string& job) {
   switch (code) {
     case net::kInProgress:
       return fmt::format("see icp status {}", job);
@@ -135,7 +135,7 @@ void check_reply(const net::Reply& reply, const std::string& what) {
   if (reply.code() == net::kSlurmSuccess) return;
   const std::string job = what.substr(what.rfind(' ') + 1);
   throw Error(reply.code() == net::kAccessDenied ? ErrorKind::kPermission : ErrorKind::kRefused,
-              fmt::format("{}: {}", what, refusal(reply)), 0, remedy(reply.code(), job));
+              fmt::format("{}: {}", what, refusal(reply)), 0, hint(reply.code(), job));
 }
 
 int carry_out(net::Operation operation, const std::string& name, const JobOptions& options, const Cli& cli) {

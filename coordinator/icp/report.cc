@@ -20,7 +20,7 @@ void set_up_logging(int verbosity) {
 }
 
 std::string sentence(const Error& error) {
-  return printable(error.remedy().empty() ? error.what() : fmt::format("{}; {}", error.what(), error.remedy()));
+  return printable(error.hint().empty() ? error.what() : fmt::format("{}; {}", error.what(), error.hint()));
 }
 
 void print_error(const std::string& text) { fmt::print(stderr, "icp: {}\n", text); }

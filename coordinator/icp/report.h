@@ -12,7 +12,7 @@ namespace icp {
 // 0: errors and warnings; 1 (-v): what is done; 2 (-vv): debugging, with times.
 void set_up_logging(int verbosity);
 
-// "<sentence>; <remedy>", printable, on one line.
+// "<sentence>; <hint>", printable, on one line.
 std::string sentence(const Error& error);
 void print_error(const std::string& text);  // "icp: <text>"
 

@@ -108,9 +108,10 @@ void Round::done(const std::string& node, const net::PhaseDone& message) {
   if (over_ || message.round() != id_ || !nodes_.contains(node)) return;
   highest_ = std::max(highest_, message.highest_version());
   if (!message.error().empty()) {
-    result_.remedy = message.remedy();
+    result_.hint = message.hint();
     result_.expected = message.expected();
-    return fail(nodes_.size() == 1 ? message.error() : fmt::format("{}: {}", node, message.error()), message.passing());
+    return fail(nodes_.size() == 1 ? message.error() : fmt::format("{}: {}", node, message.error()),
+                message.transient());
   }
   if (message.phase() != phase_ || !done_.insert(node).second) {
     return fail(fmt::format("{} sent an unexpected phase message", node), true);
@@ -140,12 +141,12 @@ void Round::finish_kill() {
   result_.committed = true;
 }
 
-void Round::fail(const std::string& why, bool passing, bool timed_out) {
+void Round::fail(const std::string& why, bool transient, bool timed_out) {
   over_ = true;
   // What all have committed stays, whatever comes before the kill.
   result_.committed = committed_everywhere();
   result_.error = why;
-  result_.passing = passing;
+  result_.transient = transient;
   result_.timed_out = timed_out;
   net::ToPeer message;
   message.mutable_abort()->set_round(id_);

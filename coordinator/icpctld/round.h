@@ -22,8 +22,8 @@ struct RoundLimits {
 
 struct RoundResult {
   bool committed = false;
-  std::string error, remedy;  // when not
-  bool passing = false;       // the failure is one of the moment
+  std::string error, hint;  // when not
+  bool transient = false;   // the failure is one of the moment
   bool timed_out = false;
   bool expected = false;        // nothing was wrong, there was nothing to save
   net::VersionNumbers numbers;  // sums over the nodes; stop and total time are the longest
@@ -62,7 +62,7 @@ class Round {
 
  private:
   void go(net::Phase phase);
-  void fail(const std::string& why, bool passing, bool timed_out = false);
+  void fail(const std::string& why, bool transient, bool timed_out = false);
   bool all_done() const { return done_.size() == nodes_.size(); }
   bool committed_everywhere() const { return committed_ == nodes_.size(); }
   void add(const net::VersionNumbers& numbers);

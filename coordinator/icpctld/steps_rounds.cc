@@ -13,7 +13,7 @@ using boost::system::error_code;
 using std::chrono::milliseconds;
 
 constexpr milliseconds kRetry{250};
-constexpr int kPassingTries = 8;
+constexpr int kTransientTries = 8;
 
 }  // namespace
 
@@ -196,7 +196,7 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   if (!text.empty()) {
     counters_.failed++;
     code = result.timed_out ? kTimedOut : kCheckpointFailed;
-    if (!result.remedy.empty()) text += "; " + result.remedy;
+    if (!result.hint.empty()) text += "; " + result.hint;
     if (text.size() > kLongestErrorText) text.resize(kLongestErrorText);
     spdlog::warn("step {}: {}: {}", name_of(*step), result.committed ? "after the version was committed" : "no version",
                  text);
@@ -205,8 +205,8 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   step->facts.last_code = code;
   step->facts.last_error = text;
   // Something of the moment, as a process that ended just then: soon again, a few times.
-  const bool again = !result.committed && result.passing && !result.timed_out && step->complete() &&
-                     step->facts.interval_ms > 0 && !wanted.finished && ++step->passing_failures_ <= kPassingTries;
+  const bool again = !result.committed && result.transient && !result.timed_out && step->complete() &&
+                     step->facts.interval_ms > 0 && !wanted.finished && ++step->passing_failures_ <= kTransientTries;
   if (!again) step->passing_failures_ = 0;
   if (wanted.finished) wanted.finished(code, text);
   next_writer();

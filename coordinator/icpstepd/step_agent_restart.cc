@@ -22,9 +22,7 @@ constexpr auto kRestartWait = std::chrono::minutes(10);  // for the other nodes'
 
 constexpr auto kTellWait = std::chrono::seconds(5);  // for the connection to the coordinator
 
-std::string sentence_of(const Error& error) {
-  return error.what() + (error.remedy().empty() ? "" : "; " + error.remedy());
-}
+std::string sentence_of(const Error& error) { return error.what() + (error.hint().empty() ? "" : "; " + error.hint()); }
 
 }  // namespace
 

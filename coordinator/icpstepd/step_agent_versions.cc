@@ -175,7 +175,7 @@ void StepAgent::begin_versions_when_all_run() {
     problem_ = error.what();
     if (!asked()) return;
     notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {}{}{} (the job runs on)", step(), error.what(),
-                                  error.remedy().empty() ? "" : "; ", error.remedy()));
+                                  error.hint().empty() ? "" : "; ", error.hint()));
   }
 }
 

@@ -20,7 +20,7 @@
 namespace icp {
 namespace {
 
-constexpr int kPassingTries = 8;
+constexpr int kTransientTries = 8;
 constexpr size_t kRecent = 64;
 // For a phase in which the processes run: the coordinator's own time-outs end it, or the connection's end.
 constexpr std::chrono::hours kLongWait(24);
@@ -268,8 +268,8 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
     keep_newest();
   } catch (const Error& error) {
     done.set_error(error.what());
-    done.set_remedy(error.remedy());
-    done.set_passing(!is_lasting(error));
+    done.set_hint(error.hint());
+    done.set_transient(!is_lasting(error));
     done_with(net::NONE);
     // A number that was too low is another matter: it is tried again at once.
     if (done.highest_version() == 0) failed(error);
@@ -309,16 +309,16 @@ void Versions::report(const CheckpointResult& result) {
 
 bool Versions::failed(const Error& error) {
   if (error.kind() == ErrorKind::kGone && !session_->alive()) return false;
-  const std::string remedy = error.remedy().empty() ? "" : "; " + error.remedy();
-  spdlog::warn("no version: {}{}", error.what(), remedy);
+  const std::string hint = error.hint().empty() ? "" : "; " + error.hint();
+  spdlog::warn("no version: {}{}", error.what(), hint);
   // What does not last may be a matter of the moment, which only several failures in a row disprove.
-  if (!is_lasting(error) && ++passing_failures_ <= kPassingTries) return true;
+  if (!is_lasting(error) && ++passing_failures_ <= kTransientTries) return true;
   passing_failures_ = 0;
   if (script_has_steps()) return false;  // the script began its first step just now
   run_site_script(error.error_number() != 0 ? error.error_number() : EAGAIN);
   notices_.complain(fmt::format(
       "slurm-icp: step {}.{}: no checkpoint could be taken: {}{} (the job runs on; tried again at every interval)",
-      facts_.job, protocol::step_name(facts_.step), error.what(), remedy));
+      facts_.job, protocol::step_name(facts_.step), error.what(), hint));
   return false;
 }
 

@@ -14,7 +14,7 @@ namespace icp {
 enum class ErrorKind {
   kSystem,      // a system call failed
   kRefused,     // a resource cannot be checkpointed; nothing was stopped
-  kBusy,        // passing condition (a vfork in progress, a process that exits): try again
+  kBusy,        // transient condition (a vfork in progress, a process that exits): try again
   kImage,       // an image is damaged, hostile or does not fit this host
   kPermission,  // the caller may not do this
   kUsage,       // a wrong argument or configuration value
@@ -25,17 +25,17 @@ enum class ErrorKind {
 // "cannot open /scratch/img: Permission denied". Immutable, hence safe to share between threads.
 class Error : public std::runtime_error {
  public:
-  Error(ErrorKind kind, const std::string& what, int error_number = 0, std::string remedy = {})
-      : std::runtime_error(what), kind_(kind), errno_(error_number), remedy_(std::move(remedy)) {}
+  Error(ErrorKind kind, const std::string& what, int error_number = 0, std::string hint = {})
+      : std::runtime_error(what), kind_(kind), errno_(error_number), hint_(std::move(hint)) {}
 
   ErrorKind kind() const { return kind_; }
-  int error_number() const { return errno_; }            // errno value, 0 when none is involved
-  const std::string& remedy() const { return remedy_; }  // what the user can do, may be empty
+  int error_number() const { return errno_; }        // errno value, 0 when none is involved
+  const std::string& hint() const { return hint_; }  // what the user can do, may be empty
 
  private:
   ErrorKind kind_;
   int errno_;
-  std::string remedy_;
+  std::string hint_;
 };
 
 // The kernel's text for an errno value; thread-safe.

@@ -9,7 +9,7 @@ std::string to_sentence(const Finding& finding) {
   std::string text = fmt::format("process {} ({})", finding.pid, finding.command);
   if (!finding.where.empty()) text += ", " + finding.where;
   text += ": " + finding.what;
-  if (!finding.remedy.empty()) text += "; " + finding.remedy;
+  if (!finding.hint.empty()) text += "; " + finding.hint;
   return text;
 }
 

@@ -51,7 +51,7 @@ class NoSignals {
 
 }  // namespace
 
-void share_out(size_t items, size_t most, const std::function<ItemWork()>& make) {
+void parallel_for(size_t items, size_t most, const std::function<ItemWork()>& make) {
   std::atomic<size_t> next = 0;
   std::mutex mutex;
   std::exception_ptr failure;

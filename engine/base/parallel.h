@@ -16,6 +16,6 @@ inline constexpr size_t kMostThreads = 8;
 // `items` in one of them, lower numbers first. Threads: at most `most` and kMostThreads, and one for each processor
 // that this one may use and that is idle now. They have the caller's credentials and file-system identity, and take no
 // signals. Returns when all have ended; the first exception keeps further items from being begun, and is thrown.
-void share_out(size_t items, size_t most, const std::function<ItemWork()>& make);
+void parallel_for(size_t items, size_t most, const std::function<ItemWork()>& make);
 
 }  // namespace icp

@@ -121,7 +121,7 @@ Message receive_message(int socket, uint64_t limit, const Peer* peer) {
 
 void send_error(int socket, const Error& error, const Peer* peer) {
   Message message;
-  message.put<uint8_t>(0).put(error.kind()).put(error.error_number()).put_text(error.what()).put_text(error.remedy());
+  message.put<uint8_t>(0).put(error.kind()).put(error.error_number()).put_text(error.what()).put_text(error.hint());
   send_message(socket, message, peer);
 }
 

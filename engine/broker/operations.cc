@@ -165,17 +165,17 @@ bool mount_terminals() {
     std::ifstream(path) >> value;
     return value;
   };
-  std::string remedy = "run icp as root";
+  std::string hint = "run icp as root";
   if (setting("/proc/sys/kernel/unprivileged_userns_clone") == 0)
-    remedy = "an administrator can allow them: sysctl kernel.unprivileged_userns_clone=1";
+    hint = "an administrator can allow them: sysctl kernel.unprivileged_userns_clone=1";
   else if (setting("/proc/sys/user/max_user_namespaces") == 0)
-    remedy = "an administrator can allow them: sysctl user.max_user_namespaces=10000";
+    hint = "an administrator can allow them: sysctl user.max_user_namespaces=10000";
   else if (setting("/proc/sys/kernel/apparmor_restrict_unprivileged_userns") == 1)
-    remedy = "an administrator can allow them: sysctl kernel.apparmor_restrict_unprivileged_userns=0";
+    hint = "an administrator can allow them: sysctl kernel.apparmor_restrict_unprivileged_userns=0";
   throw Error(
       ErrorKind::kPermission,
       fmt::format("a restart without root needs a user namespace, which this host refuses: {}", errno_text(error)),
-      error, remedy);
+      error, hint);
 }
 
 }  // namespace

@@ -387,22 +387,22 @@ Description* FileScan::find(size_t process, int fd) {
   return at != entries.end() && at->first == fd ? at->second : nullptr;
 }
 
-void FileScan::refuse(Description& description, const std::string& what, const std::string& remedy, bool passing) {
+void FileScan::refuse(Description& description, const std::string& what, const std::string& hint, bool transient) {
   if (description.refused) return;  // one reason is enough
   description.refused = true;
   const FdUse& use = description.uses.front();
-  refuse_process(use.process, fmt::format("descriptor {}", use.fd), what, remedy, passing);
+  refuse_process(use.process, fmt::format("descriptor {}", use.fd), what, hint, transient);
 }
 
 void FileScan::refuse_process(size_t process, const std::string& where, const std::string& what,
-                              const std::string& remedy, bool passing) {
-  Finding finding{processes_[process].pid, processes_[process].comm, where, what, remedy, passing};
+                              const std::string& hint, bool transient) {
+  Finding finding{processes_[process].pid, processes_[process].comm, where, what, hint, transient};
   if (findings_) {
     findings_->push_back(std::move(finding));
     return;
   }
-  finding.remedy.clear();  // the error has a place of its own for it
-  throw Error(passing ? ErrorKind::kBusy : ErrorKind::kRefused, to_sentence(finding), 0, remedy);
+  finding.hint.clear();  // the error has a place of its own for it
+  throw Error(transient ? ErrorKind::kBusy : ErrorKind::kRefused, to_sentence(finding), 0, hint);
 }
 
 int FileScan::take(Description& description) {

@@ -70,10 +70,10 @@ class FileScan {
   std::vector<std::unique_ptr<Description>>& descriptions() { return descriptions_; }
   Description* find(size_t process, int fd);
 
-  // Records or throws "process P (comm), descriptor N: <what>; <remedy>".
-  void refuse(Description& description, const std::string& what, const std::string& remedy, bool passing = false);
-  void refuse_process(size_t process, const std::string& where, const std::string& what, const std::string& remedy,
-                      bool passing);
+  // Records or throws "process P (comm), descriptor N: <what>; <hint>".
+  void refuse(Description& description, const std::string& what, const std::string& hint, bool transient = false);
+  void refuse_process(size_t process, const std::string& where, const std::string& what, const std::string& hint,
+                      bool transient);
 
   // The description that a descriptor of the agent refers to; null if none of the scan's does.
   Description* find_open(int local_fd);

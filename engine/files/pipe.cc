@@ -71,13 +71,13 @@ void check_pipe(FileScan& scan, const PipeEnds& ends) {
   const std::string what = fifo ? fmt::format("FIFO {} whose other end is outside of the job", first.target)
                                 : fmt::format("pipe {} whose other end is outside of the job", first.target);
   if (scan.misses_descriptors()) return;
-  const std::string remedy = "start the other program inside the job too, or use a file";
+  const std::string hint = "start the other program inside the job too, or use a file";
   if (!ends.writer) {
     const int reader = scan.take(*ends.reader);
-    if (reader >= 0 && has_writer(reader)) scan.refuse(first, what, remedy);
+    if (reader >= 0 && has_writer(reader)) scan.refuse(first, what, hint);
   } else if (!ends.reader) {
     const int writer = scan.take(*ends.writer);
-    if (writer >= 0 && has_reader(writer)) scan.refuse(first, what, remedy);
+    if (writer >= 0 && has_reader(writer)) scan.refuse(first, what, hint);
   }
 }
 

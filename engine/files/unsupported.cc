@@ -16,7 +16,7 @@ namespace icp {
 namespace {
 
 struct Refusal {
-  std::string what, remedy;
+  std::string what, hint;
 };
 
 int socket_option(int fd, int name) {
@@ -66,8 +66,8 @@ Refusal anonymous_refusal(const std::string& target) {
       {"kvm", "virtual machine", "checkpoint the machine from inside of it"},
   }};
   const std::string_view name = std::string_view(target).substr(sizeof "anon_inode:" - 1);
-  for (const auto& [key, what, remedy] : known) {
-    if (name.find(key) != std::string_view::npos) return {std::string(what), std::string(remedy)};
+  for (const auto& [key, what, hint] : known) {
+    if (name.find(key) != std::string_view::npos) return {std::string(what), std::string(hint)};
   }
   return {fmt::format("kernel object {}", name), "close it before a checkpoint"};
 }
@@ -92,7 +92,7 @@ class UnsupportedKind final : public FileKind {
   void check(FileScan& scan, Descriptions descriptions) const override {
     for (Description* description : descriptions) {
       const Refusal refusal = reason(scan, *description);
-      scan.refuse(*description, refusal.what, refusal.remedy);
+      scan.refuse(*description, refusal.what, refusal.hint);
     }
   }
 

@@ -97,7 +97,7 @@ class IndexWriter {
     });
     std::vector<std::vector<uint8_t>> blocks(changed.size());
     const size_t shares = (changed.size() + kLeavesOfShare - 1) / kLeavesOfShare;
-    share_out(shares, shares, [&]() -> ItemWork {
+    parallel_for(shares, shares, [&]() -> ItemWork {
       return [&](size_t share) {
         const size_t last = std::min(changed.size(), (share + 1) * kLeavesOfShare);
         for (size_t i = share * kLeavesOfShare; i < last; ++i) {

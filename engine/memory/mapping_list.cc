@@ -193,9 +193,9 @@ std::optional<MemoryMapping> MappingClassifier::classify(const RawMapping& raw) 
   MemoryMapping mapping;
   mapping.maps = raw.maps;
   mapping.flags = raw.flags;
-  const auto refuse = [&](std::string problem, std::string remedy) {
+  const auto refuse = [&](std::string problem, std::string hint) {
     mapping.problem = std::move(problem);
-    mapping.remedy = std::move(remedy);
+    mapping.hint = std::move(hint);
   };
   if (path == "[vdso]") {
     mapping.kind = pb::Mapping::VDSO;
@@ -225,7 +225,7 @@ void MappingClassifier::classify_kernel_shared_memory(MemoryMapping& mapping) {
                      maps.path.starts_with("[anon_shmem:");
   if (!known) {
     mapping.problem = "memory of the kernel's " + maps.path;
-    mapping.remedy = "close the device it belongs to before the checkpoint";
+    mapping.hint = "close the device it belongs to before the checkpoint";
     return;
   }
   const auto kind = kind_on_shared_memory_device(maps.path);
@@ -247,9 +247,9 @@ bool MappingClassifier::find_other_name(MemoryMapping& mapping) const {
 
 void MappingClassifier::classify_file(MemoryMapping& mapping) {
   const MapsEntry& maps = mapping.maps;
-  const auto refuse = [&](const std::string& problem, const std::string& remedy) {
+  const auto refuse = [&](const std::string& problem, const std::string& hint) {
     mapping.problem = problem;
-    mapping.remedy = remedy;
+    mapping.hint = hint;
   };
   if (!maps.path.starts_with('/') && !maps.path.starts_with("[anon_shmem:")) {
     refuse("a mapping of " + (maps.path.empty() ? "a file without a name" : maps.path),

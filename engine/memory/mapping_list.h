@@ -86,7 +86,7 @@ struct MemoryMapping {
   pb::Mapping::Kind kind{};
   std::optional<ObjectKey> object;  // OBJECT, OBJECT_PRIVATE
   struct stat file {};              // when there is a file behind it
-  std::string problem, remedy;      // not empty: cannot be checkpointed, and why
+  std::string problem, hint;        // not empty: cannot be checkpointed, and why
   bool vanished = false;            // the problem is that it was unmapped meanwhile (running process)
 
   std::optional<MappingClass> tracked_as() const { return icp::tracked_as(kind); }

@@ -59,7 +59,7 @@ std::vector<MemoryMapping> classify_all(pid_t pid, const std::vector<RawMapping>
     if (!mapping->problem.empty()) {
       throw Error(ErrorKind::kRefused,
                   fmt::format("process {}, address {:x}-{:x}: {}", pid, raw.maps.start, raw.maps.end, mapping->problem),
-                  0, mapping->remedy);
+                  0, mapping->hint);
     }
     mappings.push_back(std::move(*mapping));
   }
@@ -306,7 +306,7 @@ uint64_t MemoryCapture::Impl::precopy_round(std::vector<PrivateMemory*>& running
   // Those that have ended meanwhile, or run another program, are out.
   const auto each = [&](size_t threads, const std::function<void(PrivateMemory&)>& work) {
     std::vector<uint8_t> gone(running.size());
-    share_out(running.size(), threads, [&]() -> ItemWork {
+    parallel_for(running.size(), threads, [&]() -> ItemWork {
       return [&](size_t i) {
         try {
           work(*running[i]);

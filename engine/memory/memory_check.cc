@@ -10,7 +10,7 @@ namespace icp {
 void check_memory(const std::vector<ProcessRef>& processes, Findings& findings,
                   const std::function<MappingCache*(const ProcessRef&)>& cache_of) {
   std::vector<Findings> found(processes.size());
-  share_out(processes.size(), processes.size(), [&]() -> ItemWork {
+  parallel_for(processes.size(), processes.size(), [&]() -> ItemWork {
     return [&](size_t i) {
       const ProcessRef& process = processes[i];
       if (process.zombie) return;
@@ -21,7 +21,7 @@ void check_memory(const std::vector<ProcessRef>& processes, Findings& findings,
           const auto mapping = classifier.classify(raw);
           if (!mapping || mapping->problem.empty() || mapping->vanished) continue;
           found[i].push_back({process.pid, process.comm, fmt::format("address {:x}-{:x}", raw.maps.start, raw.maps.end),
-                              mapping->problem, mapping->remedy, false});
+                              mapping->problem, mapping->hint, false});
         }
       } catch (const Error& error) {
         if (error.kind() != ErrorKind::kGone) throw;

@@ -190,7 +190,7 @@ bool ObjectTable::collect_mappers(const Armed& armed, std::vector<Range>& writte
     if (i == 0 || mappers[i].tracker != mappers[i - 1].tracker) first.push_back(i);
   std::mutex mutex;
   bool tracked = true;
-  share_out(first.size(), first.size(), [&]() -> ItemWork {
+  parallel_for(first.size(), first.size(), [&]() -> ItemWork {
     return [&](size_t number) {
       for (size_t i = first[number]; i < mappers.size() && mappers[i].tracker == mappers[first[number]].tracker; ++i) {
         const auto& [tracker, pid, range, offset, writes] = mappers[i];

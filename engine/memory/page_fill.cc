@@ -313,7 +313,7 @@ void PageFill::run() {
   for (const Process& process : processes_)
     for (const Run& run : process.runs) pages += run.pages;
   const std::vector<Window> windows = windows_of(pages);
-  share_out(windows.size(), pages / kWorthThread + 1, [&windows]() -> ItemWork {
+  parallel_for(windows.size(), pages / kWorthThread + 1, [&windows]() -> ItemWork {
     return [&windows, worker = std::make_shared<Worker>()](size_t window) { worker->fill(windows[window]); };
   });
   processes_.clear();

@@ -184,7 +184,7 @@ void PrivateMemory::copy_side_by_side(std::span<const Range> ranges, std::vector
                                       const std::function<Copying(std::vector<std::byte>& buffer)>& make) {
   const std::vector<std::vector<Range>> shares = shares_of(ranges);
   std::mutex mutex;
-  share_out(shares.size(), shares.size() / 2 + 1, [&]() -> ItemWork {
+  parallel_for(shares.size(), shares.size() / 2 + 1, [&]() -> ItemWork {
     struct Worker {
       PageCopier copier;
       std::vector<std::byte> buffer;
@@ -303,8 +303,9 @@ void PrivateMemory::write() {
     at = range.end;
   }
   writer_->erase(at, kAddressEnd);
-  share_out(staged_.size(), staged_.size(),
-            [this]() -> ItemWork { return [this](size_t i) { put(staged_[i].pieces, staged_[i].zeros_are_absent); }; });
+  parallel_for(staged_.size(), staged_.size(), [this]() -> ItemWork {
+    return [this](size_t i) { put(staged_[i].pieces, staged_[i].zeros_are_absent); };
+  });
   settle_shared();
   shared_ = intersect(shared_, data_);
   staged_.clear();

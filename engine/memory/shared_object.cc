@@ -172,7 +172,7 @@ void SharedObject::look_at(const std::vector<uint64_t>& chunks, const std::vecto
     hashes.push_back(found.get());
   }
   std::mutex mutex;
-  share_out(chunks.size(), chunks.size() / kChunksWorthThread + 1, [&]() -> ItemWork {
+  parallel_for(chunks.size(), chunks.size() / kChunksWorthThread + 1, [&]() -> ItemWork {
     return [&, look = std::make_shared<Look>(*this, ranges, arena, mutex)](size_t i) {
       look->at_chunk(chunks[i], *hashes[i]);
     };
@@ -225,7 +225,7 @@ void SharedObject::update_all(StagingArena* arena) {
 
 void SharedObject::look_at_copies() {
   std::mutex mutex;
-  share_out(staged_.size(), staged_.size() / kChunksWorthThread + 1, [&]() -> ItemWork {
+  parallel_for(staged_.size(), staged_.size() / kChunksWorthThread + 1, [&]() -> ItemWork {
     return [&, look = std::make_shared<Look>(*this, nullptr, nullptr, mutex)](size_t i) {
       look->at_copy(staged_[i], *hashes_.at(staged_[i].offset / kChunk * kChunk));
     };

@@ -37,10 +37,10 @@ Finding refusal(const ProcessRef& process) {
   if (other) {
     finding.what = fmt::format("user {} may not look into it: it runs as user {} (effective {})", ::geteuid(),
                                status.uid[0], status.uid[1]);
-    finding.remedy = "a process that is not its user's alone, as set-user-id programs are, cannot be checkpointed";
+    finding.hint = "a process that is not its user's alone, as set-user-id programs are, cannot be checkpointed";
   } else {
     finding.what = fmt::format("user {} may not look into it (it is not dumpable)", ::geteuid());
-    finding.remedy =
+    finding.hint =
         "programs that have had other rights, that may not be read (mode 0711), or that asked for it "
         "(PR_SET_DUMPABLE) cannot be checkpointed";
   }
@@ -64,7 +64,7 @@ void check_access(std::vector<ProcessRef>& processes, Findings& findings) {
   finding.pid = processes.front().pid;
   finding.command = processes.front().comm;
   finding.what = "no process may be traced on this machine without rights (kernel.yama.ptrace_scope)";
-  finding.remedy = "set the sysctl kernel.yama.ptrace_scope to 0 or 1";
+  finding.hint = "set the sysctl kernel.yama.ptrace_scope to 0 or 1";
   findings.push_back(finding);
 }
 

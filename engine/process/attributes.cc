@@ -15,8 +15,8 @@
 namespace icp {
 
 void check_attributes(const ProcessRef& process, Findings& findings) {
-  const auto refuse = [&](std::string what, std::string remedy) {
-    findings.push_back({process.pid, process.comm, "", std::move(what), std::move(remedy)});
+  const auto refuse = [&](std::string what, std::string hint) {
+    findings.push_back({process.pid, process.comm, "", std::move(what), std::move(hint)});
   };
   const ProcStatus status = ProcStatus::read(process.pid);
   check_directories(process, process.pid, findings);

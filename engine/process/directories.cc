@@ -111,9 +111,9 @@ void restore(RemoteProcess& remote, uint32_t tid, const State& state, const Iden
 }  // namespace
 
 void check_directories(const ProcessRef& process, pid_t tid, Findings& findings) {
-  const auto refuse = [&](std::string what, std::string remedy) {
+  const auto refuse = [&](std::string what, std::string hint) {
     findings.push_back({process.pid, process.comm, tid == process.pid ? "" : fmt::format("thread {}", tid),
-                        std::move(what), std::move(remedy)});
+                        std::move(what), std::move(hint)});
   };
   const std::string root = read_proc_link(process.pid, link_name(process.pid, tid, "root"));
   if (root.ends_with(kDeleted))

@@ -120,7 +120,7 @@ bool check_main_thread(const ProcessRef& process, Findings& findings) {
 }
 
 // Processes that share something. A child comes back with what it shares with its parent since clone(2) made it so, but
-// for memory: vfork() and posix_spawn() share that until the child has called exec, a passing moment.
+// for memory: vfork() and posix_spawn() share that until the child has called exec, a transient moment.
 void check_shared(const std::vector<ProcessRef>& processes, Findings& findings) {
   std::set<pid_t> found;
   for (const auto& [kind, what] :
@@ -136,11 +136,12 @@ void check_shared(const std::vector<ProcessRef>& processes, Findings& findings) 
       if (is_new || compare((*owner)->pid, process.pid) != 0) continue;
       if (kind != KCMP_VM && compare(process.pid, process.ppid) == 0) continue;
       if (!found.insert(process.pid).second) continue;
-      const bool passing = kind == KCMP_VM;
+      const bool transient = kind == KCMP_VM;
       findings.push_back({process.pid, process.comm, "",
                           fmt::format("shares its {} with process {}{}", what, (*owner)->pid,
-                                      passing ? " (a vfork under way?)" : ", and not with its parent"),
-                          passing ? "try again in a moment" : "make it a child of the one it shares with", passing});
+                                      transient ? " (a vfork under way?)" : ", and not with its parent"),
+                          transient ? "try again in a moment" : "make it a child of the one it shares with",
+                          transient});
     }
   }
 }

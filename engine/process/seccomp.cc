@@ -21,7 +21,7 @@
 namespace icp {
 namespace {
 
-constexpr const char* kRemedy = "run it without the sandbox that installs it";
+constexpr const char* kHint = "run it without the sandbox that installs it";
 constexpr uint32_t kLeastFlags = SECCOMP_FILTER_FLAG_LOG;
 
 struct Needed {
@@ -131,8 +131,8 @@ void check_strict(const ProcessRef& process, pid_t tid, Findings& findings) {
 }  // namespace
 
 void check_seccomp(const ProcessRef& process, pid_t tid, int mode, bool stopped, Findings& findings) {
-  const auto refuse = [&](std::string what, bool passing = false) {
-    findings.push_back({process.pid, process.comm, thread_of(process, tid), std::move(what), kRemedy, passing});
+  const auto refuse = [&](std::string what, bool transient = false) {
+    findings.push_back({process.pid, process.comm, thread_of(process, tid), std::move(what), kHint, transient});
   };
   if (mode == 1) return check_strict(process, tid, findings);
   try {

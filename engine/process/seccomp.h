@@ -11,7 +11,7 @@
 namespace icp {
 
 // One thread of a process whose status has Seccomp 1 or 2. Where its filters are not known yet the process is stopped
-// for a moment, by root, who alone may read them; in the stop (`stopped`) what has been installed since is a passing
+// for a moment, by root, who alone may read them; in the stop (`stopped`) what has been installed since is a transient
 // finding.
 void check_seccomp(const ProcessRef& process, pid_t tid, int mode, bool stopped, Findings& findings);
 // Before the first call in a stopped thread.

@@ -31,8 +31,8 @@ struct UserDispatch {
   uint64_t mode, selector, offset, length;
 };
 
-void refuse(const ProcessRef& process, pid_t tid, std::string what, std::string remedy, Findings& findings) {
-  findings.push_back({process.pid, process.comm, fmt::format("thread {}", tid), std::move(what), std::move(remedy)});
+void refuse(const ProcessRef& process, pid_t tid, std::string what, std::string hint, Findings& findings) {
+  findings.push_back({process.pid, process.comm, fmt::format("thread {}", tid), std::move(what), std::move(hint)});
 }
 
 void compare_ids(const ProcessRef& process, pid_t tid, const ProcStatus& leader, const ProcStatus& own,
@@ -166,7 +166,7 @@ void note_thread_states(StoppedProcess& process) {
     if (std::optional<ThreadOwn> own = look.look(place, thread.tid())) process.own.emplace(place, std::move(*own));
   }
   if (!findings.empty())
-    throw Error(findings.front().passing ? ErrorKind::kBusy : ErrorKind::kRefused, to_sentence(findings.front()));
+    throw Error(findings.front().transient ? ErrorKind::kBusy : ErrorKind::kRefused, to_sentence(findings.front()));
   for (Tracee& thread : process.threads) suspend_filters(thread);
 }
 

@@ -15,7 +15,7 @@
 namespace icp {
 namespace {
 
-constexpr const char* kRemedy = "restart the step on as many nodes as it had";
+constexpr const char* kHint = "restart the step on as many nodes as it had";
 
 // A port that a socket keeps for itself.
 struct Port {
@@ -69,8 +69,7 @@ bool meet(const Port& one, const Port& other) {
 
 [[noreturn]] void refuse(const CapsuleOnHost& one, const CapsuleOnHost& other, const std::string& what) {
   throw Error(ErrorKind::kRefused,
-              fmt::format("the processes of {} and {} cannot share a node: {}", one.name, other.name, what), 0,
-              kRemedy);
+              fmt::format("the processes of {} and {} cannot share a node: {}", one.name, other.name, what), 0, kHint);
 }
 
 void check_ports(const CapsuleOnHost& one, const CapsuleOnHost& other) {

@@ -59,8 +59,8 @@ void check_sysv(const std::vector<IpcObject>& objects, Findings& findings) {
     finding.where = fmt::format("System V message queue {}", object.id);
     finding.what =
         fmt::format("{} messages, which this kernel cannot show (no CONFIG_CHECKPOINT_RESTORE)", object.messages);
-    finding.remedy = "receive the messages before the checkpoint";
-    finding.passing = true;
+    finding.hint = "receive the messages before the checkpoint";
+    finding.transient = true;
     findings.push_back(finding);
   }
 }

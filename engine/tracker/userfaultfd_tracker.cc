@@ -318,7 +318,7 @@ bool UserfaultfdTracker::collect(uint64_t start, uint64_t end, MappingClass kind
   if (shared) parts = shares_of(parts);
   std::vector<std::vector<PageRange>> found_in(parts.size());
   std::atomic<bool> tracked = true;
-  share_out(parts.size(), shared ? (end - start) / kShareBytes + 1 : 1, [&]() -> ItemWork {
+  parallel_for(parts.size(), shared ? (end - start) / kShareBytes + 1 : 1, [&]() -> ItemWork {
     return [&](size_t i) {
       const Part& part = parts[i];
       const bool known =

@@ -145,13 +145,13 @@ TEST_P(EachPhase, AnErrorOfOneNodeAbortsAll) {
   net::PhaseDone failed = f.message(GetParam());
   failed.clear_numbers();
   failed.set_error("disk full");
-  failed.set_remedy("make room");
-  failed.set_passing(true);
+  failed.set_hint("make room");
+  failed.set_transient(true);
   failed.set_highest_version(11);
   f.round.done("b", failed);
   f.expect_aborted("b: disk full");
-  EXPECT_EQ(f.round.result().remedy, "make room");
-  EXPECT_TRUE(f.round.result().passing);
+  EXPECT_EQ(f.round.result().hint, "make room");
+  EXPECT_TRUE(f.round.result().transient);
   EXPECT_FALSE(f.round.result().timed_out);
   EXPECT_EQ(f.round.highest_version(), 11u);
 }
@@ -162,7 +162,7 @@ TEST_P(EachPhase, ALostAgentAbortsAll) {
   f.say("a", GetParam());
   f.round.lost("c", "connection reset");
   f.expect_aborted("the agent on c is gone: connection reset");
-  EXPECT_TRUE(f.round.result().passing);
+  EXPECT_TRUE(f.round.result().transient);
 }
 
 TEST_P(EachPhase, TimeOutNamesWhoIsMissing) {

@@ -45,7 +45,7 @@ class Doctor(Case):
         found = checks(result)
         for name in ["kernel.checkpoint_restore", "slurm.plugstack", "install.programs"]:
             self.assertEqual(found[name]["level"], "error", found[name])
-            self.assertTrue(found[name]["remedy"])
+            self.assertTrue(found[name]["hint"])
         self.assertEqual(found["slurm.conf"]["text"], "/etc/slurm/slurm.conf")
 
     def test_setup(self):
@@ -82,7 +82,7 @@ class Doctor(Case):
         result, check = self.attempt("--user", "nobody")  # who may not write there
         self.assertEqual((result.returncode, check["level"]), (2, "error"))
         self.assertIn("cannot make a directory", check["text"])
-        self.assertTrue(check["remedy"])
+        self.assertTrue(check["hint"])
 
 
 if __name__ == "__main__":

@@ -238,7 +238,7 @@ int roundtrip(const Body& body, const RoundtripOptions& options) {
   } catch (const Error& error) {
     const bool refused = error.kind() == ErrorKind::kRefused || error.kind() == ErrorKind::kBusy;  // or for now
     if (options.expect_refused && refused) return 0;
-    ADD_FAILURE() << error.what() << (error.remedy().empty() ? "" : "; ") << error.remedy();
+    ADD_FAILURE() << error.what() << (error.hint().empty() ? "" : "; ") << error.hint();
     return -1;
   }
 }

@@ -131,7 +131,7 @@ pid_t agent(const std::function<void()>& work) {
     work();
     ::_exit(0);
   } catch (const Error& error) {
-    dprintf(2, "agent: %s; %s\n", error.what(), error.remedy().c_str());
+    dprintf(2, "agent: %s; %s\n", error.what(), error.hint().c_str());
     ::_exit(1);
   }
 }

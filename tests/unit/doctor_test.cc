@@ -83,7 +83,7 @@ Check named(const Diagnosis& diagnosis, const std::string& name) {
     const Check check = named(diagnosis, check_name);                \
     EXPECT_EQ(check.level, expected_level) << line_of(check);        \
     EXPECT_THAT(check.text, HasSubstr(words));                       \
-    EXPECT_NE(check.remedy, "") << check.text;                       \
+    EXPECT_NE(check.hint, "") << check.text;                         \
   } while (false)
 
 void expect_all_well(const Diagnosis& diagnosis) {
@@ -491,7 +491,7 @@ TEST(Diagnosis, LinesAndJson) {
   diagnosis.error("c", "bad", "do that");
   const nlohmann::json json = json_of(diagnosis);
   EXPECT_EQ(json["level"], "error");
-  EXPECT_EQ(json["checks"][2]["remedy"], "do that");
+  EXPECT_EQ(json["checks"][2]["hint"], "do that");
   EXPECT_EQ(json["errors"], 1);
 }
 

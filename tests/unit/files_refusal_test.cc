@@ -25,7 +25,7 @@ Finding finding(const std::function<void()>& setup) {
   const std::string error = error_of(ErrorKind::kRefused, [&] { capture(child); });
   if (findings.empty()) return {};
   EXPECT_THAT(error, HasSubstr(findings[0].what));
-  EXPECT_FALSE(findings[0].remedy.empty());
+  EXPECT_FALSE(findings[0].hint.empty());
   EXPECT_EQ(findings[0].where, "descriptor 3");
   EXPECT_EQ(findings[0].pid, child.pid());
   return findings[0];
@@ -50,7 +50,7 @@ TEST(Refusal, InternetSocketsWithTheirAddresses) {
     must(::connect(3, reinterpret_cast<sockaddr*>(&address), sizeof address) == 0);
   });
   EXPECT_THAT(found.what, HasSubstr("to 127.0.0.1:" + std::to_string(::ntohs(address.sin_port)) + ", which is not"));
-  EXPECT_THAT(found.remedy, HasSubstr("external_tcp: reset"));
+  EXPECT_THAT(found.hint, HasSubstr("external_tcp: reset"));
   EXPECT_THAT(finding([] { must(::socket(AF_INET, SOCK_STREAM, 262) == 3); }).what, HasSubstr("IP protocol 262"));
   EXPECT_THAT(finding([] { must(::socket(AF_PACKET, SOCK_DGRAM, 0) == 3); }).what, HasSubstr("packet socket"));
 }
@@ -82,7 +82,7 @@ TEST(Refusal, TerminalsAndDevices) {
   if (::openpty(&controller, &terminal, name, nullptr, nullptr) != 0) GTEST_SKIP() << "no terminals here";
   const Finding found = finding([&] { must(::open(name, O_RDWR | O_NOCTTY) == 3); });
   EXPECT_EQ(found.what, std::string("terminal ") + name + ", whose other end is outside of the job");
-  EXPECT_THAT(found.remedy, HasSubstr("icp run"));
+  EXPECT_THAT(found.hint, HasSubstr("icp run"));
   ::close(controller);
   ::close(terminal);
 }
@@ -94,7 +94,7 @@ TEST(Refusal, TablesSharedBetweenProcesses) {
   const Findings findings = check(child);
   ASSERT_EQ(findings.size(), 1u);
   EXPECT_EQ(findings[0].where, "descriptor table");
-  EXPECT_FALSE(findings[0].passing);
+  EXPECT_FALSE(findings[0].transient);
 }
 
 TEST(Refusal, ThreadsWithTablesOfTheirOwn) {

@@ -123,7 +123,7 @@ TEST_F(TcpReading, WhatIsNotAcceptedYetPasses) {
   Child child([] { must(listening(4) == 3 && connecting(3) == 4); });
   const Findings findings = check(child);
   ASSERT_EQ(findings.size(), 2u);
-  EXPECT_TRUE(findings[0].passing && findings[1].passing);
+  EXPECT_TRUE(findings[0].transient && findings[1].transient);
   EXPECT_THAT(findings[0].what, HasSubstr("waiting to be accepted"));
   EXPECT_THAT(findings[1].what, HasSubstr("waiting to be accepted"));
   EXPECT_THAT(error_of(ErrorKind::kBusy, [&] { capture(child); }), HasSubstr("accepted"));
@@ -136,7 +136,7 @@ TEST_F(TcpReading, WhatIsBeingConnectedPasses) {
   });
   bool seen = false;
   for (const Finding& finding : check(child)) {
-    EXPECT_TRUE(finding.passing) << to_sentence(finding);
+    EXPECT_TRUE(finding.transient) << to_sentence(finding);
     seen = seen || finding.what.find("being made") != std::string::npos;
   }
   EXPECT_TRUE(seen);

@@ -160,7 +160,7 @@ inline std::string error_of(ErrorKind kind, const std::function<void()>& action)
     action();
   } catch (const Error& error) {
     EXPECT_EQ(static_cast<int>(error.kind()), static_cast<int>(kind)) << error.what();
-    return std::string(error.what()) + "; " + error.remedy();
+    return std::string(error.what()) + "; " + error.hint();
   }
   ADD_FAILURE() << "no error";
   return "";

@@ -71,7 +71,7 @@ std::string complaint(const Host& a, const Host& b, const std::string& host = {}
     return {};
   } catch (const Error& error) {
     EXPECT_EQ(error.kind(), ErrorKind::kRefused);
-    EXPECT_THAT(error.remedy(), HasSubstr("as many nodes"));
+    EXPECT_THAT(error.hint(), HasSubstr("as many nodes"));
     return error.what();
   }
 }

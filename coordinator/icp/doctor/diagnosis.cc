@@ -35,7 +35,7 @@ Level Diagnosis::worst() const {
 
 std::string line_of(const Check& check) {
   return printable(fmt::format("{:<8} {:<26} {}{}{}", to_string(check.level), check.name, check.text,
-                               check.remedy.empty() ? "" : "; ", check.remedy));
+                               check.hint.empty() ? "" : "; ", check.hint));
 }
 
 std::string summary_of(const Diagnosis& diagnosis) {
@@ -50,7 +50,7 @@ nlohmann::json json_of(const Diagnosis& diagnosis) {
   nlohmann::json checks = nlohmann::json::array();
   for (const Check& check : diagnosis.checks())
     checks.push_back(
-        {{"name", check.name}, {"level", to_string(check.level)}, {"text", check.text}, {"remedy", check.remedy}});
+        {{"name", check.name}, {"level", to_string(check.level)}, {"text", check.text}, {"hint", check.hint}});
   return {{"release", ICP_VERSION},
           {"level", to_string(diagnosis.worst())},
           {"ok", diagnosis.count(Level::kOk)},

@@ -14,18 +14,18 @@ std::string_view to_string(Level level);
 struct Check {
   std::string name;  // "kernel.tracking": a word that monitoring can look for
   Level level = Level::kOk;
-  std::string text;    // what was found
-  std::string remedy;  // what to do; empty when nothing has to be done
+  std::string text;  // what was found
+  std::string hint;  // what to do; empty when nothing has to be done
 };
 
 class Diagnosis {
  public:
   void ok(std::string name, std::string text) { add({std::move(name), Level::kOk, std::move(text), {}}); }
-  void warning(std::string name, std::string text, std::string remedy) {
-    add({std::move(name), Level::kWarning, std::move(text), std::move(remedy)});
+  void warning(std::string name, std::string text, std::string hint) {
+    add({std::move(name), Level::kWarning, std::move(text), std::move(hint)});
   }
-  void error(std::string name, std::string text, std::string remedy) {
-    add({std::move(name), Level::kError, std::move(text), std::move(remedy)});
+  void error(std::string name, std::string text, std::string hint) {
+    add({std::move(name), Level::kError, std::move(text), std::move(hint)});
   }
   void add(Check check) { checks_.push_back(std::move(check)); }
 

@@ -157,8 +157,7 @@ void check_before(const Host& host, const SetupOptions& options, const std::stri
   check_config(host, config, diagnosis);
   check_installation(host, options.icpstepd.empty() ? ICP_LIBEXEC_DIR "/icpstepd" : options.icpstepd, diagnosis);
   for (const Check& check : diagnosis.checks())
-    if (check.level == Level::kError)
-      throw Error(ErrorKind::kRefused, check.text, 0, check.remedy + ", or use --force");
+    if (check.level == Level::kError) throw Error(ErrorKind::kRefused, check.text, 0, check.hint + ", or use --force");
 }
 
 int enable(const SetupCommand& command) {
