@@ -3,6 +3,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/format.h"
 #include "coordinator/icp/image_json.h"

@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "coordinator/duration.h"
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/format.h"
@@ -99,6 +100,7 @@ int checkpoint(const TreeOptions& options, const Cli& cli) {
   const auto result = versions.take(options.kill);
   if (!result && !ProcessHandle(options.pid).running())
     throw_error(ErrorKind::kGone, "process {} ended before a version was taken", options.pid);
+  if (options.json && !result && versions.failure()) print_json(error_json(*versions.failure()));
   if (!result) return exit_code_of(versions);
   if (options.json) print_json(result_json(*result));
   return kExitOk;

@@ -27,6 +27,7 @@ ExitCode exit_code(const Error& error);
 struct Cli {
   CLI::App app;
   int verbosity = 0;
+  int json_fd = -1;                  // see answer.h
   std::vector<std::string> command;  // what stood after "--"
   std::function<int()> chosen;       // the command to carry out, set by parsing; its value is the exit code
 };

@@ -8,6 +8,7 @@
 #include <nlohmann/json.hpp>
 #include <thread>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/image_json.h"
 #include "coordinator/icp/job_operation.h"

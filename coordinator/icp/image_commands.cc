@@ -5,6 +5,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/format.h"
 #include "coordinator/icp/image_json.h"
@@ -121,6 +122,7 @@ int verify(ImageOptions options, const RehearsalOptions& rehearsal) {
   }
   if (numbers.empty()) throw_error(ErrorKind::kGone, "there is no version of node {} in {}", image.node(), options.dir);
   int code = kExitOk;
+  nlohmann::json all = nlohmann::json::array();
   for (const uint32_t version : numbers) {
     const std::vector<std::string> problems = problems_of(image, version);
     if (!problems.empty() && options.version == 0 && !image.has_version(version)) continue;  // pruned meanwhile
@@ -130,12 +132,17 @@ int verify(ImageOptions options, const RehearsalOptions& rehearsal) {
     if (!obstacles.empty() && options.version == 0 && !image.has_version(version)) continue;
     for (const auto* list : {&problems, &obstacles})
       for (const std::string& text : *list) print_error(fmt::format("version {}: {}", version, printable(text)));
+    if (!whole || !obstacles.empty()) code = kExitFailed;
+    if (options.json) {
+      all.push_back({{"version", version}, {"whole", whole}, {"problems", whole ? obstacles : problems}});
+      continue;
+    }
     const char* const restores = !rehearsal.wanted || !whole ? ""
                                  : obstacles.empty()         ? ", restores"
                                                              : ", does not restore";
     fmt::print("version {}: {}{}\n", version, whole ? "whole" : "damaged", restores);
-    if (!whole || !obstacles.empty()) code = kExitFailed;
   }
+  if (options.json) print_json({{"directory", options.dir}, {"versions", std::move(all)}});
   return code;
 }
 
@@ -160,6 +167,7 @@ void add_image_commands(Cli& cli) {
   app = cli.app.add_subcommand("verify", "Read and check every byte of the versions in a directory");
   options->add_to(*app);
   options->add_version(*app, "Only this version, and what it needs of others");
+  app->add_flag("--json", options->json, "Print JSON");
   auto rehearsal = std::make_shared<RehearsalOptions>();
   CLI::Option* wanted =
       app->add_flag("--restore", rehearsal->wanted,

@@ -76,6 +76,26 @@ json process_json(const pb::Process& process) {
   return value;
 }
 
+const char* name_of(ErrorKind kind) {
+  switch (kind) {
+    case ErrorKind::kSystem:
+      return "system";
+    case ErrorKind::kRefused:
+      return "refused";
+    case ErrorKind::kBusy:
+      return "busy";
+    case ErrorKind::kImage:
+      return "image";
+    case ErrorKind::kPermission:
+      return "permission";
+    case ErrorKind::kUsage:
+      return "usage";
+    case ErrorKind::kGone:
+      return "gone";
+  }
+  return "system";
+}
+
 json perm_json(const pb::IpcPerm& perm) {
   return {{"key", perm.key()}, {"id", perm.id()}, {"uid", perm.uid()}, {"gid", perm.gid()}, {"mode", perm.mode()}};
 }
@@ -145,8 +165,12 @@ json findings_json(const Findings& findings) {
   return {{"findings", std::move(value)}};
 }
 
-void print_json(const json& value) {
-  fmt::print(stdout, "{}\n", value.dump(2, ' ', false, json::error_handler_t::replace));
+json error_json(const Error& error) {
+  return {{"error",
+           {{"kind", name_of(error.kind())},
+            {"text", error.what()},
+            {"hint", error.hint()},
+            {"errno", error.error_number()}}}};
 }
 
 }  // namespace icp

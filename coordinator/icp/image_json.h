@@ -4,6 +4,7 @@
 
 #include <nlohmann/json_fwd.hpp>
 
+#include "engine/base/error.h"
 #include "engine/base/finding.h"
 #include "engine/image/image_dir.h"
 #include "engine/session.h"
@@ -14,8 +15,6 @@ nlohmann::json version_json(const VersionInfo& info);                           
 nlohmann::json image_json(const pb::Manifest& manifest, const pb::Capsule& capsule);  // icp show
 nlohmann::json result_json(const CheckpointResult& result);                           // icp checkpoint
 nlohmann::json findings_json(const Findings& findings);                               // icp check
-
-// On stdout, indented; bytes that are no UTF-8 (names of files) become U+FFFD.
-void print_json(const nlohmann::json& value);
+nlohmann::json error_json(const Error& error);                                        // any command that failed
 
 }  // namespace icp

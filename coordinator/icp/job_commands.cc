@@ -8,6 +8,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/format.h"
 #include "coordinator/icp/history_text.h"

@@ -6,6 +6,7 @@
 #include <future>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/format.h"
 #include "coordinator/icp/image_json.h"
 #include "coordinator/icp/report.h"

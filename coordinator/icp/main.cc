@@ -5,11 +5,14 @@
 #include <csignal>
 #include <cstring>
 #include <iostream>
+#include <nlohmann/json.hpp>
 #include <span>
 
 #include "coordinator/duration.h"
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/format.h"
+#include "coordinator/icp/image_json.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/scontrol_command.h"
 
@@ -56,6 +59,11 @@ void set_up(Cli& cli) {
                  "4 no permission; run and restart pass on the program's own.\nSee icp(1).");
   cli.app.set_version_flag("--version", "slurm-icp " ICP_VERSION);
   cli.app.add_flag("-v,--verbose", cli.verbosity, "Report what is done; twice: debugging messages");
+  cli.app
+      .add_option("--json-fd", cli.json_fd,
+                  "For programs: with --json, write errors and warnings into descriptor N as JSON, too")
+      ->check(CLI::NonNegativeNumber)
+      ->type_name("N");
   cli.app.require_subcommand(1);
   cli.app.fallthrough();
   cli.app.get_formatter()->column_width(26);
@@ -105,14 +113,26 @@ int parse(Cli& cli, std::span<char*> arguments) {
   return -1;
 }
 
+bool wants_json(const Cli& cli) {
+  for (const CLI::App* sub : cli.app.get_subcommands()) {
+    const CLI::Option* json = sub->get_option_no_throw("--json");
+    if (json != nullptr && json->count() > 0) return true;
+  }
+  return false;
+}
+
 int carry_out(const Cli& cli) {
   try {
+    if (cli.json_fd >= 0) answer_into(cli.json_fd);
     return cli.chosen();
   } catch (const Error& error) {
-    print_error(sentence(error));
+    if (!answers_a_program()) print_error(sentence(error));
+    if (wants_json(cli)) print_json(error_json(error));
     return exit_code(error);
   } catch (const std::exception& error) {
-    print_error(printable(error.what()));
+    const Error unforeseen(ErrorKind::kSystem, printable(error.what()));
+    if (!answers_a_program()) print_error(unforeseen.what());
+    if (wants_json(cli)) print_json(error_json(unforeseen));
     return kExitFailed;
   }
 }

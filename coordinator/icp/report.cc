@@ -7,6 +7,7 @@
 
 #include <cstdio>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/format.h"
 #include "coordinator/log_format.h"
 
@@ -23,14 +24,12 @@ std::string sentence(const Error& error) {
   return printable(error.hint().empty() ? error.what() : fmt::format("{}; {}", error.what(), error.hint()));
 }
 
-void print_error(const std::string& text) { fmt::print(stderr, "icp: {}\n", text); }
-
 std::string summary(const pb::VersionStats& stats) {
   return fmt::format("{}, {}, stopped {}, {}", counted(stats.pages_written(), "page"),
                      human_bytes(stats.bytes_written()), human_time(stats.stop_ns()), human_time(stats.total_ns()));
 }
 
-Reporter::Reporter(int verbosity) : chatty_(verbosity > 0 || isatty(STDERR_FILENO) == 1) {}
+Reporter::Reporter(int verbosity) : chatty_(!answers_a_program() && (verbosity > 0 || isatty(STDERR_FILENO) == 1)) {}
 
 void Reporter::note(const std::string& text) const {
   if (chatty_) fmt::print(stderr, "icp: {}\n", text);
@@ -44,6 +43,7 @@ void Reporter::version_taken(const CheckpointResult& result) {
 void Reporter::version_failed(const std::string& reason) {
   if (reason == last_failure_) return;
   last_failure_ = reason;
+  if (answers_a_program()) return;  // it is the answer
   print_error(fmt::format("no version taken: {}", reason));
 }
 

@@ -4,6 +4,7 @@
 
 #include <string>
 
+#include "coordinator/icp/answer.h"
 #include "engine/base/error.h"
 #include "engine/session.h"
 
@@ -14,7 +15,6 @@ void set_up_logging(int verbosity);
 
 // "<sentence>; <hint>", printable, on one line.
 std::string sentence(const Error& error);
-void print_error(const std::string& text);  // "icp: <text>"
 
 // "12,345 pages, 48.2 MiB, stopped 3.1 ms, 0.21 s"
 std::string summary(const pb::VersionStats& stats);

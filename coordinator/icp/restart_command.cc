@@ -7,10 +7,13 @@
 #include <chrono>
 #include <map>
 #include <memory>
+#include <nlohmann/json.hpp>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/format.h"
+#include "coordinator/icp/image_json.h"
 #include "coordinator/icp/job_operation.h"
 #include "coordinator/icp/open_image.h"
 #include "coordinator/icp/program.h"
@@ -169,7 +172,11 @@ int restart_detached(const RestartOptions& options, const Cli& cli) {
   if (roots.empty()) throw_error(ErrorKind::kGone, "the restored processes have ended already");
   write_pid(pid_file, options.pid_file, roots.front().pid);
   capsule.detach();
-  if (!pid_file) fmt::print("{}\n", roots.front().pid);
+  if (options.job.json) {
+    print_json({{"pid", roots.front().pid}, {"version", capsule.version()}});
+  } else if (!pid_file) {
+    fmt::print("{}\n", roots.front().pid);
+  }
   return kExitOk;
 }
 
@@ -193,6 +200,8 @@ int restart(const RestartOptions& options, const Cli& cli) {
   if (!options.job.job.empty()) return carry_out(net::OP_RESTART, "restart", options.job, cli);
   if (options.versions.dir.empty())
     throw_error(ErrorKind::kUsage, "a JOB of Slurm, or --dir with an image, is required; see icp restart --help");
+  if (options.job.json && !options.detach)
+    throw_error(ErrorKind::kUsage, "--json goes with a JOB or with --detach; the program's own output is printed else");
   if (options.detach) return restart_detached(options, cli);
   const auto interval = options.interval.empty() ? std::chrono::milliseconds(0) : interval_from(options.interval);
   int status = 0;
@@ -214,7 +223,7 @@ void add_restart_command(Cli& cli) {
   const std::vector<CLI::Option*> with_job{
       options->job.add_image_dir(*app),
       app->add_flag("--stick-to-nodes", options->job.stick_to_nodes, "On the same nodes as before"),
-      options->job.add_json(*app), options->job.add_config(*app)};
+      options->job.add_config(*app)};
   for (CLI::Option* option : with_job) option->needs(job);
 
   options->versions.add_dir(*app, "Directory of the versions")->required(false)->excludes(job);
@@ -224,6 +233,7 @@ void add_restart_command(Cli& cli) {
       ->excludes(job);
   CLI::Option* detach =
       app->add_flag("--detach", options->detach, "Do not wait; print the pid of the root")->excludes(job);
+  options->job.add_json(*app)->description("With JOB or --detach: print JSON");
   app->add_flag("--lazy", options->lazy, "Start before all memory is loaded (lazy restart)")->excludes(job);
   app->add_option("--pid-file", options->pid_file, "Write the pid of the root into this file")
       ->type_name("FILE")

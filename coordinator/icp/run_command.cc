@@ -6,6 +6,7 @@
 #include <memory>
 
 #include "coordinator/duration.h"
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/program.h"

@@ -8,6 +8,7 @@
 #include <memory>
 #include <utility>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/users.h"
 

@@ -7,6 +7,7 @@
 #include <memory>
 #include <nlohmann/json.hpp>
 
+#include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/doctor/checks.h"
 #include "coordinator/icp/doctor/setup.h"
