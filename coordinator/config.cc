@@ -43,6 +43,14 @@ T one_of(const Entry& entry, const std::map<std::string, T>& values) {
   entry.fail(fmt::format("'{}' is not one of {}", text, known));
 }
 
+// YAML's own words for it, too.
+bool yes_or_no(const Entry& entry) {
+  const std::string text = entry.text();
+  if (text == "yes" || text == "true") return true;
+  if (text == "no" || text == "false") return false;
+  entry.fail(fmt::format("'{}' is not one of no, yes", text));
+}
+
 std::chrono::milliseconds duration(const Entry& entry) {
   std::string why;
   const auto value = parse_duration(entry.text(), why);
@@ -142,12 +150,12 @@ const std::map<std::string, Reader>& readers() {
       {"restart_attempts", [](Config& c, const Entry& e) { c.restart_attempts = count(e); }},
       {"exclude_failed_nodes",
        [](Config& c, const Entry& e) {
-         c.exclude_failed_nodes = one_of<bool>(e, {{"yes", true}, {"no", false}});
+         c.exclude_failed_nodes = yes_or_no(e);
        }},
       {"keep", [](Config& c, const Entry& e) { c.keep = count(e); }},
       {"dedup",
        [](Config& c, const Entry& e) {
-         c.dedup = one_of<bool>(e, {{"true", true}, {"false", false}});
+         c.dedup = yes_or_no(e);
        }},
       {"compression",
        [](Config& c, const Entry& e) {
@@ -202,7 +210,7 @@ const std::map<std::string, Reader>& readers() {
       {"munge_socket", [](Config& c, const Entry& e) { c.munge_socket = e.text().empty() ? "" : absolute_path(e); }},
       {"on_demand",
        [](Config& c, const Entry& e) {
-         c.on_demand = one_of<bool>(e, {{"no", false}, {"yes", true}});
+         c.on_demand = yes_or_no(e);
        }},
       {"listen", [](Config& c, const Entry& e) { c.listen = endpoint(e); }},
       {"state_dir", [](Config& c, const Entry& e) { c.state_dir = absolute_path(e); }},
