@@ -13,6 +13,7 @@
 #include "coordinator/checkpoint_moments.h"
 #include "coordinator/duration.h"
 #include "spank/het_group.h"
+#include "spank/mpi_transports.h"
 
 namespace icp::spank {
 namespace {
@@ -43,6 +44,12 @@ bool check_moments(const char* source, std::string_view text) {
   return false;
 }
 
+bool check_mpi(const char* source, std::string_view text) {
+  if (is_mpi_choice(text)) return true;
+  complain(std::string(source) + ": \"" + std::string(text) + "\" is not " + kMpiGrammar);
+  return false;
+}
+
 bool check_number(const char* source, std::string_view text) {
   constexpr size_t kMostDigits = 6;
   if (!text.empty() && text.size() <= kMostDigits && text.find_first_not_of("0123456789") == text.npos) return true;
@@ -53,6 +60,8 @@ bool check_number(const char* source, std::string_view text) {
 // Slurm keeps the pointers: static storage, and not const.
 char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", directory_name[] = "checkpoint-dir",
      restart_name[] = "restart-dir", moments_name[] = "checkpoint-on", requeue_name[] = "requeue-max",
+     mpi_name[] = "checkpoint-mpi", mpi_word[] = "transport",
+     mpi_usage[] = "keep MPI on TCP, which can be checkpointed: tcp, auto (where the node has RDMA devices), off",
      when_word[] = "when", number_word[] = "number", time_word[] = "time", directory_word[] = "directory",
      interval_usage[] = "take a checkpoint of each step at this interval: 30s, 10m, 2h, or minutes",
      alias_usage[] = "the same as --checkpoint-interval",
@@ -86,6 +95,10 @@ spank_option table[] = {
     {requeue_name, number_word, requeue_usage, 1, 0,
      [](int, const char* argument, int remote) {
        return take_option<&Request::requeue_max, check_number>("--requeue-max", argument, remote);
+     }},
+    {mpi_name, mpi_word, mpi_usage, 1, 0,
+     [](int, const char* argument, int remote) {
+       return take_option<&Request::mpi, check_mpi>("--checkpoint-mpi", argument, remote);
      }},
     {directory_name, directory_word, directory_usage, 1, 0,
      [](int, const char* argument, int remote) {
@@ -131,6 +144,13 @@ const std::vector<Twins>& all_twins() {
        {"SBATCH_CHECKPOINT_REQUEUE_MAX"},
        {"SALLOC_CHECKPOINT_REQUEUE_MAX"},
        {ICP_INHERITED "requeue_max"}},
+      {mpi_name,
+       &Request::mpi,
+       check_mpi,
+       {"SLURM_CHECKPOINT_MPI"},
+       {"SBATCH_CHECKPOINT_MPI"},
+       {"SALLOC_CHECKPOINT_MPI"},
+       {ICP_INHERITED "checkpoint_mpi"}},
       {directory_name,
        &Request::checkpoint_dir,
        check_directory,

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// --checkpoint-interval, --checkpoint, --checkpoint-on, --checkpoint-dir, --restart-dir, --requeue-max and their
-// environment variables.
+// --checkpoint-interval, --checkpoint, --checkpoint-on, --checkpoint-dir, --restart-dir, --requeue-max,
+// --checkpoint-mpi and their environment variables.
 #pragma once
 
 #include <string>
@@ -15,6 +15,7 @@ struct Request {
   std::string restart_dir;     // absolute, "none", or empty
   std::string checkpoint_on;   // words and commas, "none", or empty
   std::string requeue_max;     // a number, or empty
+  std::string mpi;             // tcp, auto, off, or empty: auto
   std::string refused;         // not empty: what it says cannot be done, and must not be passed over
 
   bool wants_agent() const {

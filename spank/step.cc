@@ -19,6 +19,7 @@
 #include "spank/agent_link.h"
 #include "spank/job_run.h"
 #include "spank/launcher.h"
+#include "spank/mpi_transports.h"
 #include "spank/options.h"
 #include "spank/pmix_relay.h"
 
@@ -37,6 +38,7 @@ StepFacts facts;
 bool asked = false;   // for checkpoints or a restart
 bool served = false;  // by an agent, which the tasks announce themselves to
 std::string problem;  // why there is no agent though one was asked for
+std::string mpi;      // --checkpoint-mpi
 std::string denied;   // not empty: why no task of the step may run
 
 // Only the tasks' own end may fail a job without draining the node, hence the sentence waits for start_task().
@@ -143,6 +145,7 @@ void begin_step(spank_t handle, const Settings& settings) {
   if (!wanted && settings.ipc != IpcChoice::kHost) return;
   asked = request.wants_agent();
   served = wanted;
+  mpi = request.mpi;
   facts.interval = request.interval;
   facts.checkpoint_dir = request.checkpoint_dir;
   facts.restart_dir = request.restart_dir;
@@ -206,6 +209,20 @@ void describe_stream(Packet& ready, const std::string& name, int fd) {
   ready.set_number("rdev" + name, static_cast<int64_t>(stream.st_rdev));
 }
 
+// The program is not to have what a version cannot hold. Said once where the user did not ask for it: it costs.
+void choose_transports(spank_t handle, bool first) {
+  const auto variables = mpi_variables(mpi, has_kernel_bypass("/sys/class"),
+                                       [&](const std::string& name) { return !job_env(handle, name.c_str()).empty(); });
+  std::string names;
+  for (const auto& [name, value] : variables) {
+    if (spank_setenv(handle, name.c_str(), value.c_str(), 1) != ESPANK_SUCCESS) continue;
+    names += (names.empty() ? "" : ", ") + name + "=" + value;
+  }
+  if (first && mpi != "tcp" && !names.empty())
+    put_line("this node has RDMA devices, which no checkpoint can hold: MPI is told to use TCP (" + names +
+             "); --checkpoint-mpi=off leaves it alone");
+}
+
 }  // namespace
 
 int start_task(spank_t handle) {
@@ -233,6 +250,7 @@ int start_task(spank_t handle) {
       if (const std::string text = answer.get("text"); !text.empty()) put_line(text);
       start_launcher(handle, answer);
       use_pmix_relay(handle, answer);
+      if (asked) choose_transports(handle, rank == 0);
       if (const std::string guard = answer.get("guard"); !guard.empty()) become_guard(guard);
       return 0;
     }

@@ -34,6 +34,21 @@ class Options(JobCase):
         self.refused(["srun", "--checkpoint-dir=", "hostname"], "a directory is needed")
         self.refused(["srun", "--restart-dir=", "hostname"], "a directory is needed")
 
+    def test_mpi_is_kept_on_tcp_when_asked(self):
+        self.refused(["srun", "--checkpoint-mpi=rdma", "hostname"], '"rdma" is not one of tcp, auto and off')
+        self.refused(["srun", "hostname"], "SLURM_CHECKPOINT_MPI: .*one of tcp", env={"SLURM_CHECKPOINT_MPI": "yes"})
+        show = ["sh", "-c", "echo ${UCX_TLS-none} ${FI_PROVIDER-none} ${OMPI_MCA_pml-none}"]
+        asked = ["srun", "-Q", "--checkpoint-interval=1h"]
+        for words, env, text in ((["--checkpoint-mpi=tcp"], {}, "tcp,self,posix,sysv,cma tcp ob1"),
+                                 (["--checkpoint-mpi=tcp"], {"UCX_TLS": "self"}, "self tcp ob1"),
+                                 ([], {"SLURM_CHECKPOINT_MPI": "tcp"}, "tcp,self,posix,sysv,cma tcp ob1"),
+                                 (["--checkpoint-mpi=off"], {}, "none none none")):
+            with self.subTest(words=words, env=env):
+                result = self.sh(asked + words + show, env=env)
+                self.assertEqual((result.stdout, result.stderr), (text + "\n", ""))
+        # A step that asks for no checkpoints is as without.
+        self.assertEqual(self.sh(["srun", "--checkpoint-mpi=tcp"] + show).stdout, "none none none\n")
+
     def test_bad_directive_in_a_script(self):
         script = self.work / "bad.sh"
         script.write_text("#!/bin/bash\n#SBATCH --checkpoint-interval=soon\ntrue\n")
