@@ -6,6 +6,7 @@
 
 #include "coordinator/duration.h"
 #include "coordinator/icpctld/steps_impl.h"
+#include "coordinator/protocol/slurm_errors.h"
 
 namespace icp {
 namespace {
