@@ -183,6 +183,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .root_fd = root.get(),
                                 .agent_socket = builder.agent_socket(),
                                 .process_socket = carrier,
+                                .seed_socket = builder.process_socket(),
                                 .sysv = &sysv,
                                 .ipc = ipc.get(),
                                 .keep_changed = options.changed == ChangedFiles::kAccept,

@@ -84,16 +84,10 @@ uint64_t find_hole(pid_t pid, const pb::AddressSpace& memory) {
 
 }  // namespace
 
-AddressSpaceRestore::AddressSpaceRestore(RemoteProcess& remote, const pb::AddressSpace& memory, RestoredFiles& files,
-                                         const ObjectRestore& objects, const InheritedPages* inherited,
-                                         int agent_socket, int process_socket)
-    : remote_(remote),
-      memory_(memory),
-      files_(files),
-      objects_(objects),
-      inherited_(inherited),
-      agent_socket_(agent_socket),
-      process_socket_(process_socket) {}
+AddressSpaceRestore::AddressSpaceRestore(RemoteProcess& remote, const pb::AddressSpace& memory,
+                                         const ObjectRestore& objects, MappedSources& sources,
+                                         const InheritedPages* inherited)
+    : remote_(remote), memory_(memory), objects_(objects), sources_(sources), inherited_(inherited) {}
 
 MemoryRestore::Trampoline AddressSpaceRestore::make_trampoline() {
   const uint64_t at = find_hole(remote_.pid(), memory_);
@@ -149,19 +143,6 @@ void AddressSpaceRestore::map_vdso() {
               "restart on a node with the same kernel");
 }
 
-// The process's number for an agent's descriptor that remote_fd() has sent under `open_name_`.
-int AddressSpaceRestore::remote_fd(int local) {
-  remote_.reset_scratch();
-  remote_fd_ = remote_.send_fd(agent_socket_, process_socket_, local);
-  return remote_fd_;
-}
-
-void AddressSpaceRestore::close_remote_fd() {
-  if (remote_fd_ >= 0) remote_.call("close", SYS_close, {static_cast<uint64_t>(remote_fd_)});
-  remote_fd_ = -1;
-  open_name_.clear();
-}
-
 uint64_t AddressSpaceRestore::call_mmap(const pb::Mapping& mapping, uint64_t flags, int fd) {
   if (mapping.noreserve()) flags |= MAP_NORESERVE;
   const int64_t result = remote_.syscall(
@@ -206,22 +187,10 @@ void AddressSpaceRestore::map_object(const pb::Mapping& mapping) {
     attach_segment(mapping, object);
     return;
   }
-  const bool writable = mapping.kind() == pb::Mapping::OBJECT && mapping.may_write();
-  const std::string name = fmt::format("object {} {}", mapping.object(), writable);
-  if (open_name_ != name) {
-    close_remote_fd();
-    const UniqueFd fd = objects_.open(mapping.object(), writable ? O_RDWR : O_RDONLY);
-    remote_fd(fd.get());
-    open_name_ = name;
-  }
-  call_mmap(mapping, mapping.kind() == pb::Mapping::OBJECT ? MAP_SHARED : MAP_PRIVATE, remote_fd_);
+  call_mmap(mapping, mapping.kind() == pb::Mapping::OBJECT ? MAP_SHARED : MAP_PRIVATE, sources_.open(remote_, mapping));
 }
 
 void AddressSpaceRestore::map_anonymous(const pb::Mapping& mapping) {
-  if (is_kept(mapping)) {
-    take_over(mapping);
-    return;
-  }
   if (mapping.droppable()) {
     const int64_t result = remote_.syscall(SYS_mmap, {mapping.start(), mapping.end() - mapping.start(), mapping.prot(),
                                                       kMapDroppable | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, ~0ull, 0});
@@ -230,43 +199,33 @@ void AddressSpaceRestore::map_anonymous(const pb::Mapping& mapping) {
   call_mmap(mapping, MAP_PRIVATE | MAP_ANONYMOUS | (mapping.growsdown() ? MAP_GROWSDOWN : 0), -1);
 }
 
-// Mappings of one file mostly follow each other.
-void AddressSpaceRestore::open_file(const pb::Mapping& mapping) {
-  const pb::MemoryObject* const written = objects_.written_files().find(mapping);
-  const std::string name =
-      written == nullptr ? "file " + mapping.file().path() : fmt::format("object {} {}", written->id(), false);
-  if (open_name_ == name) return;
-  close_remote_fd();
-  remote_fd(written == nullptr ? files_.mapped_file(mapping.file()) : objects_.open(written->id(), O_RDONLY).get());
-  open_name_ = name;
+void AddressSpaceRestore::map(const pb::Mapping& mapping) {
+  if (is_kept(mapping)) return take_over(mapping);
+  switch (mapping.kind()) {
+    case pb::Mapping::OBJECT:
+    case pb::Mapping::OBJECT_PRIVATE:
+      return map_object(mapping);
+    case pb::Mapping::FILE_PRIVATE:
+    case pb::Mapping::FILE_READONLY_SHARED:
+      call_mmap(mapping, mapping.shared() ? MAP_SHARED : MAP_PRIVATE, sources_.open(remote_, mapping));
+      return;
+    default:
+      return map_anonymous(mapping);
+  }
 }
 
 void AddressSpaceRestore::map_all() {
   restore_protection_keys(remote_, memory_);
   for (const pb::Mapping& mapping : memory_.mappings()) {
-    switch (mapping.kind()) {
-      case pb::Mapping::ANONYMOUS:
-        map_anonymous(mapping);
-        break;
-      case pb::Mapping::FILE_PRIVATE:
-      case pb::Mapping::FILE_READONLY_SHARED:
-        open_file(mapping);
-        call_mmap(mapping, mapping.shared() ? MAP_SHARED : MAP_PRIVATE, remote_fd_);
-        break;
-      case pb::Mapping::OBJECT:
-      case pb::Mapping::OBJECT_PRIVATE:
-        map_object(mapping);
-        break;
-      default:
-        continue;  // the vdso is there already
-    }
+    if (mapping.kind() == pb::Mapping::VDSO || mapping.kind() == pb::Mapping::VVAR) continue;  // there already
+    map(mapping);
     // Before the pages come: they are then allocated as the program wanted.
     restore_numa_policy(remote_, mapping);
     for (const uint32_t advice : mapping.advice()) {
       if (advice == MADV_HUGEPAGE || advice == MADV_NOHUGEPAGE) advise(mapping, advice);
     }
   }
-  close_remote_fd();
+  sources_.close(remote_);
 }
 
 void AddressSpaceRestore::plan_pages(const VersionReader& version, const PageStoreReader* shared, bool lazy,
@@ -338,17 +297,8 @@ void AddressSpaceRestore::finish(LazyFill* lazy) {
   }
   remote_.reset_scratch();
   // The program may have been deleted, as a saved object, or replaced by now.
-  int exe = -1;
-  for (const pb::Mapping& mapping : memory_.mappings()) {
-    if (mapping.kind() != pb::Mapping::OBJECT_PRIVATE) continue;
-    const pb::MemoryObject& object = objects_.find(mapping.object());
-    if (object.dev() != memory_.exe().dev() || object.ino() != memory_.exe().ino()) continue;
-    exe = remote_fd(objects_.open(object.id(), O_RDONLY).get());
-    break;
-  }
-  if (exe < 0) exe = remote_fd(files_.mapped_file(memory_.exe()));
-  restore_mm_layout(remote_, memory_, exe);
-  close_remote_fd();
+  restore_mm_layout(remote_, memory_, sources_.open_program(remote_, memory_));
+  sources_.close(remote_);
   remote_.reset_scratch();
 }
 

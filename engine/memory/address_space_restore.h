@@ -3,16 +3,15 @@
 #pragma once
 
 #include <optional>
-#include <string>
 #include <vector>
 
 #include "engine/image/image_dir.h"
 #include "engine/image/page_store.h"
+#include "engine/memory/mapped_sources.h"
 #include "engine/memory/memory_restore.h"
 #include "engine/memory/object_restore.h"
 #include "engine/memory/page_fill.h"
 #include "engine/memory/page_ranges.h"
-#include "engine/memory/restored_files.h"
 #include "engine/memory/shared_seed.h"
 
 namespace icp {
@@ -21,9 +20,8 @@ namespace icp {
 class AddressSpaceRestore {
  public:
   // `inherited`: memory that it has from the process it was forked from, and keeps; may be null.
-  AddressSpaceRestore(RemoteProcess& remote, const pb::AddressSpace& memory, RestoredFiles& files,
-                      const ObjectRestore& objects, const InheritedPages* inherited, int agent_socket,
-                      int process_socket);
+  AddressSpaceRestore(RemoteProcess& remote, const pb::AddressSpace& memory, const ObjectRestore& objects,
+                      MappedSources& sources, const InheritedPages* inherited);
 
   // In this order:
   MemoryRestore::Trampoline make_trampoline();
@@ -38,25 +36,20 @@ class AddressSpaceRestore {
  private:
   PageFill::FreshMemory register_fresh(const std::vector<Range>& mappings);
   uint64_t call_mmap(const pb::Mapping& mapping, uint64_t flags, int fd);
+  void map(const pb::Mapping& mapping);
   void map_anonymous(const pb::Mapping& mapping);
   bool is_kept(const pb::Mapping& mapping) const;
   void take_over(const pb::Mapping& mapping);
   void map_object(const pb::Mapping& mapping);
-  void open_file(const pb::Mapping& mapping);
   void attach_segment(const pb::Mapping& mapping, const pb::MemoryObject& object);
-  int remote_fd(int local);
-  void close_remote_fd();
   void advise(const pb::Mapping& mapping, uint32_t advice);
 
   RemoteProcess& remote_;
   const pb::AddressSpace& memory_;
-  RestoredFiles& files_;
   const ObjectRestore& objects_;
+  MappedSources& sources_;
   const InheritedPages* inherited_;
-  int agent_socket_, process_socket_;
   MemoryRestore::Trampoline trampoline_;
-  std::string open_name_;  // what remote_fd_ is
-  int remote_fd_ = -1;
   std::optional<PageStoreReader> reader_;
   std::vector<Range> later_;
 };

@@ -22,7 +22,9 @@ struct MemoryRestore::Impl {
         capsule(state),
         options(std::move(given)),
         files(options.identity, options.root_fd),
-        objects(version, capsule, files, options.sysv, options.ipc) {
+        objects(version, capsule, files, options.sysv, options.ipc),
+        sources(files, objects, options.agent_socket, options.process_socket),
+        seed_sources(files, objects, options.agent_socket, options.seed_socket) {
     if (options.keep_changed) objects.keep_changed();
     if (options.dry) objects.set_dry();
   }
@@ -32,6 +34,7 @@ struct MemoryRestore::Impl {
   MemoryRestoreOptions options;
   mutable RestoredFiles files;
   ObjectRestore objects;
+  MappedSources sources, seed_sources;
   std::map<uint32_t, AddressSpaceRestore> spaces;  // by pid, between map_process() and finish_process()
   PageFill fill;
   std::unique_ptr<SharedSeed> sharing;
@@ -90,7 +93,7 @@ UniqueFd MemoryRestore::open_object(uint32_t object, uint32_t flags) {
 std::set<std::pair<uint64_t, uint64_t>> MemoryRestore::remade() const { return impl_->objects.remade(); }
 
 void MemoryRestore::plan_sharing(const std::vector<TreeStep>& steps) {
-  impl_->sharing = std::make_unique<SharedSeed>(impl_->version, impl_->capsule, steps);
+  impl_->sharing = std::make_unique<SharedSeed>(impl_->version, impl_->capsule, steps, impl_->seed_sources);
 }
 
 void MemoryRestore::seed(uint32_t pid, RemoteProcess& remote) { impl_->sharing->fill(pid, remote); }
@@ -100,11 +103,10 @@ void MemoryRestore::end_seeding(RemoteProcess& init) { impl_->sharing->leave(ini
 MemoryRestore::Trampoline MemoryRestore::map_process(RemoteProcess& remote, const pb::Process& process) {
   check_mm_layout(process.memory());
   check_mappings(process.memory());
-  AddressSpaceRestore& space = impl_->spaces
-                                   .try_emplace(process.pid(), remote, process.memory(), impl_->files, impl_->objects,
-                                                impl_->sharing ? impl_->sharing->of(process.pid()) : nullptr,
-                                                impl_->options.agent_socket, impl_->options.process_socket)
-                                   .first->second;
+  const InheritedPages* const inherited = impl_->sharing ? impl_->sharing->of(process.pid()) : nullptr;
+  AddressSpaceRestore& space =
+      impl_->spaces.try_emplace(process.pid(), remote, process.memory(), impl_->objects, impl_->sources, inherited)
+          .first->second;
   const Trampoline trampoline = space.make_trampoline();
   space.unmap_all();
   space.map_vdso();

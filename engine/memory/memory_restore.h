@@ -27,6 +27,7 @@ struct MemoryRestoreOptions {
   int root_fd = -1;         // O_PATH of the capsule's root directory
   int agent_socket = -1;    // the agent's end of the socket every restored process has inherited ...
   int process_socket = -1;  // ... and its number in the processes (for RemoteProcess::send_fd)
+  int seed_socket = -1;     // the same while the tree grows
   const RestoredSysv* sysv = nullptr;
   IpcAccess* ipc = nullptr;   // where these objects are
   bool keep_changed = false;  // files that were only saved because they were open stay as they are, if they are there

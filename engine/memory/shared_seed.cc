@@ -7,6 +7,7 @@
 #include <algorithm>
 
 #include "engine/base/procfs.h"
+#include "engine/memory/mapping_check.h"
 #include "engine/memory/page_fill.h"
 #include "engine/memory/shared_pages.h"
 
@@ -19,8 +20,7 @@ constexpr size_t kMostForeign = 20'000;
 
 // One that can be made anywhere and given its bounds, protection and advice afterwards.
 bool is_plain(const pb::Mapping& mapping) {
-  return mapping.kind() == pb::Mapping::ANONYMOUS && !mapping.growsdown() && !mapping.droppable() &&
-         !mapping.has_file();
+  return takes_private_pages(mapping) && !mapping.growsdown() && !mapping.droppable();
 }
 
 Range range_of(const pb::Mapping& mapping) { return {mapping.start(), mapping.end()}; }
@@ -31,32 +31,13 @@ bool touches(const std::vector<Range>& ranges, const Range& range) {
   return it != ranges.end() && it->start < range.end;
 }
 
-// The one that the range lies in; null: none.
-const Range* around(const std::vector<Range>& ranges, const Range& range) {
-  const auto it =
-      std::partition_point(ranges.begin(), ranges.end(), [&](const Range& r) { return r.end <= range.start; });
-  return it != ranges.end() && it->start <= range.start && range.end <= it->end ? &*it : nullptr;
-}
-
-// Merges what overlaps, not what meets.
-std::vector<Range> unite(std::vector<Range> ranges) {
-  std::sort(ranges.begin(), ranges.end());
-  std::vector<Range> united;
-  for (const Range& range : ranges) {
-    if (!united.empty() && range.start < united.back().end) {
-      united.back().end = std::max(united.back().end, range.end);
-    } else {
-      united.push_back(range);
-    }
-  }
-  return united;
-}
-
 }  // namespace
 
 bool InheritedPages::keeps(const Range& mapping) const { return std::binary_search(kept.begin(), kept.end(), mapping); }
 
-SharedSeed::SharedSeed(const VersionReader& version, const pb::Capsule& capsule, const std::vector<TreeStep>& steps) {
+SharedSeed::SharedSeed(const VersionReader& version, const pb::Capsule& capsule, const std::vector<TreeStep>& steps,
+                       MappedSources& sources)
+    : sources_(sources) {
   for (const TreeStep& step : steps) {
     const bool forks =
         step.kind == TreeStep::kFork || step.kind == TreeStep::kForkSibling || step.kind == TreeStep::kForkHelper;
@@ -110,20 +91,49 @@ void SharedSeed::find_pages(Family& family) {
   }
 }
 
-void SharedSeed::find_mappings(Family& family) {
-  std::vector<Range> found, others;
-  bool first = true;
+// Equal for mappings of which one may be a part of the other: the same memory lies at the same address.
+std::string SharedSeed::source_of(const pb::Mapping& mapping) const {
+  const bool anonymous = mapping.kind() == pb::Mapping::ANONYMOUS;
+  return fmt::format("{} {} {}", mapping.noreserve(), anonymous ? 0 : mapping.start() - mapping.offset(),
+                     anonymous ? "" : sources_.name_of(mapping));
+}
+
+void SharedSeed::find_mappings(Family& family) const {
+  std::vector<SharedMapping> found;
   for (const pb::Process* member : family.members) {
     for (const pb::Mapping& mapping : member->memory().mappings()) {
-      if (!is_plain(mapping) || !touches(family.pages, range_of(mapping))) continue;
-      if (first) family.noreserve = mapping.noreserve();
-      first = false;
-      (mapping.noreserve() == family.noreserve ? found : others).push_back(range_of(mapping));
+      if (is_plain(mapping) && touches(family.pages, range_of(mapping)))
+        found.push_back({range_of(mapping), source_of(mapping), &mapping});
     }
   }
-  family.mappings = unite(std::move(found));
-  normalise(others);
-  std::erase_if(family.mappings, [&others](const Range& range) { return touches(others, range); });
+  std::stable_sort(found.begin(), found.end(),
+                   [](const SharedMapping& a, const SharedMapping& b) { return a.range.start < b.range.start; });
+  // What overlaps is one, what meets is not.
+  for (SharedMapping& mapping : found) {
+    if (family.mappings.empty() || family.mappings.back().range.end <= mapping.range.start) {
+      family.mappings.push_back(std::move(mapping));
+      continue;
+    }
+    SharedMapping& last = family.mappings.back();
+    last.range.end = std::max(last.range.end, mapping.range.end);
+    last.agreed = last.agreed && last.source == mapping.source;
+  }
+  std::erase_if(family.mappings, [](const SharedMapping& mapping) { return !mapping.agreed; });
+}
+
+// Writable, whatever the members have it as: they change that (AddressSpaceRestore::take_over).
+void SharedSeed::map(const SharedMapping& mapping, RemoteProcess& remote) {
+  const pb::Mapping& like = *mapping.like;
+  uint64_t flags = MAP_PRIVATE | MAP_FIXED_NOREPLACE | (like.noreserve() ? MAP_NORESERVE : 0);
+  uint64_t fd = ~0ull, offset = 0;
+  if (like.kind() == pb::Mapping::ANONYMOUS) {
+    flags |= MAP_ANONYMOUS;
+  } else {
+    fd = static_cast<uint64_t>(sources_.open(remote, like));
+    offset = like.offset();
+  }
+  remote.call("mmap", SYS_mmap,
+              {mapping.range.start, mapping.range.bytes(), PROT_READ | PROT_WRITE, flags, fd, offset});
 }
 
 void SharedSeed::fill(uint32_t pid, RemoteProcess& remote) {
@@ -132,18 +142,18 @@ void SharedSeed::fill(uint32_t pid, RemoteProcess& remote) {
     // A random address of icp-init's may be one of them.
     std::vector<Range> taken;
     for (const MapsEntry& entry : MapsEntry::read(remote.pid())) append_range(taken, {entry.start, entry.end});
-    std::erase_if(family.mappings, [&taken](const Range& range) { return touches(taken, range); });
+    std::erase_if(family.mappings, [&](const SharedMapping& mapping) { return touches(taken, mapping.range); });
     pb::AddressSpace memory;
-    for (const Range& range : family.mappings) {
-      const uint64_t flags = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE | (family.noreserve ? MAP_NORESERVE : 0);
-      remote.call("mmap", SYS_mmap, {range.start, range.bytes(), PROT_READ | PROT_WRITE, flags, ~0ull, 0});
+    std::vector<Range> where;
+    for (const SharedMapping& shared : family.mappings) {
+      map(shared, remote);
       pb::Mapping& mapping = *memory.add_mappings();
-      mapping.set_start(range.start);
-      mapping.set_end(range.end);
+      mapping.set_start(shared.range.start);
+      mapping.set_end(shared.range.end);
       mapping.set_prot(PROT_READ | PROT_WRITE);
+      append_range(where, shared.range);
     }
-    std::vector<Range> where = family.mappings;
-    normalise(where);
+    sources_.close(remote);
     family.pages = intersect(family.pages, where);
     PageFill pages;
     pages.add(remote.pid(), memory, *family.reader, family.pages, {});
@@ -152,14 +162,20 @@ void SharedSeed::fill(uint32_t pid, RemoteProcess& remote) {
   }
 }
 
+bool SharedSeed::is_kept(const Family& family, const pb::Mapping& mapping) const {
+  if (!is_plain(mapping)) return false;
+  const auto it = std::partition_point(family.mappings.begin(), family.mappings.end(),
+                                       [&](const SharedMapping& m) { return m.range.end <= mapping.start(); });
+  return it != family.mappings.end() && it->range.start <= mapping.start() && mapping.end() <= it->range.end &&
+         it->source == source_of(mapping);
+}
+
 void SharedSeed::note_inheritance(const Family& family) {
   for (const pb::Process* member : family.members) {
     InheritedPages inherited;
     std::vector<Range> where;
     for (const pb::Mapping& mapping : member->memory().mappings()) {
-      const bool kept = is_plain(mapping) && mapping.noreserve() == family.noreserve &&
-                        around(family.mappings, range_of(mapping)) != nullptr;
-      if (!kept) continue;
+      if (!is_kept(family, mapping)) continue;
       inherited.kept.push_back(range_of(mapping));
       append_range(where, range_of(mapping));
     }
@@ -174,7 +190,8 @@ void SharedSeed::note_inheritance(const Family& family) {
 void SharedSeed::leave(RemoteProcess& init) const {
   for (const auto& [store, family] : families_) {
     if (family.holder != kInit) continue;
-    for (const Range& range : family.mappings) init.call("munmap", SYS_munmap, {range.start, range.bytes()});
+    for (const SharedMapping& mapping : family.mappings)
+      init.call("munmap", SYS_munmap, {mapping.range.start, mapping.range.bytes()});
   }
 }
 

@@ -11,6 +11,7 @@
 
 #include "engine/image/image.pb.h"
 #include "engine/image/page_store.h"
+#include "engine/memory/mapped_sources.h"
 #include "engine/memory/page_ranges.h"
 #include "engine/restore/tree_plan.h"
 #include "engine/trace/remote_process.h"
@@ -26,12 +27,14 @@ struct InheritedPages {
 };
 
 // The families of a capsule, and for each the process that all its members come from, perhaps by way of others: what
-// two of them share or more is put there when it has been made and has forked none of them. Only anonymous memory; what
-// cannot be shared, because something of icp-init's lies there or the members have other ideas of the mapping, each of
-// them gets for itself.
+// two of them share or more is put there when it has been made and has forked none of them: in anonymous memory, or in
+// private mappings of files. What cannot be shared, because something of icp-init's lies there or the members have
+// other ideas of the mapping, each of them gets for itself.
 class SharedSeed {
  public:
-  SharedSeed(const VersionReader& version, const pb::Capsule& capsule, const std::vector<TreeStep>& steps);
+  // `sources` outlives it.
+  SharedSeed(const VersionReader& version, const pb::Capsule& capsule, const std::vector<TreeStep>& steps,
+             MappedSources& sources);
 
   // `pid` (1: init) has been made, and nothing has been forked from it: maps and fills what it has to hand on.
   void fill(uint32_t pid, RemoteProcess& remote);
@@ -43,18 +46,29 @@ class SharedSeed {
   const PageStoreReader* store_of(const pb::AddressSpace& memory) const;
 
  private:
+  // What is made in the holder, once for all members.
+  struct SharedMapping {
+    Range range;              // all of what members map there
+    std::string source;       // what they must agree about, see source_of()
+    const pb::Mapping* like;  // the first of theirs, which begins where it does
+    bool agreed = true;
+  };
   struct Family {
     std::unique_ptr<PageStoreReader> reader;
     std::vector<const pb::Process*> members;
     uint32_t holder = 0;
-    std::vector<Range> pages;     // that two members have or more
-    std::vector<Range> mappings;  // that are made in the holder; no two overlap
-    bool noreserve = false;       // whether those are
+    std::vector<Range> pages;             // that two members have or more
+    std::vector<SharedMapping> mappings;  // that are made in the holder; ascending, no two overlap
   };
   void find_holder(Family& family) const;
   static void find_pages(Family& family);
-  static void find_mappings(Family& family);
+  void find_mappings(Family& family) const;
+  std::string source_of(const pb::Mapping& mapping) const;
+  void map(const SharedMapping& mapping, RemoteProcess& remote);
   void note_inheritance(const Family& family);
+  bool is_kept(const Family& family, const pb::Mapping& mapping) const;
+
+  MappedSources& sources_;
 
   std::map<uint32_t, uint32_t> forked_by_;
   std::map<std::string, Family> families_;  // by their stores

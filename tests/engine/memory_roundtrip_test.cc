@@ -40,12 +40,14 @@ char* map(size_t bytes, int prot, int flags, int fd = -1, off_t offset = 0) {
   return static_cast<char*>(at);
 }
 
+char byte_of(size_t i, unsigned seed) { return static_cast<char>((i * 2654435761u + seed) >> 7); }
+
 void fill(char* at, size_t bytes, unsigned seed) {
-  for (size_t i = 0; i < bytes; ++i) at[i] = static_cast<char>((i * 2654435761u + seed) >> 7);
+  for (size_t i = 0; i < bytes; ++i) at[i] = byte_of(i, seed);
 }
 
 void expect_filled(const char* at, size_t bytes, unsigned seed) {
-  for (size_t i = 0; i < bytes; ++i) CHECK_OR_DIE(at[i] == static_cast<char>((i * 2654435761u + seed) >> 7));
+  for (size_t i = 0; i < bytes; ++i) CHECK_OR_DIE(at[i] == byte_of(i, seed));
 }
 
 TEST_F(MemoryRoundtrip, AnonymousWithHolesAndProtections) {
@@ -360,25 +362,26 @@ void change_own_pages(char* data, int number) {
   if (number == 3) CHECK_OR_DIE(::mprotect(data + 1000 * kPage, 100 * kPage, PROT_READ) == 0);
 }
 
-void check_pages(const char* data, int number) {
+// With `file`, that is what shows where a page is none of the process's own.
+void check_pages(const char* data, int number, bool file) {
   const size_t changed = static_cast<size_t>(number) * 10 * kPage, gone = static_cast<size_t>(number) * 20 * kPage;
   const size_t bytes = number == 2 ? kFamily - 3 * kPage : kFamily;
   for (size_t i = 0; i < bytes; ++i) {
-    char expected = static_cast<char>((i * 2654435761u + 77) >> 7);
+    char expected = byte_of(i, 77);
     if (number != 0 && i == changed) expected = 'x';
-    if (number != 0 && i >= gone && i < gone + kPage) expected = 0;
+    if (number != 0 && i >= gone && i < gone + kPage) expected = file ? byte_of(i + kPage, 99) : '\0';
     CHECK_OR_DIE(data[i] == expected);
   }
 }
 
-void be_relative(char* data, FamilyBoard& board, int number) {
+void be_relative(char* data, FamilyBoard& board, int number, bool file) {
   change_own_pages(data, number);
   ++board.made;
   while (!board.restored) ::usleep(1000);
   board.bytes += proportional_bytes(data);
   ++board.measured;
   while (board.measured < kChildren + 1) ::usleep(1000);
-  check_pages(data, number);
+  check_pages(data, number, file);
   data[500 * kPage] = static_cast<char>(number);  // still nobody else's
   ++board.measured;
   while (board.measured < 2 * (kChildren + 1)) ::usleep(1000);
@@ -389,8 +392,21 @@ struct FamilyCase {
   RoundtripOptions options;
   useconds_t alone_us = 0;  // before the children are made
   bool lazy = false;
-  double most = 1.5;  // of the memory that the family shares, in the image
+  double most = 1.5;                         // of the memory that the family shares, in the image
+  std::function<int()> make_file = nullptr;  // the memory is a private mapping of it, from its second page on
 };
+
+char* map_family(const FamilyCase& family) {
+  if (!family.make_file) return map(kFamily, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+  const int fd = family.make_file();
+  CHECK_OR_DIE(fd >= 0 && ::ftruncate(fd, kPage + kFamily) == 0);
+  char* const whole = map(kPage + kFamily, PROT_READ | PROT_WRITE, MAP_SHARED, fd);
+  fill(whole, kPage + kFamily, 99);
+  ::munmap(whole, kPage + kFamily);
+  char* const data = map(kFamily, PROT_READ | PROT_WRITE, MAP_PRIVATE, fd, kPage);
+  ::close(fd);
+  return data;
+}
 
 void expect_family_kept(FamilyCase family) {
   uint64_t image = 0;
@@ -403,7 +419,7 @@ void expect_family_kept(FamilyCase family) {
   EXPECT_EQ(roundtrip(
                 [&family](Gate& gate) {
                   auto& board = *new (map(kPage, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS)) FamilyBoard{};
-                  char* const data = map(kFamily, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS);
+                  char* const data = map_family(family);
                   fill(data, kFamily, 77);
                   if (family.alone_us > 0) gate.ready();
                   ::usleep(family.alone_us);
@@ -415,14 +431,14 @@ void expect_family_kept(FamilyCase family) {
                       while (::wait(nullptr) > 0) continue;
                       ::_exit(0);
                     }
-                    be_relative(data, board, number);
+                    be_relative(data, board, number, family.make_file != nullptr);
                     ::_exit(0);
                   }
                   while (board.made < kChildren) ::usleep(1000);
                   if (family.alone_us == 0) gate.ready();
                   gate.go();
                   board.restored = true;
-                  be_relative(data, board, 0);
+                  be_relative(data, board, 0, family.make_file != nullptr);
                   int status = 0;
                   while (::wait(&status) > 0) CHECK_OR_DIE(status == 0);
                   if (!family.lazy) CHECK_OR_DIE(board.bytes < 1.5 * kFamily);
@@ -435,6 +451,22 @@ void expect_family_kept(FamilyCase family) {
 
 TEST_F(MemoryRoundtrip, PagesSharedByForkStayShared) {
   expect_family_kept({.options = {.generations = 3, .versions = 2}, .most = 1.6});
+}
+
+TEST_F(MemoryRoundtrip, PagesOfFilesSharedByForkStayShared) {
+  const TempDir directory;
+  ASSERT_EQ(::chown(directory.path().c_str(), 65534, 65534), 0);
+  expect_family_kept({.options = {.generations = 3, .versions = 2}, .most = 1.6, .make_file = [&directory] {
+                        return ::open((directory.path() + "/data").c_str(), O_RDWR | O_CREAT | O_TRUNC, 0600);
+                      }});
+}
+
+// All that is left of the file is its mapping.
+TEST_F(MemoryRoundtrip, PagesOfObjectsSharedByForkStayShared) {
+  if (::geteuid() != 0) GTEST_SKIP() << "a file without a name that is mapped privately takes CAP_CHECKPOINT_RESTORE";
+  expect_family_kept({.options = {.generations = 3, .versions = 2}, .most = 2.6, .make_file = [] {
+                        return ::memfd_create("below", MFD_CLOEXEC);
+                      }});
 }
 
 // The first versions have the parent alone.
