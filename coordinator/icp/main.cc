@@ -121,19 +121,26 @@ bool wants_json(const Cli& cli) {
   return false;
 }
 
+int report_failure(const Cli& cli, const Error& error) {
+  if (!answers_a_program()) print_error(sentence(error));
+  try {
+    if (wants_json(cli)) print_json(error_json(error));
+  } catch (const Error&) {
+    // The program has closed its descriptor, and there is nobody else to tell.
+  }
+  return exit_code(error);
+}
+
 int carry_out(const Cli& cli) {
   try {
+    if (cli.json_fd >= 0 && !wants_json(cli))
+      throw_error(ErrorKind::kUsage, "--json-fd goes with the --json of a command that has it");
     if (cli.json_fd >= 0) answer_into(cli.json_fd);
     return cli.chosen();
   } catch (const Error& error) {
-    if (!answers_a_program()) print_error(sentence(error));
-    if (wants_json(cli)) print_json(error_json(error));
-    return exit_code(error);
+    return report_failure(cli, error);
   } catch (const std::exception& error) {
-    const Error unforeseen(ErrorKind::kSystem, printable(error.what()));
-    if (!answers_a_program()) print_error(unforeseen.what());
-    if (wants_json(cli)) print_json(error_json(unforeseen));
-    return kExitFailed;
+    return report_failure(cli, Error(ErrorKind::kSystem, error.what()));
   }
 }
 

@@ -21,6 +21,21 @@ from icp_harness import ABLE, Case, ROOT, build, counter, icp, main, program, wa
 
 
 class CommandLine(Case):
+    def test_errors_are_json_where_that_was_asked_for(self):
+        done = icp("list", "--json", self.dir / "nowhere")
+        self.assertEqual(json.loads(done.stdout)["error"]["kind"], "system")
+        self.assertIn("nowhere", done.stderr)
+        reader, writer = os.pipe()
+        self.addCleanup(os.close, reader)
+        done = icp("--json-fd", writer, "verify", "--json", self.dir, pass_fds=[writer])
+        os.close(writer)
+        answer = json.loads(os.read(reader, 1 << 16))
+        self.assertEqual(answer["error"]["kind"], "gone")
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (1, "", ""))
+        self.assertIn("--json-fd goes with", icp("--json-fd", 1, "list", self.dir).stderr)
+        self.assertIn("not open for writing", icp("--json-fd", 77, "list", "--json", self.dir).stderr)
+        self.assertIn("--json goes with", icp("restart", "--json", "--dir", self.dir).stderr)
+
     def test_wrong_command_lines(self):
         run = ["run", "--dir", self.image, "--interval"]
         for arguments, text in [
