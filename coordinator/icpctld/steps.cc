@@ -230,7 +230,7 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
   if (step->request_ && step->waiting_) {
     const auto told = step->request_->finished;
     step->request_.reset();
-    if (told) told(kAlreadyDone, "the step has ended");
+    if (told) told(net::kAlreadyDone, "the step has ended");
   }
   record([&] { catalog_.step_ended(step->facts.key); });
   steps_.erase(step->facts.key);
