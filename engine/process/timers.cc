@@ -117,20 +117,46 @@ class TimerMaker {
   const bool by_id_;
 };
 
-// One that has expired, with its signal pending: it is to expire at once, and a periodic one then in step.
-void set_expired(RemoteProcess& remote, const pb::PosixTimer& timer) {
-  itimerspec time{from_ns(timer.interval_ns()), from_ns(1)};
-  int flags = 0;
-  timespec now{};
-  const bool wall =
-      timer.clock() >= 0 && timer.clock() != CLOCK_PROCESS_CPUTIME_ID && timer.clock() != CLOCK_THREAD_CPUTIME_ID;
-  if (wall && ::clock_gettime(timer.clock(), &now) == 0 && to_ns(now) + timer.remaining_ns() > timer.interval_ns()) {
-    time.it_value = from_ns(std::max<uint64_t>(to_ns(now) + timer.remaining_ns() - timer.interval_ns(), 1));
-    flags = TIMER_ABSTIME;
-  }
+bool is_wall_clock(int clock) {
+  return clock >= 0 && clock != CLOCK_PROCESS_CPUTIME_ID && clock != CLOCK_THREAD_CPUTIME_ID;
+}
+
+void set_timer(RemoteProcess& remote, const pb::PosixTimer& timer, const itimerspec& time, int flags = 0) {
   remote.reset_scratch();
   remote.call("timer_settime", SYS_timer_settime,
               {static_cast<uint64_t>(timer.id()), static_cast<uint64_t>(flags), remote.stage_value(time).value, 0});
+}
+
+// Starts a periodic timer in step, so many of its intervals before the next expiry, which is in the past; fewer if the
+// clock does not go back that far. False if it goes back for none of them, or cannot be set like that.
+bool start_in_the_past(RemoteProcess& remote, const pb::PosixTimer& timer, uint64_t intervals) {
+  timespec now{};
+  if (!is_wall_clock(timer.clock()) || timer.interval_ns() == 0 || ::clock_gettime(timer.clock(), &now) != 0)
+    return false;
+  const uint64_t next = to_ns(now) + timer.remaining_ns();
+  intervals = std::min(intervals, (next - 1) / timer.interval_ns());
+  if (intervals == 0) return false;
+  set_timer(remote, timer, {from_ns(timer.interval_ns()), from_ns(next - intervals * timer.interval_ns())},
+            TIMER_ABSTIME);
+  return true;
+}
+
+// One that has expired, with its signal pending: it is to expire at once, and a periodic one then in step.
+void set_expired(RemoteProcess& remote, const pb::PosixTimer& timer) {
+  if (!start_in_the_past(remote, timer, 1)) set_timer(remote, timer, {from_ns(timer.interval_ns()), from_ns(1)});
+}
+
+// What timer_getoverrun() tells is counted when a signal of the timer's is taken: one is sent late, and taken here.
+// `thread`: the one that gets it, if it goes to one. False: its overruns cannot come back.
+bool set_overrun(RemoteProcess& thread, const pb::PosixTimer& timer) {
+  const bool sends = (timer.notify() & ~SIGEV_THREAD_ID) == SIGEV_SIGNAL && timer.signal() >= 1 && timer.signal() <= 64;
+  if (timer.overrun() <= 0 || !sends) return false;
+  if (!start_in_the_past(thread, timer, static_cast<uint64_t>(timer.overrun()) + 1)) return false;
+  thread.reset_scratch();
+  const RemoteAddr mask = thread.stage_value(1ull << (timer.signal() - 1)),
+                   longest = thread.stage_value(timespec{1, 0});
+  thread.syscall(SYS_rt_sigtimedwait, {mask.value, 0, longest.value, sizeof(uint64_t)});
+  return true;
 }
 
 // It can send its signal by expiring.
@@ -169,6 +195,8 @@ void capture_timers(const StoppedProcess& process, CallBatch& calls, pb::Process
                             saved.set_interval_ns(to_ns(time.it_interval));
                             saved.set_remaining_ns(to_ns(time.it_value));
                           });
+    calls.call(nullptr, SYS_timer_getoverrun, {static_cast<uint64_t>(timer.id())},
+               [&saved](int64_t count) { saved.set_overrun(static_cast<int32_t>(std::max<int64_t>(count, 0))); });
   }
 }
 
@@ -200,7 +228,8 @@ void name_timer_threads(const StoppedProcess& process, pb::Process& state) {
   }
 }
 
-void restore_timers(RemoteProcess& remote, const pb::Process& state) {
+void restore_timers(RemoteProcess& remote, const pb::Process& state,
+                    const std::function<RemoteProcess(uint32_t tid)>& in_thread) {
   for (const pb::IntervalTimer& saved : state.itimers()) {
     remote.reset_scratch();
     const itimerval timer{from_us(saved.interval_us()), from_us(saved.value_us())};
@@ -213,17 +242,19 @@ void restore_timers(RemoteProcess& remote, const pb::Process& state) {
   std::sort(timers.begin(), timers.end(), [](const auto& one, const auto& other) { return one.id() < other.id(); });
   if (timers.empty()) return;
   TimerMaker maker(remote);
+  for (const pb::PosixTimer& timer : timers) maker.make(timer);
+  // These wait for signals, of which there are none yet.
+  std::erase_if(timers, [&](const pb::PosixTimer& timer) {
+    if (timer.remaining_ns() == 0 || has_expired(state, timer)) return false;
+    RemoteProcess thread = timer.notify_tid() == 0 ? remote.on_thread(remote.thread()) : in_thread(timer.notify_tid());
+    return set_overrun(thread, timer);
+  });
   for (const pb::PosixTimer& timer : timers) {
-    maker.make(timer);
     if (has_expired(state, timer)) {
       set_expired(remote, timer);
-      continue;
+    } else if (timer.remaining_ns() != 0) {
+      set_timer(remote, timer, {from_ns(timer.interval_ns()), from_ns(timer.remaining_ns())});
     }
-    if (timer.remaining_ns() == 0) continue;
-    remote.reset_scratch();
-    const itimerspec time{from_ns(timer.interval_ns()), from_ns(timer.remaining_ns())};
-    remote.call("timer_settime", SYS_timer_settime,
-                {static_cast<uint64_t>(timer.id()), 0, remote.stage_value(time).value, 0});
   }
 }
 

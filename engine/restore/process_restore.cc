@@ -127,7 +127,11 @@ void ProcessRestore::drop_rights() {
 }
 
 void ProcessRestore::finish() {
-  restore_timers(remote(), state_);
+  restore_timers(remote(), state_, [this](uint32_t tid) {
+    for (int i = 0; i < state_.threads_size(); ++i)
+      if (state_.threads(i).tid() == tid) return remote().on_thread(stopped_.threads[static_cast<size_t>(i)]);
+    throw_error(ErrorKind::kImage, "process {} has a timer of thread {}, which it has not", state_.pid(), tid);
+  });
   restore_process_signals(remote(), state_);
   for (size_t i = 0; i < stopped_.threads.size(); ++i) {
     RemoteProcess in_thread = remote().on_thread(stopped_.threads[i]);
