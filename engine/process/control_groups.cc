@@ -92,18 +92,40 @@ bool is_setting(const std::string& file, mode_t mode) {
                       [&](std::string_view part) { return file.find(part) != std::string::npos; });
 }
 
+// What a new group's files have: the owner of the group, and the mode of those of this name elsewhere.
+bool is_changed(const struct stat& file, const struct stat& directory, const std::string& same_of_parent) {
+  static constexpr std::array<mode_t, 4> kUsual = {0444, 0644, 0200, 0222};
+  if (file.st_uid != directory.st_uid || file.st_gid != directory.st_gid) return true;
+  struct stat other {};
+  const mode_t mode = file.st_mode & 07777;
+  if (::stat(same_of_parent.c_str(), &other) == 0 && (other.st_mode & 07777) == mode) return false;
+  return std::find(kUsual.begin(), kUsual.end(), mode) == kUsual.end() || other.st_ino != 0;
+}
+
 void read_settings(const std::string& directory, pb::ControlGroup& group) {
+  struct stat whole {};
+  if (::stat(directory.c_str(), &whole) != 0) return;
   for_each_entry(directory, [&](const std::string& file, bool is_directory) {
     struct stat status {};
     if (is_directory || static_cast<size_t>(group.settings_size()) >= kMostSettings ||
-        ::stat((directory + "/" + file).c_str(), &status) != 0 || !is_setting(file, status.st_mode))
+        ::stat((directory + "/" + file).c_str(), &status) != 0)
       return;
-    std::string value = read_text(directory + "/" + file);
-    if (value.empty() || value.size() >= kMostValue) return;
+    std::string value = is_setting(file, status.st_mode) ? read_text(directory + "/" + file) : std::string();
+    if (value.size() >= kMostValue) value.clear();
+    const bool changed = is_changed(status, whole, parent_of(directory) + "/" + file);
+    if (value.empty() && !changed) return;
     pb::ControlGroupSetting& setting = *group.add_settings();
     setting.set_file(file);
     setting.set_value(std::move(value));
+    if (!changed) return;
+    setting.set_mode(status.st_mode & 07777);
+    setting.set_uid(status.st_uid);
+    setting.set_gid(status.st_gid);
   });
+}
+
+bool is_file_of_group(const pb::ControlGroupSetting& setting) {
+  return !setting.file().empty() && setting.file().find('/') == std::string::npos;
 }
 
 // "cpu memory" is written as "+cpu +memory"; a list of devices as what is allowed after all has been denied.
@@ -126,8 +148,8 @@ std::string write_settings(const std::string& directory, const pb::ControlGroup&
   std::vector<const pb::ControlGroupSetting*> left;
   for (const pb::ControlGroupSetting& setting : group.settings()) {
     const bool threaded = setting.file() == kType && setting.value().starts_with("threaded");
-    const bool plain = setting.file().find('/') == std::string::npos && !setting.file().empty();
-    if (plain && (setting.file() != kType || threaded)) left.push_back(&setting);
+    const bool wanted = is_file_of_group(setting) && !setting.value().empty();
+    if (wanted && (setting.file() != kType || threaded)) left.push_back(&setting);
   }
   std::stable_partition(left.begin(), left.end(), [](const auto* setting) { return setting->file() == kType; });
   for (int pass = 0; pass < 2; ++pass)
@@ -137,6 +159,23 @@ std::string write_settings(const std::string& directory, const pb::ControlGroup&
     });
   std::string names;
   for (const pb::ControlGroupSetting* setting : left) names += (names.empty() ? "" : ", ") + printable(setting->file());
+  return names;
+}
+
+// Returns the names of the files that keep another mode or owner.
+std::string write_modes(const std::string& directory, const pb::ControlGroup& group) {
+  std::string names;
+  for (const pb::ControlGroupSetting& setting : group.settings()) {
+    if (!setting.has_mode() || !is_file_of_group(setting)) continue;
+    const std::string path = directory + "/" + setting.file();
+    struct stat status {};
+    if (::lstat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) continue;
+    const bool same_owner = status.st_uid == setting.uid() && status.st_gid == setting.gid();
+    // The owner last: who is not root may not change the mode any more after that.
+    const bool done = ::chmod(path.c_str(), setting.mode() & 0777) == 0 &&
+                      (same_owner || ::lchown(path.c_str(), setting.uid(), setting.gid()) == 0);
+    if (!done) names += (names.empty() ? "" : ", ") + printable(setting.file());
+  }
   return names;
 }
 
@@ -355,7 +394,18 @@ ControlGroupRestore::ControlGroupRestore(const pb::Capsule& capsule, pid_t here,
 }
 
 ControlGroupRestore::~ControlGroupRestore() {
-  for (auto directory = made_.rbegin(); directory != made_.rend(); ++directory) ::rmdir(directory->c_str());
+  for (auto made = made_.rbegin(); made != made_.rend(); ++made) ::rmdir(made->directory.c_str());
+}
+
+// Not when they are made: with the files' own modes the groups might be closed to who puts processes into them.
+void ControlGroupRestore::keep() {
+  for (const Made& made : made_) {
+    const std::string missing = write_modes(made.directory, *made.group);
+    if (!missing.empty())
+      spdlog::warn("control group {} is made again, but for the mode or owner of {}",
+                   name_of(made.group->hierarchy(), made.group->path()), missing);
+  }
+  made_.clear();
 }
 
 // Empty: there is no such place here.
@@ -373,7 +423,7 @@ bool ControlGroupRestore::make(const pb::ControlGroup& group, const std::string&
   if (::access(directory.c_str(), F_OK) == 0) return is_control_group(directory);
   if (!is_control_group(parent_of(directory)) || path.ends_with(".scope") || path.ends_with(".service")) return false;
   if (::mkdir(directory.c_str(), group.has_mode() ? group.mode() & 0777 : 0755) != 0) return false;
-  made_.push_back(directory);
+  made_.push_back({directory, &group});
   if (group.has_mode()) ::chmod(directory.c_str(), group.mode() & 0777);  // whatever the umask
   if (group.has_mode() && ::geteuid() == 0) static_cast<void>(!::chown(directory.c_str(), group.uid(), group.gid()));
   const std::string missing = write_settings(directory, group);

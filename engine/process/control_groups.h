@@ -86,7 +86,8 @@ class ControlGroupRestore {
   // `pid`: the agent's number of a process, which is where the job is; before it has memory, that is charged there.
   void place(const pb::Process& state, pid_t pid);
   void place_thread(const pb::Process& process, const pb::Thread& state, pid_t tid);
-  void keep() { made_.clear(); }
+  // Nothing is removed any more; files get the modes and owners that the program had given them.
+  void keep();
 
  private:
   std::string target(const pb::ControlGroup& group, const GroupPaths& here) const;
@@ -97,7 +98,11 @@ class ControlGroupRestore {
   std::map<uint32_t, const pb::ControlGroup*> groups_;
   GroupMounts mounts_;
   std::map<uint32_t, GroupPaths> places_;  // of the job, by process
-  std::vector<std::string> made_;          // directories
+  struct Made {
+    std::string directory;
+    const pb::ControlGroup* group;
+  };
+  std::vector<Made> made_;
 };
 
 // /proc/PID/loginuid, which only the process itself can set: once, or with CAP_AUDIT_CONTROL.
