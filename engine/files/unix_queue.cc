@@ -8,11 +8,13 @@
 #include <sys/un.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstddef>
 #include <cstring>
 #include <memory>
 
 #include "engine/base/error.h"
+#include "engine/base/socket_pair.h"
 #include "engine/files/socket_option.h"
 
 namespace icp {
@@ -138,6 +140,49 @@ class Peeker {
 };
 
 }  // namespace
+
+namespace {
+
+constexpr size_t kMostParts = 1u << 16;
+
+// A stream of the agent's own, to see what a message of so many bytes takes of its sender's buffer.
+class Gauge {
+ public:
+  Gauge() : pair_(SOCK_STREAM) {
+    const int most = 1 << 22;  // as far as the system lets it
+    ::setsockopt(pair_.here.get(), SOL_SOCKET, SO_SNDBUF, &most, sizeof most);
+  }
+  // 0: it cannot be sent at once.
+  size_t taken_by(size_t bytes) {
+    std::string data(bytes, '\0');
+    int taken = 0;
+    const ssize_t sent = ::send(pair_.here.get(), data.data(), bytes, MSG_DONTWAIT | MSG_NOSIGNAL);
+    const bool known = ::ioctl(pair_.here.get(), SIOCOUTQ, &taken) == 0;
+    while (::recv(pair_.there.get(), data.data(), bytes, MSG_DONTWAIT) > 0) {
+    }
+    return known && sent == static_cast<ssize_t>(bytes) ? static_cast<size_t>(taken) : 0;
+  }
+
+ private:
+  SocketPair pair_;
+};
+
+}  // namespace
+
+std::vector<std::string> cut_to_fill(const std::string& data, size_t room) {
+  Gauge gauge;
+  const auto size_of = [&](size_t parts) { return (data.size() + parts - 1) / parts; };
+  const auto fills = [&](size_t parts) { return gauge.taken_by(size_of(parts)) * parts >= room; };
+  size_t none = 0, enough = std::min(data.size(), kMostParts);
+  if (enough == 0 || !fills(enough)) return {data};
+  while (enough - none > 1) {
+    const size_t middle = none + (enough - none) / 2;
+    (fills(middle) ? enough : none) = middle;
+  }
+  std::vector<std::string> parts;
+  for (size_t at = 0; at < data.size(); at += size_of(enough)) parts.push_back(data.substr(at, size_of(enough)));
+  return parts;
+}
 
 std::vector<QueuedMessage> peek_socket(int fd) {
   std::vector<QueuedMessage> queue;

@@ -23,6 +23,10 @@ struct QueuedMessage {
 // for those with descriptors or credentials. Throws kRefused for a message that is too long.
 std::vector<QueuedMessage> peek_socket(int fd);
 
+// Cuts what waits in a stream into equal parts, as few as fill a send buffer of `room` bytes (SO_SNDBUF) when they are
+// sent one by one: the kernel counts with each what it needs for it. All in one part when none would do.
+std::vector<std::string> cut_to_fill(const std::string& data, size_t room);
+
 // "/path", or "" and so on for a zero byte, without the zero that may end a path.
 std::string unix_name(const char* path, size_t bytes);
 

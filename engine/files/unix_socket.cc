@@ -253,6 +253,23 @@ void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socke
   if (diag.type == SOCK_DGRAM && !diag.name.empty()) capture_queue(scan, fd, true, message);
 }
 
+// Into a stream that is full no more is to go after a restart either. Few are: it takes some time to find out how.
+void keep_full(const SocketSet& all) {
+  std::map<uint32_t, const pb::UnixSocket*> messages;
+  for (const auto& socket : all.sockets()) messages[socket.diag->ino] = &socket.description->message->unix_socket();
+  for (const auto& socket : all.sockets()) {
+    pb::UnixSocket& message = *socket.description->message->mutable_unix_socket();
+    const UnixDiag* peer = all.inside(message.peer_ino());
+    if (message.type() != SOCK_STREAM || !message.paired() || peer == nullptr || message.control_size() > 0) continue;
+    const auto sender = messages.find(peer->ino);
+    if (message.queue_size() != 1 || sender == messages.end() || peer->outgoing < sender->second->send_buffer())
+      continue;
+    const std::vector<std::string> parts = cut_to_fill(message.queue(0), sender->second->send_buffer());
+    message.clear_queue();
+    for (const std::string& part : parts) message.add_queue(part);
+  }
+}
+
 class UnixSocketKind final : public FileKind {
  public:
   pb::OpenFile::KindCase tag() const override { return pb::OpenFile::kUnixSocket; }
@@ -274,6 +291,7 @@ class UnixSocketKind final : public FileKind {
       if (!socket.diag) throw_error(ErrorKind::kGone, "a Unix socket vanished while it was looked at");
       capture_socket(scan, all, socket);
     }
+    keep_full(all);
   }
 
   void create(RestoreContext& context, ImageFiles files) const override { create_unix_sockets(context, files); }
