@@ -222,9 +222,12 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
   terminals->settle();
   files.create();
   builder.end_helpers(steps);  // while their parents, who wait for them, still run
-  for (const pb::Process& process : capsule.processes())
+  for (const pb::Process& process : capsule.processes()) {
     if (process.state() == pb::Process::ZOMBIE)
       builder.end_as_zombie(process.pid(), process.exit_status(), process.comm());
+    else if (process.continue_untold())
+      builder.continue_untold(process.pid());
+  }
 
   const std::map<uint32_t, CpuBinding> bindings = bindings_of(capsule, options.task_cpus);
   const RestoreShared shared{capsule,

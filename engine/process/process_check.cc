@@ -194,8 +194,10 @@ void check_processes(const std::vector<ProcessRef>& processes, Findings& finding
   } catch (const Error& error) {
     if (error.kind() == ErrorKind::kGone) return;
     const ProcessRef& root = processes.front();
-    findings.push_back({root.pid, root.comm, "process tree", error.what(), "try again in a moment",
-                        error.kind() == ErrorKind::kImage});
+    const bool changing = error.kind() == ErrorKind::kImage;
+    findings.push_back({root.pid, root.comm, "process tree", error.what(),
+                        changing ? "try again in a moment" : "end it before the checkpoint, or start it with setsid",
+                        changing});
   }
 }
 

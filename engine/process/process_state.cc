@@ -32,6 +32,9 @@ namespace {
 constexpr uint64_t kUserCode64 = 0x33;  // __USER_CS: 64-bit code
 constexpr size_t kMostArguments = 64;   // shown by icp show; the real ones are in memory
 
+// Leaves it for the parent to find.
+constexpr uint64_t kLookForContinued = WCONTINUED | WNOHANG | WNOWAIT | static_cast<uint64_t>(__WALL);
+
 void capture_arguments(pid_t pid, pb::Process& state) {
   const std::string text = read_proc(pid, "cmdline");
   for (size_t begin = 0; begin < text.size() && state.argv_size() < static_cast<int>(kMostArguments);) {
@@ -88,6 +91,11 @@ class ThreadCapture {
                           {P_PID, static_cast<uint64_t>(child.ref.vpid), CallBatch::kAnswer,
                            WSTOPPED | WNOHANG | WNOWAIT | static_cast<uint64_t>(__WALL), 0},
                           [&child_state](const siginfo_t& info) { child_state.set_stop_told(info.si_pid == 0); });
+  }
+  // For that of a running child's parent: whether any of its children has been continued and it has not been told.
+  void ask_for_continued(bool& any) {
+    calls_.ask<siginfo_t>(nullptr, SYS_waitid, {P_ALL, 0, CallBatch::kAnswer, kLookForContinued, 0},
+                          [&any](const siginfo_t& info) { any = info.si_pid != 0; });
   }
 
   void start() {
@@ -162,10 +170,10 @@ void check_code(const StoppedProcess& process) {
   }
 }
 
-}  // namespace
-
-void capture_process_state(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states) {
+// The parents, by number, of children that have been continued by SIGCONT and have not been waited for as such.
+std::map<pid_t, bool> capture_threads(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states) {
   const KeyList keys = KeyList::read();
+  std::map<pid_t, bool> continued;
   std::deque<BorrowedRanges> borrowed(processes.size());
   std::deque<ThreadCapture> threads;
   std::map<pid_t, ThreadCapture*> leaders;
@@ -185,12 +193,42 @@ void capture_process_state(std::vector<StoppedProcess>& processes, const std::ve
   }
   for (size_t i = 0; i < processes.size(); ++i) {
     const auto parent = leaders.find(processes[i].ref.ppid);
-    if (processes[i].job_stopped != 0 && parent != leaders.end())
+    if (parent == leaders.end() || !processes[i].remote) continue;
+    if (processes[i].job_stopped != 0)
       parent->second->ask_whether_told(processes[i], *states[i]);
+    else if (const auto [asked, added] = continued.try_emplace(parent->first); added)
+      parent->second->ask_for_continued(asked->second);
   }
   capture_shared_directories(processes, states);
   run_all(threads);
   for (ThreadCapture& thread : threads) thread.deliver();
+  return continued;
+}
+
+// Few ever are: their children are asked for one by one, when nothing is borrowed any more.
+void find_continued(StoppedProcess& parent, std::vector<StoppedProcess>& processes,
+                    const std::vector<pb::Process*>& states) {
+  CallBatch calls;
+  for (size_t i = 0; i < processes.size(); ++i) {
+    const StoppedProcess& child = processes[i];
+    if (!child.remote || child.ref.ppid != parent.ref.pid || child.job_stopped != 0) continue;
+    calls.ask<siginfo_t>(nullptr, SYS_waitid,
+                         {P_PID, static_cast<uint64_t>(child.ref.vpid), CallBatch::kAnswer, kLookForContinued, 0},
+                         [state = states[i]](const siginfo_t& info) { state->set_continue_untold(info.si_pid != 0); });
+  }
+  calls.run_singly(*parent.remote);
+  end_calls(parent);
+  calls.deliver(parent.ref.pid);
+}
+
+}  // namespace
+
+void capture_process_state(std::vector<StoppedProcess>& processes, const std::vector<pb::Process*>& states) {
+  const std::map<pid_t, bool> continued = capture_threads(processes, states);
+  for (StoppedProcess& process : processes) {
+    const auto found = continued.find(process.ref.pid);
+    if (found != continued.end() && found->second) find_continued(process, processes, states);
+  }
   for (size_t i = 0; i < processes.size(); ++i) {
     if (processes[i].remote) {
       name_timer_threads(processes[i], *states[i]);

@@ -119,7 +119,7 @@ void TreeBuilder::fork_seed(const TreeStep& step, int exit_signal, const pb::Pro
   Seed& by = step.by == 1 ? init_ : seeds_.at(step.by);
   const bool sibling = step.kind == TreeStep::kForkSibling;
   const uint64_t flags = shared_flags(step, process) | (sibling ? CLONE_PARENT : 0u);
-  const int signal = step.kind == TreeStep::kForkHelper && step.by != 1 ? 0 : exit_signal;
+  const int signal = step.kind == TreeStep::kForkHelper && step.by != 1 ? step.exit_signal : exit_signal;
   Seed seed;
   // With CLONE_PARENT the kernel takes the exit signal of the caller and refuses another.
   seed.pid = clone_with_pid(*by.remote, flags, step.pid, sibling ? 0 : signal);
@@ -209,6 +209,16 @@ void TreeBuilder::end_as_zombie(uint32_t pid, int status, const std::string& nam
     }
   }
   seeds_.erase(pid);
+}
+
+// What this sends to the parent, SIGCHLD, goes with all that it gets while the tree is made (restore_process_signals).
+void TreeBuilder::continue_untold(uint32_t pid) {
+  Seed& seed = seeds_.at(pid);
+  seed.leader->stop_and_continue();
+  seed.remote->reset_scratch();
+  const RemoteAddr mask = seed.remote->stage_value(1ull << (SIGCONT - 1)),
+                   no_time = seed.remote->stage_value(timespec{});
+  seed.remote->call("rt_sigtimedwait", SYS_rt_sigtimedwait, {mask.value, 0, no_time.value, sizeof(uint64_t)});
 }
 
 void TreeBuilder::end_helpers(const std::vector<TreeStep>& steps) {

@@ -61,6 +61,8 @@ class TreeBuilder {
   void end_helpers(const std::vector<TreeStep>& steps);
   // Ends a seed as a zombie with this wait(2) status and name (icp-init's own when empty).
   void end_as_zombie(uint32_t pid, int status, const std::string& name = {});
+  // A seed's parent can wait for it as continued (WCONTINUED).
+  void continue_untold(uint32_t pid);
   // Makes a thread with number `tid` in a process; it is stopped in its first instruction.
   std::unique_ptr<Tracee> make_thread(RemoteProcess& process, uint32_t tid);
 

@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "engine/restore/tree_plan.h"
 
+#include <signal.h>
+
 #include <algorithm>
 
 #include "engine/base/error.h"
@@ -17,7 +19,11 @@ class Planner {
   explicit Planner(const pb::Capsule& capsule) {
     for (const pb::Process& process : capsule.processes()) add(process);
     for (const auto& [pid, process] : processes_) check_ancestry(pid);
-    for (const auto& [pid, process] : processes_) children_[parent_of(pid)].push_back(pid);
+    for (const auto& [pid, process] : processes_) {
+      const uint32_t parent = parent_of(pid), session = session_of(pid);
+      children_[parent].push_back(pid);
+      if (session != pid && (parent == kInit || session_of(parent) != session)) entries_[session].insert(parent);
+    }
     for (const auto& [pid, process] : processes_) find_birth_session(pid);
   }
 
@@ -45,6 +51,19 @@ class Planner {
   uint32_t session_of(uint32_t pid) const { return at(pid).sid() == 0 ? kInit : at(pid).sid(); }
   uint32_t group_of(uint32_t pid) const { return at(pid).pgid() == 0 ? kInit : at(pid).pgid(); }
   bool leads_session(uint32_t pid) const { return session_of(pid) == pid; }
+
+  // A session whose leader has ended, all of which comes from one parent outside of it: that parent. 0: another one.
+  uint32_t foster_parent(uint32_t session) const {
+    const auto entries = entries_.find(session);
+    const bool one = session != kInit && !exists(session) && entries != entries_.end() && entries->second.size() == 1;
+    return one && *entries->second.begin() != kInit ? *entries->second.begin() : 0;
+  }
+  // Its parent, a subreaper, has got it from one that has ended.
+  bool is_fostered(uint32_t pid) const {
+    const uint32_t parent = parent_of(pid), session = session_of(pid);
+    if (parent == kInit || session == pid || session == session_of(parent)) return false;
+    return exists(session) ? parent_of(session) == parent : foster_parent(session) == parent;
+  }
 
   void add(const pb::Process& process) {
     if (process.pid() <= kInit || process.pid() > kMostPid || process.sid() > kMostPid || process.pgid() > kMostPid)
@@ -80,7 +99,7 @@ class Planner {
     } else {
       for (const uint32_t child : children_[pid]) {
         const uint32_t wanted = find_birth_session(child);
-        if (wanted == kAnySession || wanted == pid) continue;
+        if (wanted == kAnySession || wanted == pid || is_fostered(child)) continue;
         if (birth != kAnySession && birth != wanted)
           throw_error(ErrorKind::kRefused, "children of process {} are in sessions {} and {}, which no fork can repeat",
                       pid, birth, wanted);
@@ -97,10 +116,13 @@ class Planner {
   }
 
   void make_dead_leader(uint32_t session) {
+    if (foster_parent(session) == 0) make_dead_leader(session, kInit);
+  }
+  void make_dead_leader(uint32_t session, uint32_t parent) {
     if (session == kInit || exists(session) || in_session_.contains(session)) return;
-    steps_.push_back({TreeStep::kForkHelper, kInit, session, 0});
+    steps_.push_back({TreeStep::kForkHelper, parent, session, 0, SIGCHLD});
     steps_.push_back({TreeStep::kSetsid, 0, session, 0});
-    helpers_.emplace_back(session, kInit);
+    helpers_.emplace_back(session, parent);
     in_session_[session] = session;
   }
 
@@ -127,10 +149,12 @@ class Planner {
 
   // The process exists: its children before its setsid(), the setsid(), the other children.
   void grow(uint32_t pid) {
-    std::vector<uint32_t> late;
+    std::vector<uint32_t> late, fostered;
     for (const uint32_t child : children_[pid]) {
       const uint32_t wanted = birth_[child];
-      if (wanted == kAnySession || wanted == session_of(pid)) {
+      if (is_fostered(child)) {
+        fostered.push_back(child);
+      } else if (wanted == kAnySession || wanted == session_of(pid)) {
         late.push_back(child);
       } else if (leads_session(pid) && wanted == birth_[pid]) {
         create_child(pid, child);
@@ -145,6 +169,11 @@ class Planner {
       in_session_[pid] = pid;
     }
     for (const uint32_t child : late) create_child(pid, child);
+    for (const uint32_t child : fostered) {
+      make_dead_leader(session_of(child), pid);
+      steps_.push_back({TreeStep::kForkSibling, session_of(child), child, 0});
+      grow(child);
+    }
   }
 
   void create_child(uint32_t parent, uint32_t pid) {
@@ -177,6 +206,7 @@ class Planner {
 
   std::map<uint32_t, const pb::Process*> processes_;
   std::map<uint32_t, std::vector<uint32_t>> children_;
+  std::map<uint32_t, std::set<uint32_t>> entries_;  // session -> parents outside of it of its members
   std::map<uint32_t, uint32_t> birth_;
   std::map<uint32_t, uint32_t> in_session_;             // session -> its leader, once it leads
   std::vector<std::pair<uint32_t, uint32_t>> helpers_;  // helper, its parent

@@ -340,6 +340,19 @@ void Tracee::restop() {
   }
 }
 
+void Tracee::stop_and_continue() {
+  if (::kill(tid_, SIGSTOP) != 0) throw_errno("cannot stop process {}", tid_);
+  for (int signal = 0, status = 0; !is_event_stop(status) || WSTOPSIG(status) != SIGSTOP;) {
+    start(PTRACE_CONT, signal);
+    status = next_status(kLongestStop);
+    if (!WIFSTOPPED(status)) throw_error(ErrorKind::kGone, "thread {} has ended", std::exchange(tid_, 0));
+    stopped_ = true;
+    signal = is_signal_stop(status, SIGSTOP) ? SIGSTOP : 0;
+  }
+  if (::kill(tid_, SIGCONT) != 0) throw_errno("cannot continue process {}", tid_);
+  restop();
+}
+
 bool Tracee::may_suspend_seccomp() {
   static const bool able = [] {
     constexpr uint64_t kSysAdmin = 1ull << 21;  // CAP_SYS_ADMIN

@@ -83,6 +83,10 @@ class Tracee {
   // call, so that registers set now behave as at the first stop.
   void restop();
 
+  // Stops its process by SIGSTOP and continues it by SIGCONT, which stays pending where it is blocked: from then on the
+  // parent may wait for that (WCONTINUED). For a process of one thread; it is stopped for us afterwards, as before.
+  void stop_and_continue();
+
   // Its seccomp filters, and strict mode, are put aside until it is let go (PTRACE_O_SUSPEND_SECCOMP); also for those
   // it gets meanwhile. Takes CAP_SYS_ADMIN, and no filter of our own. Should the agent die, they hold at once. Its
   // children are not followed from then on.

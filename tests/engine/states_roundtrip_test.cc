@@ -102,6 +102,39 @@ int timer_that_has_expired(Gate& gate) {
   return 0;
 }
 
+// What timer_getoverrun() says until the next signal is taken; the timer goes on in step.
+int timer_that_has_overrun(Gate& gate) {
+  sigset_t set;
+  sigemptyset(&set);
+  sigaddset(&set, SIGRTMIN);
+  sigprocmask(SIG_BLOCK, &set, nullptr);
+  timer_t timers[2];
+  const timespec none{};
+  siginfo_t info{};
+  for (int i = 0; i < 2; ++i) {
+    sigevent event{};
+    event.sigev_notify = i == 0 ? SIGEV_SIGNAL : SIGEV_THREAD_ID;
+    event.sigev_signo = SIGRTMIN;
+    event._sigev_un._tid = ::gettid();
+    timespec now{};
+    ::clock_gettime(CLOCK_REALTIME, &now);
+    const itimerspec time{{100, 0}, {now.tv_sec - 530 - i * 100, 0}};  // five times, and six
+    CHECK_OR_DIE(::timer_create(CLOCK_REALTIME, &event, &timers[i]) == 0);
+    CHECK_OR_DIE(::timer_settime(timers[i], TIMER_ABSTIME, &time, nullptr) == 0);
+    const timespec longest{5, 0};
+    CHECK_OR_DIE(::sigtimedwait(&set, &info, &longest) == SIGRTMIN && info.si_overrun == 5 + i);
+  }
+  gate.ready_and_go();
+  for (int i = 0; i < 2; ++i) {
+    CHECK_OR_DIE(::timer_getoverrun(timers[i]) == 5 + i);
+    itimerspec left{};
+    CHECK_OR_DIE(::timer_gettime(timers[i], &left) == 0 && left.it_interval.tv_sec == 100);
+    CHECK_OR_DIE(left.it_value.tv_sec > 40 && left.it_value.tv_sec < 70);
+  }
+  CHECK_OR_DIE(::sigtimedwait(&set, &info, &none) < 0 && errno == EAGAIN);
+  return 0;
+}
+
 // In a group that is not orphaned, where such a stop is no SIGSTOP.
 int stop_as_by_a_terminal(Gate& gate) {
   const Child group([] { return 0; });  // keeps a member's parent in the session
@@ -122,6 +155,98 @@ int stop_as_by_a_terminal(Gate& gate) {
   ::kill(child, SIGKILL);
   CHECK_OR_DIE(::waitpid(child, nullptr, 0) == child);
   return group.end();
+}
+
+// The leader of its session has ended, too.
+int child_of_a_subreaper(Gate& gate) {
+  CHECK_OR_DIE(::prctl(PR_SET_CHILD_SUBREAPER, 1) == 0);
+  auto* const child = shared<std::atomic<pid_t>>();
+  auto* const go = shared<std::atomic<bool>>();
+  const pid_t leader = ::fork();
+  if (leader == 0) {
+    ::setsid();
+    if (const pid_t orphan = ::fork(); orphan != 0) {
+      *child = orphan;
+      ::_exit(0);
+    }
+    const pid_t session = ::getsid(0), group = ::getpgid(0);
+    while (!*go) ::usleep(1000);
+    ::_exit(::getsid(0) == session && ::getpgid(0) == group ? 7 : 8);
+  }
+  int status = 0;
+  CHECK_OR_DIE(::waitpid(leader, nullptr, 0) == leader);
+  CHECK_OR_DIE(::waitpid(*child, nullptr, WNOHANG) == 0 && ::getsid(*child) == leader);
+  gate.ready_and_go();
+  CHECK_OR_DIE(::getsid(*child) == leader && ::getpgid(*child) == leader);
+  *go = true;
+  CHECK_OR_DIE(::waitpid(-1, &status, 0) == *child && WIFEXITED(status) && WEXITSTATUS(status) == 7);
+  CHECK_OR_DIE(::wait(nullptr) < 0 && errno == ECHILD);
+  return 0;
+}
+
+std::atomic<int> children_heard;
+
+// Nobody is told anew what has been told, nor of a stop that is over.
+int continued_and_not_waited_for(Gate& gate) {
+  struct sigaction action {};
+  action.sa_handler = [](int) { ++children_heard; };
+  action.sa_flags = SA_RESTART;
+  CHECK_OR_DIE(::sigaction(SIGCHLD, &action, nullptr) == 0);
+  pid_t children[3];
+  for (pid_t& child : children) {
+    const bool threads = &child == &children[1];
+    if ((child = ::fork()) == 0) {
+      if (threads)
+        std::thread([] {
+          for (;;) ::pause();
+        }).detach();
+      for (;;) ::pause();
+    }
+    siginfo_t info{};
+    ::usleep(50'000);
+    CHECK_OR_DIE(::kill(child, SIGSTOP) == 0);
+    CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(child), &info, WSTOPPED) == 0 && info.si_pid == child);
+    CHECK_OR_DIE(::kill(child, SIGCONT) == 0);
+    CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(child), &info, WCONTINUED | WNOWAIT) == 0);
+  }
+  CHECK_OR_DIE(::waitpid(children[2], nullptr, WCONTINUED) == children[2]);
+  ::usleep(50'000);
+  const int heard = children_heard;
+  gate.ready_and_go();
+  CHECK_OR_DIE(children_heard == heard);
+  for (const pid_t child : children) {
+    siginfo_t info{};
+    CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(child), &info, WSTOPPED | WNOHANG) == 0 && info.si_pid == 0);
+    CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(child), &info, WCONTINUED | WNOHANG) == 0);
+    CHECK_OR_DIE(child == children[2] ? info.si_pid == 0 : info.si_pid == child && info.si_code == CLD_CONTINUED);
+    info = {};
+    CHECK_OR_DIE(::waitid(P_PID, static_cast<id_t>(child), &info, WCONTINUED | WNOHANG) == 0 && info.si_pid == 0);
+    ::kill(child, SIGKILL);
+    CHECK_OR_DIE(::waitpid(child, nullptr, 0) == child);
+  }
+  return 0;
+}
+
+// ---- sockets -----------------------------------------------------------------------------------------------------
+
+// What does not fit in before does not after, whatever it was filled with.
+int full_streams(Gate& gate) {
+  static char bytes[65536], got[65536];
+  constexpr size_t kSizes[] = {1, 700, 5000, 65536};
+  int ends[4][2];
+  size_t sums[4] = {};
+  for (int i = 0; i < 4; ++i) {
+    CHECK_OR_DIE(::socketpair(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK, 0, ends[i]) == 0);
+    for (ssize_t sent = 0; (sent = ::send(ends[i][0], bytes, kSizes[i], 0)) > 0;) sums[i] += static_cast<size_t>(sent);
+  }
+  gate.ready_and_go();
+  for (int i = 0; i < 4; ++i) {
+    CHECK_OR_DIE(::send(ends[i][0], bytes, 1, 0) < 0 && errno == EAGAIN);
+    size_t sum = 0;
+    for (ssize_t read = 0; (read = ::recv(ends[i][1], got, sizeof got, 0)) > 0;) sum += static_cast<size_t>(read);
+    CHECK_OR_DIE(sum == sums[i] && ::send(ends[i][0], bytes, kSizes[i], 0) > 0);
+  }
+  return 0;
 }
 
 // ---- threads, processes ------------------------------------------------------------------------------------------
@@ -339,20 +464,25 @@ TEST_P(StatesRoundtrip, ComesBack) { EXPECT_EQ(roundtrip(GetParam().body, GetPar
 
 INSTANTIATE_TEST_SUITE_P(
     All, StatesRoundtrip,
-    ::testing::Values(State{"TimerThatHasExpired", timer_that_has_expired, {.generations = 2}},
-                      // It stops a moment after it has been let go.
-                      State{"StopAsByATerminal", stop_as_by_a_terminal, {.generations = 2, .same_view = false}},
-                      State{"SettingsOfThreads", settings_of_threads, {.generations = 2}},
-                      State{"ChildWithoutAnExitSignal", child_without_an_exit_signal, {.generations = 2}},
-                      State{"RemovedDirectoryOfSeveral", removed_directory_of_several, {.generations = 2}},
-                      State{"PidfdsOfOneEndedProcess", pidfds_of_one_ended_process, {.generations = 2}},
-                      State{"MemberOfMulticastGroups", member_of_multicast_groups, {.generations = 2}},
-                      State{"ClosedConnectionOfIPv6", closed_connection_of_ipv6, {.generations = 2}},
-                      State{"MessageQueues", message_queues, {.generations = 2, .versions = 2}},
-                      State{"NotifiedOfMessages", notified_of_messages, {.expect_refused = true}},
-                      State{"SegmentsOfItsOwn", segments_of_its_own, {.expect_refused = true}},
-                      State{"DirectoryThatSignals", directory_that_signals, {.expect_refused = true}},
-                      State{"MarkOfUrgentData", mark_of_urgent_data, {.expect_refused = true}}),
+    ::testing::Values(
+        State{"TimerThatHasExpired", timer_that_has_expired, {.generations = 2}},
+        // It stops a moment after it has been let go.
+        State{"TimerThatHasOverrun", timer_that_has_overrun, {.generations = 2}},
+        State{"FullStreams", full_streams, {.generations = 2}},
+        State{"ChildOfASubreaper", child_of_a_subreaper, {.generations = 2}},
+        State{"ContinuedAndNotWaitedFor", continued_and_not_waited_for, {.generations = 2, .same_view = false}},
+        State{"StopAsByATerminal", stop_as_by_a_terminal, {.generations = 2, .same_view = false}},
+        State{"SettingsOfThreads", settings_of_threads, {.generations = 2}},
+        State{"ChildWithoutAnExitSignal", child_without_an_exit_signal, {.generations = 2}},
+        State{"RemovedDirectoryOfSeveral", removed_directory_of_several, {.generations = 2}},
+        State{"PidfdsOfOneEndedProcess", pidfds_of_one_ended_process, {.generations = 2}},
+        State{"MemberOfMulticastGroups", member_of_multicast_groups, {.generations = 2}},
+        State{"ClosedConnectionOfIPv6", closed_connection_of_ipv6, {.generations = 2}},
+        State{"MessageQueues", message_queues, {.generations = 2, .versions = 2}},
+        State{"NotifiedOfMessages", notified_of_messages, {.expect_refused = true}},
+        State{"SegmentsOfItsOwn", segments_of_its_own, {.expect_refused = true}},
+        State{"DirectoryThatSignals", directory_that_signals, {.expect_refused = true}},
+        State{"MarkOfUrgentData", mark_of_urgent_data, {.expect_refused = true}}),
     [](const auto& row) { return std::string(row.param.name); });
 
 // ---- control groups ----------------------------------------------------------------------------------------------
@@ -381,6 +511,8 @@ TEST(ControlGroupsRoundtrip, ProcessAndThreadInGroupsOfTheirOwn) {
   const Body body = [&](Gate& gate) {
     CHECK_OR_DIE(::mkdir(one.c_str(), 0750) == 0 && ::mkdir(other.c_str(), 0755) == 0);
     std::ofstream(one + "/notify_on_release") << "1";
+    CHECK_OR_DIE(::chmod((one + "/notify_on_release").c_str(), 0640) == 0);
+    CHECK_OR_DIE(::chmod((one + "/tasks").c_str(), 0600) == 0 && ::chown((one + "/tasks").c_str(), 65534, 65533) == 0);
     join_group(one, "cgroup.procs");
     std::atomic<int> step = 0;
     bool found = false;
@@ -399,6 +531,11 @@ TEST(ControlGroupsRoundtrip, ProcessAndThreadInGroupsOfTheirOwn) {
     struct stat status {};
     CHECK_OR_DIE(found && is_in_group("/proc/self/cgroup", "/one") && value == "1");
     CHECK_OR_DIE(::stat(one.c_str(), &status) == 0 && (status.st_mode & 0777) == 0750);
+    CHECK_OR_DIE(::stat((one + "/notify_on_release").c_str(), &status) == 0 && (status.st_mode & 0777) == 0640);
+    CHECK_OR_DIE(::stat((one + "/tasks").c_str(), &status) == 0 && (status.st_mode & 0777) == 0600);
+    CHECK_OR_DIE(status.st_uid == 65534 && status.st_gid == 65533);
+    CHECK_OR_DIE(::stat((one + "/cgroup.procs").c_str(), &status) == 0 && (status.st_mode & 0777) == 0644);
+    CHECK_OR_DIE(status.st_uid == 0);
     return 0;
   };
   bool first = true;

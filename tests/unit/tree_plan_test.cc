@@ -101,9 +101,18 @@ ErrorKind kind_of(const std::vector<Row>& rows) {
   return ErrorKind::kUsage;
 }
 
+// What a subreaper has been handed.
+TEST(TreePlan, ChildrenOfSessionsThatTheirParentWasNeverIn) {
+  expect_rebuilt({{10, 1, 10, 10}, {11, 10, 10, 10}, {12, 11, 77, 77}});
+  expect_rebuilt({{10, 1, 10, 10}, {20, 1, 20, 20}, {21, 20, 10, 10}, {22, 20, 30, 30}});
+  expect_rebuilt({{10, 1, 10, 10}, {12, 10, 77, 77}, {13, 10, 13, 77}, {14, 12, 77, 77}, {15, 13, 88, 88}});
+  expect_rebuilt({{10, 1, 10, 10}, {20, 10, 20, 20}, {21, 10, 21, 20}, {22, 10, 20, 20}, {23, 22, 20, 20}});
+}
+
 TEST(TreePlan, WhatNoForkCanRepeatIsRefused) {
-  EXPECT_EQ(kind_of({{10, 1, 10, 10}, {20, 1, 20, 20}, {21, 20, 10, 10}, {22, 20, 30, 30}}), ErrorKind::kRefused);
-  EXPECT_EQ(kind_of({{10, 1, 10, 10}, {11, 10, 10, 10}, {12, 11, 77, 77}}), ErrorKind::kRefused);
+  EXPECT_EQ(kind_of({{10, 1, 10, 10}, {20, 1, 20, 20}, {21, 20, 10, 10}, {22, 20, 30, 30}, {23, 1, 30, 30}}),
+            ErrorKind::kRefused);
+  EXPECT_EQ(kind_of({{10, 1, 10, 10}, {11, 10, 10, 10}, {12, 11, 77, 77}, {13, 10, 77, 77}}), ErrorKind::kRefused);
 }
 
 TEST(TreePlan, HostileTreesAreImageErrors) {
