@@ -23,6 +23,7 @@ std::string end_text(const net::RunRecord& run) {
 
 std::optional<uint64_t> work_lost_ms(const net::RunRecord& run) {
   if (run.ended_unix_ms() == 0 || run.restart_failed() || run.why() == "COMPLETED") return std::nullopt;
+  if (run.ended_with_version() && run.versions() > 0) return 0;
   if (run.versions() == 0) return length_ms(run, 0);
   const uint64_t taken = run.last_taken_unix_ns() / kNsInMs;
   return taken < run.ended_unix_ms() ? run.ended_unix_ms() - taken : 0;
@@ -60,6 +61,7 @@ nlohmann::json history_json(const net::Reply& reply) {
                             {"restart_failed", run.restart_failed()},
                             {"versions", run.versions()},
                             {"last_version", run.last_version()},
+                            {"ended_with_version", run.ended_with_version()},
                             {"last_taken_unix_ns", run.last_taken_unix_ns()},
                             {"stop_ns", run.stop_ns()},
                             {"total_ns", run.total_ns()},

@@ -11,8 +11,8 @@
 
 namespace icp {
 
-// Milliseconds of work after the last version of a run that has ended, or of all of it when there is no version;
-// nothing for a run that goes on, or came to its own end.
+// Milliseconds of work after the last version of a run that has ended, or of all of it when there is no version; 0 when
+// its processes have not run since that version; nothing for a run that goes on, or came to its own end.
 std::optional<uint64_t> work_lost_ms(const net::RunRecord& run);
 
 // So long it took, or has so far.

@@ -41,6 +41,9 @@ CREATE TABLE IF NOT EXISTS runs (
   job INTEGER NOT NULL, restarts INTEGER NOT NULL, uid INTEGER NOT NULL, began_ms INTEGER NOT NULL, ended_ms INTEGER,
   nodes BLOB NOT NULL, why BLOB NOT NULL DEFAULT '', restart_failed INTEGER NOT NULL DEFAULT 0,
   PRIMARY KEY (job, restarts)) WITHOUT ROWID;
+CREATE TABLE IF NOT EXISTS run_marks (
+  job INTEGER NOT NULL, restarts INTEGER NOT NULL, held INTEGER NOT NULL DEFAULT 0, hung_ms INTEGER NOT NULL DEFAULT 0,
+  PRIMARY KEY (job, restarts)) WITHOUT ROWID;
 )";
 constexpr int64_t kWholeJob = INT64_MIN;  // as a step in `disabled`
 
@@ -303,11 +306,30 @@ void Catalog::run_ends_because(const RunKey& key, const std::string& why, bool r
       .next();
 }
 
+void Catalog::run_held(const RunKey& key, bool held) {
+  Statement(*this,
+            held ? "INSERT INTO run_marks (job, restarts, held) VALUES (?,?,1) ON CONFLICT DO UPDATE SET held = 1"
+                 : "UPDATE run_marks SET held = 0 WHERE job = ? AND restarts = ?")
+      .bind(key)
+      .next();
+}
+
+void Catalog::run_hung(const RunKey& key, uint64_t since_unix_ms) {
+  Statement(*this,
+            "INSERT INTO run_marks (job, restarts, hung_ms) VALUES (?,?,?) "
+            "ON CONFLICT DO UPDATE SET hung_ms = excluded.hung_ms")
+      .bind(key)
+      .bind(static_cast<int64_t>(since_unix_ms))
+      .next();
+}
+
 std::vector<net::RunRecord> Catalog::runs(uint32_t job, size_t limit) const {
   Statement query(*this,
                   "SELECT r.restarts, r.uid, r.began_ms, r.ended_ms, r.nodes, r.why, r.restart_failed, "
-                  "count(v.version), max(v.version), max(v.taken_ns), sum(v.stop_ns), sum(v.total_ns), sum(v.bytes) "
+                  "count(v.version), max(v.version), max(v.taken_ns), sum(v.stop_ns), sum(v.total_ns), sum(v.bytes), "
+                  "m.held, m.hung_ms "
                   "FROM runs r LEFT JOIN versions v ON v.job = r.job AND v.restarts = r.restarts "
+                  "LEFT JOIN run_marks m ON m.job = r.job AND m.restarts = r.restarts "
                   "WHERE r.job = ? GROUP BY r.restarts ORDER BY r.restarts DESC LIMIT ?");
   query.bind(job).bind(static_cast<int64_t>(limit));
   std::vector<net::RunRecord> all;
@@ -327,6 +349,8 @@ std::vector<net::RunRecord> Catalog::runs(uint32_t job, size_t limit) const {
     run.set_stop_ns(query.number<uint64_t>(10));
     run.set_total_ns(query.number<uint64_t>(11));
     run.set_bytes(query.number<uint64_t>(12));
+    run.set_ended_with_version(query.number(13) != 0);
+    run.set_hung_unix_ms(query.number<uint64_t>(14));
     all.push_back(std::move(run));
   }
   std::reverse(all.begin(), all.end());
@@ -338,6 +362,7 @@ void Catalog::forget(int64_t seconds) {
   run("DELETE FROM disabled WHERE count = 0 OR job NOT IN (SELECT job FROM steps)");
   run("DELETE FROM restart_dirs WHERE job NOT IN (SELECT job FROM steps)");
   run("DELETE FROM runs WHERE job NOT IN (SELECT job FROM steps)");
+  run("DELETE FROM run_marks WHERE job NOT IN (SELECT job FROM steps)");
 }
 
 }  // namespace icp

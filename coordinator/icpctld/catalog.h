@@ -81,6 +81,10 @@ class Catalog {
   void run_ended(const RunKey& key);
   // Why it ended, or will: the first who says so is right.
   void run_ends_because(const RunKey& key, const std::string& why, bool restart_failed = false);
+  // Its processes have not run since its last version, nor will they.
+  void run_held(const RunKey& key, bool held);
+  // A step of it was reported that did nothing since then.
+  void run_hung(const RunKey& key, uint64_t since_unix_ms);
   // The first one first, at most the last `limit` of them.
   std::vector<net::RunRecord> runs(uint32_t job, size_t limit) const;
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <memory>
 
+#include "coordinator/icp/history_text.h"
 #include "engine/base/error.h"
 
 namespace icp {
@@ -136,8 +137,14 @@ void Moments::run_ended(const StepFactsRecord& step) {
         why = job->end_state;
       }
       if (!why.empty()) catalog_.run_ends_because(run_of(step), why);
+      count_lost(run_of(step));
     });
   });
+}
+
+void Moments::count_lost(const RunKey& key) {
+  for (const net::RunRecord& run : catalog_.runs(key.job, kMostRuns))
+    if (run.restarts() == key.restarts) counters_.work_lost_ms += work_lost_ms(run).value_or(0);
 }
 
 void Moments::restart_failed(const StepFactsRecord& step, const std::string& why) {

@@ -83,6 +83,8 @@ std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgen
   // Once a step: a thousand agents of one that come together are one write.
   if (fresh) record([&] { catalog_.step_seen(step->facts); });
   if (fresh) record([&] { catalog_.run_seen({key.job, key.restarts}, step->facts.uid, ""); });
+  if (fresh) record_held(*step);
+  held(*step, node, hello.held());
   step->gone_.erase(node);
   if (fresh && !step->complete()) watch_missing(step);
   net::ToPeer welcome;
@@ -266,6 +268,8 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
     // Each is a row in a file that is everybody's.
     if (!step->told_.take(step->facts.uid, Step::Clock::now())) return;
     if (step->facts.nodes == 1) record([&] { catalog_.version(step->facts.key, message.version().numbers(), 1); });
+  } else if (message.has_held()) {
+    held(*step, node, message.held().held());
   } else if (message.has_near()) {
     last_version(step, message.near().after_round());
   } else if (message.has_end()) {
@@ -275,6 +279,23 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
   } else if (message.has_ipc()) {
     if (sensible(message.ipc())) step->ipc[node] = message.ipc();
   }
+}
+
+void Steps::held(Step& step, const std::string& node, bool held) {
+  if (held ? !step.held.insert(node).second : step.held.erase(node) == 0) return;
+  record_held(step);
+}
+
+// What a run loses is what its steps have done since their last versions: nothing, when all of them are held.
+void Steps::record_held(const Step& step) {
+  const StepKey& key = step.facts.key;
+  bool all = true;
+  for (const auto& other : running(key.job, std::nullopt)) {
+    // A script whose steps are checkpointed is not.
+    const bool counts = other->facts.key.restarts == key.restarts && (other->facts.key.step >= 0 || key.step < 0);
+    all = all && (!counts || other->ends_with_version());
+  }
+  record([&] { catalog_.run_held({key.job, key.restarts}, all); });
 }
 
 std::vector<std::shared_ptr<Step>> Steps::running(uint32_t job, std::optional<int32_t> wanted) const {

@@ -12,6 +12,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -56,9 +57,11 @@ class Step {
   std::chrono::system_clock::time_point round_began;
   std::chrono::system_clock::time_point next_due;
   std::chrono::milliseconds longest{0};  // of the versions taken
+  std::set<std::string> held;            // nodes whose processes have not run since the last version, nor will they
 
   // All agents are there, and the processes run.
   bool complete() const { return agents.size() == facts.nodes && !restart && parts.contains(0); }
+  bool ends_with_version() const { return held.size() >= facts.nodes; }
 
  private:
   friend class Steps;
@@ -132,6 +135,8 @@ class Steps {
   void free_place();
   void next_writer();
   void record_known_versions(Step& step);
+  void held(Step& step, const std::string& node, bool held);
+  void record_held(const Step& step);
 
   boost::asio::io_context& io_;
   Config config_;

@@ -39,7 +39,7 @@ void Steps::plan_next(const std::shared_ptr<Step>& step) {
 // At its time, or soon after a version that failed.
 void Steps::due(const std::shared_ptr<Step>& step) {
   if (step->agents.empty()) return;  // it ended when this was on its way already
-  const bool busy = step->round || step->request_;
+  const bool busy = step->round || step->request_ || !step->held.empty();
   if (!busy && step->complete() && !is_disabled(*step)) {
     step->request_.emplace();
     begin_or_wait(step);
@@ -48,7 +48,7 @@ void Steps::due(const std::shared_ptr<Step>& step) {
 }
 
 uint32_t Steps::create(const std::shared_ptr<Step>& step, VersionRequest wanted) {
-  if (step->round || step->request_) return kInProgress;
+  if (step->round || step->request_ || step->ends_with_version()) return kInProgress;
   if (is_disabled(*step)) return kDisabled;
   if (!step->complete()) return kCheckpointFailed;
   step->request_ = std::move(wanted);
@@ -95,6 +95,7 @@ void Steps::last_version(const std::shared_ptr<Step>& step, uint64_t after_round
     if (!step->request_->last || step->round->id() == after_round) step->near_ = true;
     return;
   }
+  if (step->ends_with_version()) return;
   if (is_disabled(*step) || !step->complete()) {
     net::ToPeer message;
     message.mutable_abort()->set_reason(is_disabled(*step) ? "checkpoints are disabled"
@@ -208,6 +209,10 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   const bool again = !result.committed && result.transient && !result.timed_out && step->complete() &&
                      step->facts.interval_ms > 0 && !wanted.finished && ++step->passing_failures_ <= kTransientTries;
   if (!again) step->passing_failures_ = 0;
+  if (result.committed && wanted.kill && text.empty()) {
+    for (const auto& [node, hello] : step->hellos) step->held.insert(node);
+    record_held(*step);
+  }
   if (wanted.finished) wanted.finished(code, text);
   next_writer();
   if (std::exchange(step->near_, false) && !step->agents.empty() && !step->request_) return last_version(step, 0);

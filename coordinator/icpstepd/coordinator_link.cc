@@ -175,12 +175,15 @@ void CoordinatorLink::received(const std::string& payload) {
       go_.set_phase(net::PREPARE);
       survey_.reset();
       given_up_.clear();
+      aborted_ = false;
+      last_ = message.begin().last();
     }
     if (message.has_go() && message.go().round() == round_ && message.go().phase() > go_.phase()) go_ = message.go();
     if (message.has_survey() && message.survey().round() == round_) survey_ = message.survey();
     if (message.has_restart_go()) restart_go_ = message.restart_go();
     if (message.has_abort() && message.abort().round() == round_) {
       given_up_ = message.abort().reason().empty() ? "given up by the coordinator" : message.abort().reason();
+      aborted_ = true;
     }
   }
   heard_.notify_all();
@@ -203,6 +206,11 @@ void CoordinatorLink::received(const std::string& payload) {
 bool CoordinatorLink::scheduled() const {
   const std::lock_guard lock(mutex_);
   return scheduled_;
+}
+
+bool CoordinatorLink::given_up(uint64_t round) const {
+  const std::lock_guard lock(mutex_);
+  return round_ == round ? aborted_ : last_;
 }
 
 void CoordinatorLink::set_hello(const net::AgentHello& hello) {

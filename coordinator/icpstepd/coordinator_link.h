@@ -51,6 +51,8 @@ class CoordinatorLink {
   // it: a coordinator that hangs must not keep the agent of a step that has ended.
   using Wanted = std::function<void()>;
   net::Go wait_go(uint64_t round, net::Phase phase, std::chrono::milliseconds timeout, const Wanted& wanted = {});
+  // The coordinator has given the round up, or has begun another last one (BeginRound.last).
+  bool given_up(uint64_t round) const;
   // The other ends of those the message names, as far as they are on other nodes of the round. Blocks and throws as
   // above.
   net::Survey survey(const net::Survey& message, std::chrono::milliseconds timeout, const Wanted& wanted = {});
@@ -102,6 +104,8 @@ class CoordinatorLink {
   net::RestartGo restart_go_;
   uint64_t losses_ = 0;   // of the connection
   std::string given_up_;  // not empty: why the round is over
+  bool aborted_ = false;  // by the coordinator
+  bool last_ = false;     // BeginRound.last
 
   std::thread thread_;  // last: it uses all of the above
 };

@@ -61,7 +61,6 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
       ready_(io_, tasks.release()),
       timer_(io_),
       watch_timer_(io_),
-      hold_timer_(io_),
       last_timer_(io_),
       signals_(io_, SIGTERM, SIGINT, SIGHUP),
       notices_([this](const std::string& line, bool complaint) {

@@ -77,8 +77,11 @@ class StepAgent {
   bool ask_for_last_version(uint64_t after_round);
   void last_version_over(const std::string& image, const net::BeginRound& begin);
   void let_term_through();
-  bool hold_term();
-  void hand_on_term();
+  std::optional<Hold> hold_for_end(std::function<bool()> stays);
+  void taken_for_end(const std::string& image);
+  void hold_is_over();
+  void tell_held();
+  void tell_version();
   void hand_on_term(const Task& task);
   void on_proxy(Task& task, protocol::Packet& packet);
   void pass_signal(const Task& task, int signal) const;
@@ -137,7 +140,7 @@ class StepAgent {
   std::string problem_;
   boost::asio::io_context io_{1};
   Socket control_, ready_;
-  boost::asio::steady_timer timer_, watch_timer_, hold_timer_, last_timer_;
+  boost::asio::steady_timer timer_, watch_timer_, last_timer_;
   boost::asio::signal_set signals_;
   std::map<int, Task> tasks_;  // by rank
   Notices notices_;
@@ -160,6 +163,7 @@ class StepAgent {
   std::chrono::steady_clock::time_point link_since_;
   int without_steps_ = 0;                // how often no srun of the batch script was found
   bool terminated_ = false;              // by Slurm, and a version taken of that moment
+  bool held_ = false;                    // since then
   std::set<int> term_waits_;             // tasks whose SIGTERM waits for a version of all nodes
   int last_tries_ = 0;                   // for that version
   bool charged_ = false;                 // the agent's memory, to the step

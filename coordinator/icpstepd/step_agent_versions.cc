@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What StepAgent does while its tasks run: when versions are taken, and who has a say in it.
+#include <poll.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 
@@ -18,6 +19,7 @@ namespace icp {
 using protocol::Packet;
 namespace {
 
+constexpr std::chrono::minutes kHold{5};
 constexpr auto kRetry = std::chrono::milliseconds(70);  // no divisor of what programs like to sleep
 
 }  // namespace
@@ -59,7 +61,7 @@ void StepAgent::on_term(Task& task) {
     return;
   }
   version_before_end();
-  if (!hold_term()) hand_on_term(task);
+  hand_on_term(task);  // which has ended meanwhile, or was held long enough
 }
 
 bool StepAgent::ask_for_last_version(uint64_t after_round) {
@@ -81,12 +83,10 @@ bool StepAgent::ask_for_last_version(uint64_t after_round) {
 void StepAgent::last_version_over(const std::string& image, const net::BeginRound& begin) {
   constexpr int kTries = 3;
   if (!image.empty()) {
-    terminated_ = true;
-    mark_vacated(image_, identity_of(facts_), image);
-    if (tasks_.contains(0))
-      notices_.say(fmt::format("slurm-icp: step {}: version {} was taken when SIGTERM came", step(), begin.version()));
-  } else if (!term_waits_.empty() && ++last_tries_ < kTries && ask_for_last_version(begin.round())) {
-    return;
+    if (!terminated_) taken_for_end(image);
+  } else {
+    if (std::exchange(terminated_, false)) unmark_vacated(image_, identity_of(facts_));  // other nodes did not commit
+    if (!term_waits_.empty() && ++last_tries_ < kTries && ask_for_last_version(begin.round())) return;
   }
   let_term_through();
 }
@@ -95,25 +95,62 @@ void StepAgent::let_term_through() {
   last_timer_.cancel();
   for (const int rank : std::exchange(term_waits_, {})) {
     Task* const task = find(rank);
-    if (task != nullptr && task->socket && !hold_term()) hand_on_term(*task);
+    if (task != nullptr && task->socket) hand_on_term(*task);
   }
 }
 
-// A preempted job is requeued when its GraceTime is over, if it still runs then: one whose program ended at SIGTERM
-// would be taken for done. Who sent SIGTERM for something else and sends no SIGKILL waits that long.
-bool StepAgent::hold_term() {
-  constexpr std::chrono::minutes kHold{5};
-  if (!terminated_ || !has_moment(moments_, kPreempt)) return false;
-  hold_timer_.expires_after(kHold);
-  hold_timer_.async_wait([this](boost::system::error_code error) {
-    if (!error) hand_on_term();
-  });
-  return true;
+void StepAgent::taken_for_end(const std::string& image) {
+  terminated_ = true;
+  mark_vacated(image_, identity_of(facts_), image);
+  if (!several_capsules() || tasks_.contains(0))
+    notices_.say(fmt::format("slurm-icp: step {}: version {} was taken when SIGTERM came", step(),
+                             versions_.recent().back().version()));
+  if (link_) link_->set_hello(hello());
 }
 
-void StepAgent::hand_on_term() {
-  for (const auto& [rank, task] : tasks_)
-    if (task.socket) hand_on_term(task);
+// A preempted job is requeued when its GraceTime is over, if it still runs then: one whose program ended at SIGTERM
+// would be taken for done, and what it did meanwhile would be done twice. Who sent SIGTERM for something else and sends
+// no SIGKILL waits that long.
+std::optional<Hold> StepAgent::hold_for_end(std::function<bool()> stays) {
+  if (!has_moment(moments_, kPreempt)) return std::nullopt;
+  Hold hold;
+  hold.begun = [this] {
+    held_ = true;
+    taken_for_end(versions_.taken_in());
+    tell_version();
+    tell_held();
+  };
+  const auto until = std::make_shared<std::chrono::steady_clock::time_point>();
+  hold.goes_on = [this, until, stays = std::move(stays)] {
+    const auto now = std::chrono::steady_clock::now();
+    if (until->time_since_epoch().count() == 0) *until = now + kHold;
+    pollfd slurmstepd{control_.native_handle(), 0, 0};
+    ::poll(&slurmstepd, 1, 0);
+    return now < *until && slurmstepd.revents == 0 && (!stays || stays());
+  };
+  return hold;
+}
+
+void StepAgent::tell_held() {
+  if (!link_) return;
+  net::ToCoordinator message;
+  message.mutable_held()->set_held(held_);
+  link_->say(message);
+}
+
+// Of one node; those of several are told in their rounds.
+void StepAgent::tell_version() {
+  if (!link_ || several_capsules()) return;
+  net::ToCoordinator message;
+  *message.mutable_version()->mutable_numbers() = versions_.recent().back();
+  link_->say(message);
+}
+
+// When they were held too long.
+void StepAgent::hold_is_over() {
+  held_ = false;
+  if (link_) link_->set_hello(hello());
+  tell_held();
 }
 
 void StepAgent::hand_on_term(const Task& task) {
@@ -129,14 +166,13 @@ void StepAgent::version_before_end() {
   if (terminated_ || !versions_.begun() || versions_.left_to_steps() || several_capsules()) return;
   const auto before = highest_versions(image_, facts_).second;
   constexpr int kTries = 3;
-  for (int tries = 0; tries < kTries && versions_.take(); tries++) {
+  std::optional<Hold> hold = hold_for_end({});
+  for (int tries = 0; tries < kTries && versions_.take(hold ? &*hold : nullptr); tries++) {
   }
-  const auto taken = highest_versions(image_, facts_).second;
-  if (taken == before) return;
-  terminated_ = true;
-  mark_vacated(image_, identity_of(facts_), image_);
-  if (link_) link_->set_hello(hello());
-  notices_.say(fmt::format("slurm-icp: step {}: version {} was taken when SIGTERM came", step(), taken));
+  if (hold && hold->over) hold_is_over();
+  if (hold || highest_versions(image_, facts_).second == before) return;
+  taken_for_end(image_);
+  tell_version();
 }
 
 // ---- versions ----------------------------------------------------------------------------------
@@ -237,6 +273,7 @@ net::AgentHello StepAgent::hello() const {
   hello.set_image(image_);
   hello.set_at_time_limit(has_moment(moments_, kAtTimeLimit));
   hello.set_at_drain(has_moment(moments_, kAtDrain));
+  hello.set_held(held_);
   hello.set_requeue_max(facts_.requeue_max == protocol::StepFacts::kNoRequeueMax ? config_.requeue_max
                                                                                  : facts_.requeue_max);
   hello.set_restoring(plan_ && plan_->kind == StartPlan::kRestart && !versions_.begun() && several_capsules());
@@ -251,7 +288,10 @@ net::AgentHello StepAgent::hello() const {
 void StepAgent::start_link() {
   CoordinatorLink::Events events;
   events.begin = [this](const net::BeginRound& begin) {
-    const std::string image = versions_.take(begin, *link_);
+    std::optional<Hold> hold;
+    if (begin.last()) hold = hold_for_end([this, round = begin.round()] { return !link_->given_up(round); });
+    const std::string image = versions_.take(begin, *link_, hold ? &*hold : nullptr);
+    if (hold && hold->over) hold_is_over();
     if (!image.empty() && begin.kill()) mark_vacated(image_, identity_of(facts_), image);
     if (begin.last()) last_version_over(image, begin);
     link_->set_hello(hello());

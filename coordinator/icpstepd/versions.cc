@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <set>
+#include <thread>
 
 #include "coordinator/icpstepd/agent_broker.h"
 #include "coordinator/icpstepd/cgroups.h"
@@ -16,6 +17,7 @@
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/site_script.h"
 #include "engine/base/error.h"
+#include "engine/base/procfs.h"
 
 namespace icp {
 namespace {
@@ -127,7 +129,33 @@ Suspension Versions::suspension() {
   return now;
 }
 
-bool Versions::take() {
+// Called while they are stopped. Returns when Slurm has ended them, throws when they are to run on.
+void Versions::hold_until_ended(Hold& hold) const {
+  constexpr std::chrono::milliseconds kLook(50);
+  constexpr int kMostLooks = 40;  // when some have ended: who is killed lets nobody wait that its tracer holds
+  const auto there = [this] {
+    const std::vector<pid_t> pids = roots();
+    return std::count_if(pids.begin(), pids.end(), [](pid_t pid) {
+      try {
+        const char state = ProcStat::read(pid).state;
+        return state != 'Z' && state != 'X';
+      } catch (const Error&) {
+        return false;
+      }
+    });
+  };
+  const auto all = there();
+  hold.begun();
+  for (int looks = 0; looks < kMostLooks && hold.goes_on();) {
+    if (!session_->alive()) return;
+    if (there() < all) looks++;
+    std::this_thread::sleep_for(kLook);
+  }
+  hold.over = true;
+  throw_error(ErrorKind::kBusy, "the processes were not ended, and run on");
+}
+
+bool Versions::take(Hold* hold) {
   if (!session_) return false;
   try {
     if (!session_->alive()) return false;
@@ -136,11 +164,21 @@ bool Versions::take() {
       spdlog::debug("the step is suspended: no version until it goes on");
       return false;
     }
-    report(session_->checkpoint());
+    CheckpointOptions options;
+    options.kill = hold != nullptr;
+    if (hold != nullptr) {
+      options.committed = [&](const CheckpointResult& result) {
+        report(result);
+        hold_until_ended(*hold);
+      };
+    }
+    const CheckpointResult result = session_->checkpoint(options);
+    if (hold == nullptr) report(result);
     suspended_taken_ = suspended == Suspension::kStopped;
     keep_newest();
     return false;
   } catch (const Error& error) {
+    if (hold != nullptr && hold->over) return false;
     return failed(error);
   }
 }
@@ -162,7 +200,7 @@ std::vector<ConnectionEnd> Versions::connections_inside(const std::vector<Connec
   *done.mutable_ends() = to_message(ends);
   link_->say(message);
   const std::chrono::milliseconds timeout(round_->stop_timeout_ms());
-  return inside(ends, from_message(link_->wait_go(round_->round(), net::COLLECT, timeout).ends()));
+  return inside(ends, from_message(link_->wait_go(round_->round(), net::COLLECT, timeout, while_it_runs()).ends()));
 }
 
 // Where the version goes. Throws Error; with a number in `done` when the coordinator must take a higher one.
@@ -181,7 +219,17 @@ std::string Versions::choose_image(const net::BeginRound& begin, net::PhaseDone&
   return image;
 }
 
-// For a wait in which the processes run: their end ends it.
+// Slurm may be quicker, when the job is requeued or cancelled: then they have ended as they should.
+void Versions::wait_for_kill(CoordinatorLink& link, uint64_t round, std::chrono::milliseconds timeout) const {
+  try {
+    link.wait_go(round, net::FINISH, timeout, while_it_runs());
+  } catch (const Error& error) {
+    if (error.kind() != ErrorKind::kGone) throw;
+  }
+}
+
+// For a wait in which the processes run, or are stopped: their end ends it. One that was killed while it is traced is
+// gone for its parent, and for Slurm, when its tracer lets go.
 CoordinatorLink::Wanted Versions::while_it_runs() const {
   return [this] {
     if (!session_->alive()) throw_error(ErrorKind::kGone, "the step's processes have ended");
@@ -205,7 +253,7 @@ void Versions::check_launched(const net::BeginRound& begin) const {
   if (there.size() != launched_()) throw_error(ErrorKind::kBusy, "a step of the script's MPI launcher begins or ends");
 }
 
-std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) {
+std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link, Hold* hold) {
   net::ToCoordinator message;
   net::PhaseDone& done = *message.mutable_done();
   done.set_round(begin.round());
@@ -228,7 +276,7 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
     check_launched(begin);
     image = choose_image(begin, done);
     if (image != image_) options.image_path = chosen_image_ = image;
-    options.kill = begin.kill();
+    options.kill = begin.kill() || hold != nullptr;
     options.version = begin.version();
     const std::chrono::milliseconds stopped(begin.stop_timeout_ms());
     // Alone there is nobody to wait for. Of several nodes, the end of the phase STOP is said by connections_inside().
@@ -248,7 +296,7 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
             return;
           case Phase::kCollected:
             done_with(net::COLLECT);
-            link.wait_go(begin.round(), net::WRITE, stopped);
+            link.wait_go(begin.round(), net::WRITE, stopped, while_it_runs());
             return;
           case Phase::kWritten:
             done_with(net::WRITE);
@@ -262,11 +310,16 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
       *done.mutable_numbers() = recent_.back();
       done_with(net::COMMIT);
       // Killed only when all nodes have committed: else the job goes on, here too.
-      if (begin.kill()) link.wait_go(begin.round(), net::FINISH, stopped);
+      if (begin.kill()) wait_for_kill(link, begin.round(), stopped);
+      if (hold != nullptr) hold_until_ended(*hold);
     };
     session_->checkpoint(options);
     keep_newest();
   } catch (const Error& error) {
+    if (hold != nullptr && hold->over) {
+      if (link.given_up(begin.round())) image.clear();
+      return end_round(image);
+    }
     done.set_error(error.what());
     done.set_hint(error.hint());
     done.set_transient(!is_lasting(error));
@@ -275,6 +328,10 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link) 
     if (done.highest_version() == 0) failed(error);
     image.clear();
   }
+  return end_round(image);
+}
+
+std::string Versions::end_round(const std::string& image) {
   round_ = nullptr;
   chosen_image_.clear();
   return image;

@@ -26,6 +26,14 @@ struct TaskStreams {
   std::string cpus;  // a cpu_set_t: the processors that Slurm gives the task
 };
 
+// For a version after which Slurm ends the processes: they stay stopped until it does, and nothing that they would have
+// done is lost, or done twice.
+struct Hold {
+  std::function<void()> begun;    // the version is there
+  std::function<bool()> goes_on;  // asked now and then; false: they are to run on
+  bool over = false;              // they do
+};
+
 // One thread: the one that calls take() must have called begin() (ptrace).
 class Versions {
  public:
@@ -47,13 +55,15 @@ class Versions {
   }
   // One version now. A failure is told to the user (once) and logged; the processes run on. True: it failed for
   // something that passes (a process ended or was made at the wrong moment), and is worth another try soon.
-  bool take();
+  bool take(Hold* hold = nullptr);
   // One version as part of a round of the coordinator, which hears of each phase through `link`, and of a failure. The
   // processes run on whatever happens, but for a round that kills them. Returns the image that got the version; empty:
-  // none was taken.
-  std::string take(const net::BeginRound& begin, CoordinatorLink& link);
+  // none was taken, or it was given up.
+  std::string take(const net::BeginRound& begin, CoordinatorLink& link, Hold* hold = nullptr);
   // Those taken last, oldest first.
   const std::deque<net::VersionNumbers>& recent() const { return recent_; }
+  // Where the version goes that is being taken.
+  const std::string& taken_in() const { return chosen_image_.empty() ? image_ : chosen_image_; }
   void stop() { session_.reset(); }
 
  private:
@@ -62,6 +72,9 @@ class Versions {
   const char* nothing_to_save();
   CoordinatorLink::Wanted while_it_runs() const;
   std::vector<ConnectionEnd> connections_inside(const std::vector<ConnectionEnd>& ends, bool stopped);
+  void hold_until_ended(Hold& hold) const;
+  void wait_for_kill(CoordinatorLink& link, uint64_t round, std::chrono::milliseconds timeout) const;
+  std::string end_round(const std::string& image);
   void check_launched(const net::BeginRound& begin) const;
   void report(const CheckpointResult& result);
   bool failed(const Error& error);

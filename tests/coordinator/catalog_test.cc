@@ -270,6 +270,10 @@ TEST(Catalog, RunsOfAJob) {
     catalog.run_ends_because({7, 0}, "node n1 was drained");
     catalog.run_ends_because({7, 0}, "requeued by Slurm");  // the first word counts
     catalog.run_ended({7, 0});
+    catalog.run_held({7, 0}, true);
+    catalog.run_hung({7, 1}, 1234);
+    catalog.run_held({7, 1}, true);
+    catalog.run_held({7, 1}, false);  // it ran on
     catalog.run_seen({7, 1}, 1007, "n2");
     catalog.run_ends_because({7, 1}, "cannot restart", true);
     catalog.run_seen({8, 0}, 1008, "n3");
@@ -284,6 +288,10 @@ TEST(Catalog, RunsOfAJob) {
   EXPECT_EQ(runs[0].stop_ns(), 10u);
   EXPECT_GE(runs[0].ended_unix_ms(), runs[0].began_unix_ms());
   EXPECT_FALSE(runs[0].restart_failed());
+  EXPECT_TRUE(runs[0].ended_with_version());
+  EXPECT_EQ(runs[0].hung_unix_ms(), 0u);
+  EXPECT_FALSE(runs[1].ended_with_version());
+  EXPECT_EQ(runs[1].hung_unix_ms(), 1234u);
   EXPECT_TRUE(runs[1].restart_failed());
   EXPECT_NE(runs[1].ended_unix_ms(), 0u);  // icpctld has ended meanwhile: whoever runs says so again
   EXPECT_EQ(catalog.runs(7, 1)[0].restarts(), 1u);

@@ -300,6 +300,7 @@ TEST_F(StepsTest, StepsThatAreKilledTogetherNeedOnePlaceInTurn) {
   done(b, net::COMMIT);
   ASSERT_EQ(go_on.size(), 2u);
   for (const auto& go : go_on) go({});
+  EXPECT_TRUE(catalog.runs(1, 1).at(0).ended_with_version());
   EXPECT_EQ(a->inbox.back().go().phase(), net::FINISH);
   EXPECT_EQ(b->inbox.back().go().phase(), net::FINISH);
   EXPECT_EQ(steps->rounds_under_way(), 0u);
@@ -317,6 +318,7 @@ TEST_F(StepsTest, TheVersionOfAKillThatIsRefusedStays) {
   done(a, net::COMMIT);
   EXPECT_EQ(code, uint32_t{kCheckpointFailed});
   EXPECT_EQ(committed(1), 1u);
+  EXPECT_FALSE(catalog.runs(1, 1).at(0).ended_with_version());
   EXPECT_TRUE(a->inbox.back().has_abort());
 }
 
@@ -432,6 +434,34 @@ TEST_F(StepsTest, ALastVersionThatCannotBeIsRefusedAtOnce) {
   steps->agent_said(a->step, "a", end_is_near());  // b is not there
   EXPECT_TRUE(a->inbox.back().has_abort());
   EXPECT_EQ(a->inbox.back().abort().round(), 0u);
+}
+
+TEST_F(StepsTest, ARunWhoseStepsAreAllHeldEndsWithItsVersion) {
+  const auto ends_with_version = [&] { return catalog.runs(1, 1).at(0).ended_with_version(); };
+  const auto say_held = [&](const std::shared_ptr<Agent>& agent, bool held) {
+    net::ToCoordinator message;
+    message.mutable_held()->set_held(held);
+    steps->agent_said(agent->step, agent->node, message);
+  };
+  net::AgentHello script = hello(1, "a"), second = hello(1, "b");
+  script.set_step(-5);
+  second.set_step(1);
+  second.set_interval_ms(20);
+  come(script);  // is not checkpointed while its steps are
+  const auto a = come(hello(1, "a")), b = come(second);
+  say_held(a, true);
+  EXPECT_FALSE(ends_with_version());
+  say_held(b, true);
+  EXPECT_TRUE(ends_with_version());
+  let_pass(milliseconds(50));
+  EXPECT_TRUE(b->inbox.empty());  // no version at the interval
+  say_held(b, false);             // its time was over
+  EXPECT_FALSE(ends_with_version());
+  second.set_held(true);
+  second.set_interval_ms(0);
+  leave(b);
+  come(second);  // as after a restart of icpctld
+  EXPECT_TRUE(ends_with_version());
 }
 
 TEST_F(StepsTest, AnAgentThatConnectsAgainEndsTheRound) {

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """Versions when Slurm ends a job: --checkpoint-on=preempt,cancel. The process Slurm knows is a guard then."""
 
-import signal
-
+import json
 import re
+import signal
 
 import harness
 from coordinated import Coordinated
@@ -120,6 +120,8 @@ class SeveralNodes(Coordinated):
         text = self.output(job)
         self.assertEqual(self.results(text), self.answer(400), text)
         self.assertEqual(text.count("restarted from version"), 4, text)  # each node says so
+        runs = json.loads(self.cluster.run(["icp", "history", str(job), "--json"]).stdout)["runs"]
+        self.assertEqual([run["work_lost_ms"] for run in runs[:2]], [0, 0], runs)
         self.assertIn("end 0", text)
 
     def test_beside_versions_at_an_interval(self):

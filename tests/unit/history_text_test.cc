@@ -31,6 +31,9 @@ TEST(HistoryText, WorkIsLostFromTheLastVersionOn) {
   EXPECT_EQ(work_lost_ms(run_of(0, 1000, 61'000, "requeued", 61'020)), 0u);
   EXPECT_EQ(work_lost_ms(run_of(0, 1000, 61'000, "COMPLETED", 58'500)), std::nullopt);
   EXPECT_EQ(work_lost_ms(run_of(0, 1000, 0, "", 58'500)), std::nullopt);  // it runs
+  net::RunRecord held = run_of(0, 1000, 61'000, "requeued", 58'500);
+  held.set_ended_with_version(true);
+  EXPECT_EQ(work_lost_ms(held), 0u);  // it has not run since
   net::RunRecord failed = run_of(0, 1000, 61'000, "cannot restart");
   failed.set_restart_failed(true);
   EXPECT_EQ(work_lost_ms(failed), std::nullopt);  // it has done nothing
