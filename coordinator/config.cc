@@ -147,6 +147,11 @@ const std::map<std::string, Reader>& readers() {
        }},
       {"requeue_max", [](Config& c, const Entry& e) { c.requeue_max = count(e); }},
       {"requeue_margin", [](Config& c, const Entry& e) { c.requeue_margin = duration(e); }},
+      {"hang_after", [](Config& c, const Entry& e) { c.hang_after = e.text() == "off" ? std::chrono::milliseconds(0) : positive_duration(e); }},
+      {"hang_action",
+       [](Config& c, const Entry& e) {
+         c.hang_action = one_of<HangAction>(e, {{"report", HangAction::kReport}, {"requeue", HangAction::kRequeue}});
+       }},
       {"restart_attempts", [](Config& c, const Entry& e) { c.restart_attempts = count(e); }},
       {"exclude_failed_nodes",
        [](Config& c, const Entry& e) {

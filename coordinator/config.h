@@ -16,6 +16,7 @@
 namespace icp {
 
 enum class IpcPolicy { kPrivate, kHost, kOff };
+enum class HangAction { kReport, kRequeue };
 enum class BatchPolicy { kWhenPossible, kNever };
 
 struct Config {
@@ -28,6 +29,8 @@ struct Config {
   uint32_t restart_attempts = 1;  // runs of a requeued job in a row that cannot restart, before it is held; 0: none is
   bool exclude_failed_nodes = false;  // from such a job's next run
   std::chrono::milliseconds requeue_margin{30'000};
+  std::chrono::milliseconds hang_after{0};  // without processor time, input and output; 0: nobody looks
+  HangAction hang_action = HangAction::kReport;
   TrackerKind tracker = TrackerKind::kAuto;
   uint64_t staging_limit = 1ull << 30;  // bytes
   uint32_t keep = 0;                    // newest versions that stay, 0: all

@@ -28,7 +28,7 @@ add_library(icp_config STATIC config.cc)
 target_link_libraries(icp_config PUBLIC icp_flags icp_engine icp_net PRIVATE icp_duration yaml-cpp)
 
 add_library(icp_step_agent STATIC
-            icpstepd/agent_broker.cc icpstepd/batch_script.cc icpstepd/capsule_agents.cc icpstepd/capsule_layout.cc icpstepd/cgroups.cc icpstepd/coordinator_link.cc
+            icpstepd/activity.cc icpstepd/agent_broker.cc icpstepd/batch_script.cc icpstepd/capsule_agents.cc icpstepd/capsule_layout.cc icpstepd/cgroups.cc icpstepd/coordinator_link.cc
             icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/kept_number.cc icpstepd/launched_steps.cc icpstepd/logging.cc
             icpstepd/network_exchange.cc icpstepd/notices.cc icpstepd/pmix_link.cc icpstepd/restart.cc icpstepd/restart_dir.cc icpstepd/site_script.cc
             icpstepd/step_agent.cc icpstepd/step_agent_restart.cc icpstepd/step_agent_versions.cc icpstepd/versions.cc)

@@ -17,7 +17,8 @@ uint64_t length_ms(const net::RunRecord& run, uint64_t now_unix_ms) {
 }
 
 std::string end_text(const net::RunRecord& run) {
-  if (run.ended_unix_ms() == 0) return "runs";
+  if (run.ended_unix_ms() == 0)
+    return run.hung_unix_ms() == 0 ? "runs" : "does nothing since " + local_time(run.hung_unix_ms() * kNsInMs);
   return run.why().empty() ? "not known why" : run.why();
 }
 
@@ -62,6 +63,7 @@ nlohmann::json history_json(const net::Reply& reply) {
                             {"versions", run.versions()},
                             {"last_version", run.last_version()},
                             {"ended_with_version", run.ended_with_version()},
+                            {"hung_unix_ms", run.hung_unix_ms()},
                             {"last_taken_unix_ns", run.last_taken_unix_ns()},
                             {"stop_ns", run.stop_ns()},
                             {"total_ns", run.total_ns()},

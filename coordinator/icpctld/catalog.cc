@@ -282,7 +282,9 @@ void Catalog::set_restart_dir(uint32_t job, uint32_t restarts, const std::string
 void Catalog::run_seen(const RunKey& key, uid_t uid, const std::string& nodes) {
   Statement(*this,
             "INSERT INTO runs (job, restarts, uid, began_ms, nodes) VALUES (?,?,?,?,?) "
-            "ON CONFLICT DO UPDATE SET ended_ms = NULL, "
+            // A vacated job that was restarted is the same run to Slurm; one that was taken for ended when icpctld began
+            // is no other one.
+            "ON CONFLICT DO UPDATE SET why = CASE WHEN ended_ms > began_ms THEN '' ELSE why END, ended_ms = NULL, "
             "nodes = CASE WHEN length(excluded.nodes) > 0 THEN excluded.nodes ELSE nodes END")
       .bind(key)
       .bind(uid)

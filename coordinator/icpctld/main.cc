@@ -143,6 +143,7 @@ class Daemon {
     add("icpctld_restarts_failed_total", "counter", "Steps of requeued jobs that could not be restored.",
         jobs.restarts_failed);
     add("icpctld_jobs_held_total", "counter", "Jobs held because no version could be restored.", jobs.held);
+    add("icpctld_steps_hung_total", "counter", "Steps that did nothing for hang_after.", jobs.hung);
     add("icpctld_work_lost_seconds_total", "counter", "What ended runs had done since their last version.",
         static_cast<double>(jobs.work_lost_ms) / 1e3);
     add("icpctld_rounds", "gauge", "Versions being taken now.", steps_.rounds_under_way());

@@ -7,12 +7,16 @@
 #include <memory>
 
 #include "coordinator/icp/history_text.h"
+#include "coordinator/hang_text.h"
+#include "coordinator/icpctld/steps_impl.h"
 #include "engine/base/error.h"
+#include "engine/base/times.h"
 
 namespace icp {
 namespace {
 
 constexpr size_t kLongestComment = 500;
+constexpr const char* kHung = "hung for ";
 constexpr std::chrono::seconds kLookAtNodes{5};
 constexpr std::chrono::seconds kUntilSlurmKnows{3};  // how a job ended whose agents have gone
 
@@ -31,7 +35,8 @@ RunKey run_of(const StepFactsRecord& step) { return {step.key.job, step.key.rest
 Moments::Moments(boost::asio::io_context& io, const Config& config, Steps& steps, Catalog& catalog, Requests& requests)
     : io_(io), config_(config), steps_(steps), catalog_(catalog), requests_(requests), timer_(io) {
   steps_.set_events({[this](const StepFactsRecord& step) { run_ended(step); },
-                     [this](const StepFactsRecord& step, const std::string& why) { restart_failed(step, why); }});
+                     [this](const StepFactsRecord& step, const std::string& why) { restart_failed(step, why); },
+                     [this](const StepFactsRecord& step, std::chrono::milliseconds idle) { hung(step, idle); }});
   start();
 }
 
@@ -50,6 +55,15 @@ void Moments::tell(uint32_t job, const std::function<std::string(const Step&)>& 
     if (step->agents.empty()) continue;
     net::ToPeer message;
     message.mutable_notice()->set_text(text(*step));
+    step->agents.begin()->second(message);
+  }
+}
+
+void Moments::tell_step(const StepKey& key, const std::string& text) const {
+  for (const auto& step : steps_.running(key.job, key.step)) {
+    if (step->facts.key.restarts != key.restarts || step->agents.empty()) continue;
+    net::ToPeer message;
+    message.mutable_notice()->set_text(text);
     step->agents.begin()->second(message);
   }
 }
@@ -145,6 +159,55 @@ void Moments::run_ended(const StepFactsRecord& step) {
 void Moments::count_lost(const RunKey& key) {
   for (const net::RunRecord& run : catalog_.runs(key.job, kMostRuns))
     if (run.restarts() == key.restarts) counters_.work_lost_ms += work_lost_ms(run).value_or(0);
+}
+
+// ---- hangs ------------------------------------------------------------------------------------
+
+void Moments::hung(const StepFactsRecord& step, std::chrono::milliseconds idle) {
+  counters_.hung++;
+  const std::string text = hang_text(idle);
+  spdlog::warn("job {}: step {}: {}", step.key.job, step.key.step, text);
+  const uint64_t since = now_unix_ms() - static_cast<uint64_t>(idle.count());
+  record([&] { catalog_.run_hung(run_of(step), since); });
+  tell_step(step.key, text);
+  if (config_.hang_action == HangAction::kRequeue) requeue_hung(step, kHung + whole_seconds(idle));
+}
+
+// What hangs in a run that was requeued for that hangs again: it would for ever.
+void Moments::requeue_hung(const StepFactsRecord& step, const std::string& why) {
+  const std::vector<net::RunRecord> runs = catalog_.runs(step.key.job, kMostRuns);
+  if (runs.size() > 1 && runs[runs.size() - 2].why().starts_with(kHung))
+    return tell_step(step.key, "it hung in its last run, too: it is not requeued");
+  requests_.look(step.key.job, [this, step, why](std::optional<SlurmJob> job) {
+    if (!job || job->state != SlurmJob::kRunning || job->restarts != step.key.restarts) return;
+    if (!job->batch || !job->requeue) return tell_step(step.key, "the job is none that Slurm requeues: it stays");
+    net::Request request;
+    request.set_operation(net::OP_MOVE);
+    request.set_job(step.key.job);
+    request.set_wait(true);
+    request.set_reason(why);
+    tell_step(step.key, "a version is taken, and the job requeued, to run without " + job->nodes);
+    requests_.handle_own(request, [this, step, why](const net::Reply& reply) {
+      if (reply.code() == 0) return void(counters_.requeued++);
+      requeue_without_version(step, why, reply.text().empty() ? slurm_text(reply.code()) : reply.text());
+    });
+  });
+}
+
+// What hangs in the kernel cannot be stopped, and so not be saved.
+void Moments::requeue_without_version(const StepFactsRecord& step, const std::string& why, const std::string& refused) {
+  const std::vector<net::RunRecord> runs = catalog_.runs(step.key.job, kMostRuns);
+  const bool any = std::any_of(runs.begin(), runs.end(), [](const auto& run) { return run.versions() > 0; });
+  if (runs.empty() || !any) return tell_step(step.key, "no version could be taken, and there is none: it stays: " + refused);
+  tell_step(step.key, "no version could be taken: it goes on from its last one: " + refused);
+  requests_.change_job([job = step.key.job, nodes = runs.back().nodes()] { return requeue_job_without(job, nodes); },
+                       [this, step, why](uint32_t code) {
+                         if (code != 0)
+                           return spdlog::error("job {}: it hangs, and slurmctld does not requeue it: {}", step.key.job,
+                                                slurm_text(code));
+                         counters_.requeued++;
+                         record([&] { catalog_.run_ends_because(run_of(step), why); });
+                       });
 }
 
 void Moments::restart_failed(const StepFactsRecord& step, const std::string& why) {

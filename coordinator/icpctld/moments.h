@@ -28,7 +28,7 @@ class Moments {
   // version is under way.
   void at_time_limit(uint32_t job, bool requeue, std::function<void()> again);
   struct Counters {
-    uint64_t requeued = 0, restarts_failed = 0, held = 0, work_lost_ms = 0;
+    uint64_t requeued = 0, restarts_failed = 0, held = 0, work_lost_ms = 0, hung = 0;
   };
   const Counters& counters() const { return counters_; }
 
@@ -39,10 +39,14 @@ class Moments {
   void nodes_told(const std::vector<SlurmNode>& nodes);
   void drained(uint32_t job, const SlurmNode& node);
   void run_ended(const StepFactsRecord& step);
+  void hung(const StepFactsRecord& step, std::chrono::milliseconds idle);
+  void requeue_hung(const StepFactsRecord& step, const std::string& why);
+  void requeue_without_version(const StepFactsRecord& step, const std::string& why, const std::string& refused);
   void count_lost(const RunKey& run);
   void restart_failed(const StepFactsRecord& step, const std::string& why);
   void hold_or_requeue(const StepFactsRecord& step, const std::string& why);
   void tell(uint32_t job, const std::function<std::string(const Step&)>& text) const;
+  void tell_step(const StepKey& step, const std::string& text) const;
   void start();
 
   boost::asio::io_context& io_;

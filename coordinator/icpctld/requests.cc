@@ -261,9 +261,10 @@ void Requests::move(const Pointer& asked) {
   const std::string nodes = asked->request.nodes();
   if (nodes.size() > kLongestNodes) return asked->answer(failure(kNotSupported, "the list of nodes is too long"));
   const std::string now = asked->job.nodes;
+  const std::string why = may_all(asked->caller) ? asked->request.reason() : "";
   if (nodes.empty()) {
     const auto elsewhere = [now](uint32_t job) { return requeue_job_without(job, now); };
-    return create(asked, Ending{"moved away from " + now, elsewhere});
+    return create(asked, Ending{why.empty() ? "moved away from " + now : why, elsewhere});
   }
   const auto named = std::make_shared<NamedNodes>();
   in_pool(

@@ -215,6 +215,7 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
   step->agents.erase(node);
   step->gone_.try_emplace(node, fmt::format("its agent is gone ({})", reason));
   step->hellos.erase(node);
+  step->idle.erase(node);
   step->ipc.erase(node);
   if (step->round) {
     step->round->lost(node, reason);
@@ -270,6 +271,9 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
     if (step->facts.nodes == 1) record([&] { catalog_.version(step->facts.key, message.version().numbers(), 1); });
   } else if (message.has_held()) {
     held(*step, node, message.held().held());
+  } else if (message.has_idle()) {
+    constexpr uint64_t kMost = 365ull * 24 * 3600 * 1000;
+    idle(*step, node, milliseconds(std::min(message.idle().idle_ms(), kMost)));
   } else if (message.has_near()) {
     last_version(step, message.near().after_round());
   } else if (message.has_end()) {
@@ -284,6 +288,26 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
 void Steps::held(Step& step, const std::string& node, bool held) {
   if (held ? !step.held.insert(node).second : step.held.erase(node) == 0) return;
   record_held(step);
+}
+
+// A step hangs when all its agents say so: one whose processes wait for those of another node does not.
+void Steps::idle(Step& step, const std::string& node, milliseconds idle) {
+  if (idle.count() == 0) {
+    step.idle.erase(node);
+    step.hung = false;
+    return;
+  }
+  step.idle[node] = idle;
+  if (step.hung || !step.complete() || step.round || config_.hang_after.count() == 0) return;
+  milliseconds shortest = idle;
+  for (const auto& [agent, send] : step.agents) {
+    const auto of_agent = step.idle.find(agent);
+    if (of_agent == step.idle.end()) return;
+    shortest = std::min(shortest, of_agent->second);
+  }
+  if (shortest < config_.hang_after) return;
+  step.hung = true;
+  if (events_.hung) events_.hung(step.facts, shortest);
 }
 
 // What a run loses is what its steps have done since their last versions: nothing, when all of them are held.

@@ -57,6 +57,8 @@ class Step {
   std::chrono::system_clock::time_point round_began;
   std::chrono::system_clock::time_point next_due;
   std::chrono::milliseconds longest{0};  // of the versions taken
+  std::map<std::string, std::chrono::milliseconds> idle;  // nodes whose processes do nothing, and for how long
+  bool hung = false;                     // all of them, as was told
   std::set<std::string> held;            // nodes whose processes have not run since the last version, nor will they
 
   // All agents are there, and the processes run.
@@ -106,6 +108,8 @@ class Steps {
   struct Events {
     std::function<void(const StepFactsRecord& step)> run_ended;
     std::function<void(const StepFactsRecord& step, const std::string& why)> restart_failed;
+    // No process of a step has done anything for that long.
+    std::function<void(const StepFactsRecord& step, std::chrono::milliseconds idle)> hung;
   };
   void set_events(Events events) { events_ = std::move(events); }
 
@@ -137,6 +141,7 @@ class Steps {
   void record_known_versions(Step& step);
   void held(Step& step, const std::string& node, bool held);
   void record_held(const Step& step);
+  void idle(Step& step, const std::string& node, std::chrono::milliseconds idle);
 
   boost::asio::io_context& io_;
   Config config_;

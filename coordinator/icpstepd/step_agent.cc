@@ -62,6 +62,7 @@ StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string probl
       timer_(io_),
       watch_timer_(io_),
       last_timer_(io_),
+      hang_timer_(io_),
       signals_(io_, SIGTERM, SIGINT, SIGHUP),
       notices_([this](const std::string& line, bool complaint) {
         tell_user(line);

@@ -18,6 +18,7 @@
 #include <string>
 
 #include "coordinator/config.h"
+#include "coordinator/icpstepd/activity.h"
 #include "coordinator/icpstepd/capsule_agents.h"
 #include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/coordinator_link.h"
@@ -89,6 +90,12 @@ class StepAgent {
   void on_capsule();
   void on_timer();
   void on_watch_timer();
+  void on_hang_timer();
+  bool is_active();
+  void tell_idle(std::chrono::milliseconds idle);
+  std::vector<ProcessRef> all_processes() const;
+  bool take_version(Hold* hold);
+  std::string take_version(const net::BeginRound& begin, Hold* hold);
   void watch_ipc(const std::vector<pid_t>& tasks);
   void charge(pid_t task);
 
@@ -140,7 +147,7 @@ class StepAgent {
   std::string problem_;
   boost::asio::io_context io_{1};
   Socket control_, ready_;
-  boost::asio::steady_timer timer_, watch_timer_, last_timer_;
+  boost::asio::steady_timer timer_, watch_timer_, last_timer_, hang_timer_;
   boost::asio::signal_set signals_;
   std::map<int, Task> tasks_;  // by rank
   Notices notices_;
@@ -166,6 +173,9 @@ class StepAgent {
   bool held_ = false;                    // since then
   std::set<int> term_waits_;             // tasks whose SIGTERM waits for a version of all nodes
   int last_tries_ = 0;                   // for that version
+  Activity activity_;
+  std::chrono::steady_clock::time_point active_at_;  // when it was seen last
+  bool idle_told_ = false;               // since then
   bool charged_ = false;                 // the agent's memory, to the step
   bool absence_told_ = false;            // of the coordinator, to the user
   std::optional<IpcReport> ipc_report_;  // none without one, or if objects are not the job's alone

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "coordinator/checkpoint_moments.h"
+#include "coordinator/hang_text.h"
 #include "coordinator/icpstepd/batch_script.h"
 #include "coordinator/icpstepd/step_agent.h"
 #include "engine/base/error.h"
@@ -167,7 +168,7 @@ void StepAgent::version_before_end() {
   const auto before = highest_versions(image_, facts_).second;
   constexpr int kTries = 3;
   std::optional<Hold> hold = hold_for_end({});
-  for (int tries = 0; tries < kTries && versions_.take(hold ? &*hold : nullptr); tries++) {
+  for (int tries = 0; tries < kTries && take_version(hold ? &*hold : nullptr); tries++) {
   }
   if (hold && hold->over) hold_is_over();
   if (hold || highest_versions(image_, facts_).second == before) return;
@@ -254,6 +255,8 @@ void StepAgent::start_versions(Session session) {
   }
   if (!config_.coordinators.empty() && !link_) start_link();
   if (interval_.count() > 0) start_timer();
+  active_at_ = std::chrono::steady_clock::now();
+  if (config_.hang_after.count() > 0) on_hang_timer();
 }
 
 // ---- the coordinator ----------------------------------------------------------------------------
@@ -290,7 +293,7 @@ void StepAgent::start_link() {
   events.begin = [this](const net::BeginRound& begin) {
     std::optional<Hold> hold;
     if (begin.last()) hold = hold_for_end([this, round = begin.round()] { return !link_->given_up(round); });
-    const std::string image = versions_.take(begin, *link_, hold ? &*hold : nullptr);
+    const std::string image = take_version(begin, hold ? &*hold : nullptr);
     if (hold && hold->over) hold_is_over();
     if (!image.empty() && begin.kill()) mark_vacated(image_, identity_of(facts_), image);
     if (begin.last()) last_version_over(image, begin);
@@ -353,6 +356,68 @@ void StepAgent::tell_absence(const std::string& why) {
       several_capsules() ? "no checkpoints until it can (the job runs on)" : "checkpoints are taken without it"));
 }
 
+// ---- what the processes do ----------------------------------------------------------------------
+
+std::vector<ProcessRef> StepAgent::all_processes() const {
+  std::vector<pid_t> pids = versions_.roots();
+  for (const pid_t pid : capsule_ ? read_children(capsule_->init_pid()) : orphans()) pids.push_back(pid);
+  return find_processes(pids);
+}
+
+// A step that is suspended does not hang, nor does a script that waits for its steps.
+bool StepAgent::is_active() {
+  return activity_.look(all_processes()) || versions_.left_to_steps() || launched_.any() ||
+         suspension_of(versions_.roots()) != Suspension::kNone;
+}
+
+void StepAgent::on_hang_timer() {
+  using std::chrono::milliseconds;
+  constexpr int kLooks = 8;
+  constexpr milliseconds kShortest{250}, kLongest{60'000};
+  const auto now = std::chrono::steady_clock::now();
+  try {
+    if (is_active()) {
+      active_at_ = now;
+      if (std::exchange(idle_told_, false)) tell_idle(milliseconds(0));
+    } else if (now - active_at_ >= config_.hang_after) {
+      tell_idle(std::chrono::duration_cast<milliseconds>(now - active_at_));
+    }
+  } catch (const Error& error) {
+    spdlog::debug("not known what the processes do: {}", error.what());  // one has just ended
+  }
+  hang_timer_.expires_after(std::clamp(config_.hang_after / kLooks, kShortest, kLongest));
+  hang_timer_.async_wait([this](boost::system::error_code error) {
+    if (!error && versions_.begun()) on_hang_timer();
+  });
+}
+
+// icpctld decides what is to be done; without one this node's user hears of it here.
+void StepAgent::tell_idle(std::chrono::milliseconds idle) {
+  if (link_) {
+    net::ToCoordinator message;
+    message.mutable_idle()->set_idle_ms(static_cast<uint64_t>(idle.count()));
+    link_->say(message);
+  } else if (!idle_told_ && idle.count() > 0) {
+    notices_.complain(fmt::format("slurm-icp: step {}: {}", step(), hang_text(idle)));
+  }
+  idle_told_ = idle.count() > 0;
+}
+
+// The calls that a version makes in the processes are not theirs.
+bool StepAgent::take_version(Hold* hold) {
+  if (config_.hang_after.count() > 0 && versions_.begun() && is_active()) active_at_ = std::chrono::steady_clock::now();
+  const bool again = versions_.take(hold);
+  if (config_.hang_after.count() > 0 && versions_.begun()) activity_.look(all_processes());
+  return again;
+}
+
+std::string StepAgent::take_version(const net::BeginRound& begin, Hold* hold) {
+  if (config_.hang_after.count() > 0 && versions_.begun() && is_active()) active_at_ = std::chrono::steady_clock::now();
+  std::string image = versions_.take(begin, *link_, hold);
+  if (config_.hang_after.count() > 0 && versions_.begun()) activity_.look(all_processes());
+  return image;
+}
+
 // ---- the agent's own timer ----------------------------------------------------------------------
 
 void StepAgent::start_timer() {
@@ -375,7 +440,7 @@ void StepAgent::on_timer() {
   if (link_ && !link_->scheduled() && std::chrono::steady_clock::now() - link_since_ > kPatience) {
     tell_absence("it does not answer");
   }
-  const bool again = own && versions_.take();
+  const bool again = own && take_version(nullptr);
   if (own && link_ && !again) link_->set_hello(hello());
   if (!versions_.begun()) return;
   const auto now = std::chrono::steady_clock::now();

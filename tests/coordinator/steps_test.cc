@@ -464,6 +464,30 @@ TEST_F(StepsTest, ARunWhoseStepsAreAllHeldEndsWithItsVersion) {
   EXPECT_TRUE(ends_with_version());
 }
 
+TEST_F(StepsTest, AStepHangsWhenAllItsAgentsSaySo) {
+  config.hang_after = milliseconds(5000);
+  steps->set_config(config);
+  std::vector<milliseconds> told;
+  steps->set_events({{}, {}, [&](const StepFactsRecord&, milliseconds idle) { told.push_back(idle); }});
+  const auto say = [&](const std::shared_ptr<Agent>& agent, uint64_t idle_ms) {
+    net::ToCoordinator message;
+    message.mutable_idle()->set_idle_ms(idle_ms);
+    steps->agent_said(agent->step, agent->node, message);
+  };
+  const auto a = come(hello(1, "a", 2)), b = come(hello(1, "b", 2));
+  say(a, 9000);
+  say(a, 10'000);
+  EXPECT_TRUE(told.empty());
+  say(b, 4000);  // its configuration is another one
+  EXPECT_TRUE(told.empty());
+  say(b, 6000);
+  say(b, 7000);
+  EXPECT_EQ(told, std::vector{milliseconds(6000)});  // once
+  say(b, 0);
+  say(b, UINT64_MAX);
+  EXPECT_EQ(told.size(), 2u);
+}
+
 TEST_F(StepsTest, AnAgentThatConnectsAgainEndsTheRound) {
   const auto a = come(hello(1, "a", 2)), b = come(hello(1, "b", 2));
   const auto outcome = create(a);

@@ -185,18 +185,69 @@ class EndedByAVersion(MomentsCase):
         for job in (slurm, script):
             self.cluster.run(["scontrol", "requeue", str(job)])
         self.wait_job(vacated)
+        self.wait_for(lambda: self.runs(vacated)[0]["ended_unix_ms"], 20, "its end to be known")
+        vacated_run = self.runs(vacated)[0]
+        self.assertEqual((vacated_run["why"], vacated_run["work_lost_ms"]), ("vacated", 0), vacated_run)
         self.wait_for(lambda: self.icp("restart", str(vacated), user=self.user).returncode == 0, 30, "the job to be restarted")
         for job, last in ((moved, 200), (vacated, 200), (slurm, 200), (script, 200), (limit, 450)):
             self.assertEqual(self.wait_job(job, timeout=150), "COMPLETED", self.output(job))
             self.assertIn("restarted from version 1", self.output(job))
             notes = self.text(f"notes.{job}").split()
             self.assertEqual(notes, [str(i) for i in range(1, last + 1)], self.output(job))
+            if job == vacated:  # the same run to Slurm
+                continue
             first = self.runs(job)[0]
             self.assertEqual((first["work_lost_ms"], first["ended_with_version"]), (0, True), first)
         self.wait_for(lambda: all(self.runs(job)[-1]["why"] == "COMPLETED" for job in (moved, slurm, limit)), 30, "the ends to be known")
         self.assertEqual(self.metrics()["icpctld_work_lost_seconds_total"], 0)
         rest = self.icp("report", str(slurm), "-o", "-").stdout
         self.assertEqual(xml.etree.ElementTree.fromstring(rest).tag, "{http://www.w3.org/1999/xhtml}html")
+
+
+class Hangs(MomentsCase):
+    config = "jitter: 0\nhang_after: 3s\n"
+    # Counts to 30, and waits for something that never comes; the second of two processes lives on for it.
+    STUCK = ("perl -e '$| = 1; pipe R, W; fork; for my $i (1 .. 30) { print qq($i\n); select undef, undef, undef, 0.1 } "
+             "sysread R, $x, 1'")
+    SAID = r"slurm-icp: step \S+: it may hang: none of its processes has used processor time or done input or output for \d+s"
+
+    def test_reported_once_and_nothing_else(self):
+        busy, stuck = self.begin("--checkpoint-interval=1s"), self.begin("--checkpoint-interval=1s", command=self.STUCK)
+        suspended = self.begin()
+        self.cluster.run(["scontrol", "suspend", str(suspended)])
+        self.wait_text(f"job-{stuck}.out", self.SAID, 40)
+        self.wait_for(lambda: self.runs(stuck)[0]["hung_unix_ms"], 10, "the history to have it")
+        self.assertRegex(self.icp("history", str(stuck)).stdout, "does nothing since")
+        self.cluster.run(["scontrol", "resume", str(suspended)])
+        for job in (busy, suspended):
+            self.assertEqual(self.wait_job(job, timeout=60), "COMPLETED", self.output(job))
+            self.assertNotRegex(self.output(job), self.SAID)
+            self.assertEqual(self.runs(job)[0]["hung_unix_ms"], 0)
+        self.assertEqual(len(re.findall(self.SAID, self.output(stuck))), 1)
+        self.assertEqual(self.job(stuck)["JobState"], "RUNNING")
+        self.assertEqual(self.metrics()["icpctld_steps_hung_total"], 1)
+        self.assertRegex(self.ctld_log(), r"it may hang")
+
+
+class HangsAndIsMoved(MomentsCase):
+    config = "jitter: 0\nhang_after: 3s\nhang_action: requeue\n"
+
+    def test_goes_on_elsewhere_once(self):
+        # Waits as long as it is on the first node, as for a device that does not answer.
+        bad = self.cluster.node(1)
+        command = ("perl -e '$| = 1; for my $i (1 .. 200) { print qq($i\n); select undef, undef, undef, 0.1; "
+                   "while ($i == 20 && -e qq(stuck)) { select undef, undef, undef, 60 } }'")
+        (self.work / "stuck").touch()
+        job = self.begin(command=command)
+        self.wait_text(f"job-{job}.out", rf"a version is taken, and the job requeued, to run without {bad}", 40)
+        (self.work / "stuck").unlink()
+        self.wait_text(f"job-{job}.out", "restarted from version 1 of", 60)
+        self.assertNotEqual(self.node_of(job), bad)
+        self.wait_text(f"job-{job}.out", "it hung in its last run, too: it is not requeued", 60)  # it sleeps for a minute
+        first = self.runs(job)[0]
+        self.assertRegex(first["why"], r"hung for \d+s")
+        self.assertEqual(first["work_lost_ms"], 0)
+        self.assert_whole(job)
 
 
 class CannotRestart(MomentsCase):

@@ -79,24 +79,39 @@ class ByPartition(Counting):
             self.assertIn("end 0", self.output(job))
 
 
+BY_PARTITION = ("PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n"
+                "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF\n"
+                "PartitionName=low Nodes=ALL PriorityTier=1\n")
+
+
 class Many(Counting):
     """All jobs of a partition are preempted at once."""
     JOBS = 12
-    options = {"cpus": JOBS, "coordinator": True,
-               "extra_conf": "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n"
-                             "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF\n"
-                             "PartitionName=low Nodes=ALL PriorityTier=1\n"}
+    SCRIPT = f"srun {COUNT.format(100)}; echo end $?"
+    PATIENCE = 60
+    options = {"cpus": JOBS, "coordinator": True, "extra_conf": BY_PARTITION}
 
     def test_none_loses_anything(self):
-        jobs = [self.submit(f"srun {COUNT.format(100)}; echo end $?", "-n1", "-p", "low", "--checkpoint-on=preempt")
-                for _ in range(self.JOBS)]
+        jobs = [self.submit(self.SCRIPT, "-n1", "-p", "low", "--checkpoint-on=preempt") for _ in range(self.JOBS)]
         for job in jobs:
-            self.wait_text(f"job-{job}.out", r"(^|\n)20\n", 60)
-        self.sh(["srun", "-p", "high", f"-n{self.JOBS}", "sleep", "1"], timeout=100)
+            self.wait_text(f"job-{job}.out", r"(^|\n)20\n", self.PATIENCE)
+        self.sh(["srun", "-p", "high", f"-n{self.JOBS}", "sleep", "1"], timeout=40 + self.PATIENCE)
         for job in jobs:
-            self.assertEqual(self.wait_job(job, timeout=150), "COMPLETED", self.output(job))
+            self.assertEqual(self.wait_job(job, timeout=90 + self.PATIENCE), "COMPLETED", self.output(job))
             self.assertIn("restarted from version 1", self.output(job))
             self.check_count(job, 100)
+
+
+class Fifty(Many):
+    """So many that they do not fit into KillWait one after the other: some megabytes each, without srun."""
+    JOBS = 50
+    SCRIPT = COUNT.format(100).replace("SLURM_PROCID", "RANK")
+    PATIENCE = 200
+    options = {"cpus": JOBS, "coordinator": True, "extra_conf": BY_PARTITION + "KillWait=30\n"}
+
+    def check_count(self, job, last, tasks=1):
+        counted = self.text(f"count.{job}.").split()
+        self.assertEqual(counted, [str(i) for i in range(1, last + 1)], self.output(job))
 
 
 class SeveralNodes(Coordinated):
