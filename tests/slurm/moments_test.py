@@ -226,7 +226,7 @@ class Hangs(MomentsCase):
         self.assertEqual(len(re.findall(self.SAID, self.output(stuck))), 1)
         self.assertEqual(self.job(stuck)["JobState"], "RUNNING")
         self.assertEqual(self.metrics()["icpctld_steps_hung_total"], 1)
-        self.assertRegex(self.ctld_log(), r"it may hang")
+        self.assertRegex(self.cluster.coordinator_log.read_text(), r"it may hang")
 
 
 class HangsAndIsMoved(MomentsCase):
