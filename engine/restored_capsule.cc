@@ -24,6 +24,7 @@
 #include "engine/memory/memory_restore.h"
 #include "engine/process/control_groups.h"
 #include "engine/process/scheduling.h"
+#include "engine/restore/path_map.h"
 #include "engine/restore/process_restore.h"
 #include "engine/restore/terminal_restore.h"
 #include "engine/restore/tree_builder.h"
@@ -190,7 +191,7 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .dry = options.dry,
                                 .lazy = lazy.get()});
   std::set<InodeKey> remade;
-  if (!options.dry) remade = put_back_directories(version, capsule, options.identity, root.get(), options.changed);
+  if (!options.dry) remade = put_back_directories(version, capsule, options.identity, root.get(), options.changed, options.path_map);
   memory_restore.check();
   memory_restore.create_objects();
   remade.merge(memory_restore.remade());
@@ -309,7 +310,8 @@ RestoredCapsule RestoredCapsule::restore(const RestoreOptions& options) {
   const uint32_t number = options.version != 0 ? options.version : image.latest().value_or(0);
   if (number == 0) throw_error(ErrorKind::kImage, "{} holds no committed version", options.image_path);
   const VersionReader version = image.open_version(number);
-  const pb::Capsule capsule = version.read_state();
+  pb::Capsule capsule = version.read_state();
+  map_paths(capsule, options.path_map);
   check_host(version.manifest());
   if (options.lazy && !lazy_fill_available()) {
     throw Error(ErrorKind::kRefused, "this kernel does not let memory be restored lazily", 0, "restart without --lazy");

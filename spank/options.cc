@@ -12,6 +12,7 @@
 
 #include "coordinator/checkpoint_moments.h"
 #include "coordinator/duration.h"
+#include "coordinator/map_path.h"
 #include "spank/het_group.h"
 #include "spank/mpi_transports.h"
 
@@ -50,6 +51,13 @@ bool check_mpi(const char* source, std::string_view text) {
   return false;
 }
 
+bool check_map(const char* source, std::string_view text) {
+  constexpr size_t kLongest = 3000;
+  if (!text.empty() && text.size() <= kLongest && parse_map_path(text)) return true;
+  complain(std::string(source) + ": \"" + std::string(text.substr(0, kLongest)) + "\" is not " + kMapPathGrammar);
+  return false;
+}
+
 bool check_number(const char* source, std::string_view text) {
   constexpr size_t kMostDigits = 6;
   if (!text.empty() && text.size() <= kMostDigits && text.find_first_not_of("0123456789") == text.npos) return true;
@@ -59,7 +67,8 @@ bool check_number(const char* source, std::string_view text) {
 
 // Slurm keeps the pointers: static storage, and not const.
 char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", directory_name[] = "checkpoint-dir",
-     restart_name[] = "restart-dir", moments_name[] = "checkpoint-on", requeue_name[] = "requeue-max",
+     restart_name[] = "restart-dir", map_name[] = "map-path", pair_word[] = "OLD=NEW",
+     moments_name[] = "checkpoint-on", requeue_name[] = "requeue-max",
      mpi_name[] = "checkpoint-mpi", mpi_word[] = "transport",
      mpi_usage[] = "keep MPI on TCP, which can be checkpointed: tcp, auto (where the node has RDMA devices), off",
      when_word[] = "when", number_word[] = "number", time_word[] = "time", directory_word[] = "directory",
@@ -67,6 +76,7 @@ char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", direc
      alias_usage[] = "the same as --checkpoint-interval",
      moments_usage[] = "take a checkpoint at these moments: timelimit, drain, preempt, cancel",
      requeue_usage[] = "how often a batch job is requeued when its time limit comes",
+     map_usage[] = "with --restart-dir: what was at path OLD is at NEW; may be repeated",
      directory_usage[] = "where checkpoints go: <directory>/<job>.<step> (default: the working directory)",
      restart_usage[] =
          "restart from the checkpoint in this directory, DIR:N: from version N; none: start afresh after a requeue";
@@ -76,6 +86,18 @@ int take_option(const char* source, const char* argument, int remote) {
   const std::string_view text = argument == nullptr ? "" : argument;
   if (remote == 0 && !Check(source, text)) return -1;  // on the node nothing may fail: the submission was checked
   given.*Member = text;
+  return 0;
+}
+
+// May be repeated: Slurm calls once for each, in slurmstepd twice.
+int take_map(int, const char* argument, int remote) {
+  const std::string text = argument == nullptr ? "" : argument;
+  if (remote == 0 && !check_map("--map-path", text)) return -1;
+  std::string& all = given.map_path;
+  if ((":" + all + ":").find(":" + text + ":") != std::string::npos) return 0;
+  const std::string together = all.empty() ? text : all + ":" + text;
+  if (remote == 0 && !check_map("--map-path", together)) return -1;
+  all = together;
   return 0;
 }
 
@@ -108,6 +130,7 @@ spank_option table[] = {
      [](int, const char* argument, int remote) {
        return take_option<&Request::restart_dir, check_directory>("--restart-dir", argument, remote);
      }},
+    {map_name, pair_word, map_usage, 1, 0, take_map},
 };
 
 // The environment twins of one option, in falling order of precedence. The first of each list is what the step reads.
@@ -165,6 +188,13 @@ const std::vector<Twins>& all_twins() {
        {"SBATCH_RESTART_DIR"},
        {"SALLOC_RESTART_DIR"},
        {ICP_INHERITED "restart_dir"}},
+      {map_name,
+       &Request::map_path,
+       check_map,
+       {"SLURM_RESTART_MAP_PATH"},
+       {"SBATCH_RESTART_MAP_PATH"},
+       {"SALLOC_RESTART_MAP_PATH"},
+       {ICP_INHERITED "map_path"}},
   };
   return twins;
 }
@@ -242,7 +272,8 @@ bool settle_options() {
   const std::string_view command = program_invocation_short_name;
   for (const Twins& twins : all_twins()) {
     std::string& value = given.*twins.member;
-    if (command == "srun" && !value.empty() && !settle_components(twins, words, value)) return false;
+    const bool whole = twins.member == &Request::map_path;  // the same for all components
+    if (command == "srun" && !value.empty() && !whole && !settle_components(twins, words, value)) return false;
     const auto& names = command == "sbatch" ? twins.sbatch : command == "salloc" ? twins.salloc : twins.srun;
     if (is_inherited(twins, value)) value.clear();
     // A job's own srun may get the directory of a submission that Slurm has requeued since.

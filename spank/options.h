@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// --checkpoint-interval, --checkpoint, --checkpoint-on, --checkpoint-dir, --restart-dir, --requeue-max,
+// --checkpoint-interval, --checkpoint, --checkpoint-on, --checkpoint-dir, --restart-dir, --map-path, --requeue-max,
 // --checkpoint-mpi and their environment variables.
 #pragma once
 
@@ -13,6 +13,7 @@ struct Request {
   std::string interval;        // empty: not asked for
   std::string checkpoint_dir;  // absolute, or empty
   std::string restart_dir;     // absolute, "none", or empty
+  std::string map_path;        // see coordinator/map_path.h
   std::string checkpoint_on;   // words and commas, "none", or empty
   std::string requeue_max;     // a number, or empty
   std::string mpi;             // tcp, auto, off, or empty: auto

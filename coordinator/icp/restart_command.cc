@@ -19,6 +19,7 @@
 #include "coordinator/icp/program.h"
 #include "coordinator/icp/users.h"
 #include "coordinator/icp/versions.h"
+#include "coordinator/map_path.h"
 
 namespace icp {
 
@@ -30,6 +31,7 @@ struct RestartOptions {
   uint32_t version = 0;
   std::string user, pid_file, interval;
   std::string changed = "restore";
+  std::vector<std::string> maps;
   std::vector<std::string> addresses;
   bool detach = false, lazy = false;
 };
@@ -118,6 +120,17 @@ std::pair<std::string, std::string> address_pair(const std::string& text) {
   return {text.substr(0, sign), text.substr(sign + 1)};
 }
 
+PathPairs more_pairs(PathPairs all, const std::string& text) {
+  const auto pairs = parse_map_path(text);
+  if (!pairs || text.empty()) throw_error(ErrorKind::kUsage, "--map-path: \"{}\" is not {}", text, kMapPathGrammar);
+  for (const auto& pair : *pairs) {
+    for (const auto& known : all)
+      if (known.first == pair.first) throw_error(ErrorKind::kUsage, "--map-path: {} is given twice", pair.first);
+    all.push_back(pair);
+  }
+  return all;
+}
+
 // All tasks of the image get icp's own standard streams.
 RestoreOptions restore_options(const RestartOptions& options) {
   RestoreOptions restore;
@@ -130,6 +143,7 @@ RestoreOptions restore_options(const RestartOptions& options) {
   restore.tracker = tracker_from(options.versions.tracker);
   restore.changed = changed_from(options.changed);
   for (const std::string& pair : options.addresses) restore.network.addresses.push_back(address_pair(pair));
+  for (const std::string& pairs : options.maps) restore.path_map = more_pairs(std::move(restore.path_map), pairs);
   restore.lazy = options.lazy;
   const ImageDir image = open_image(restore.image_path, restore.identity, restore.node);
   if (restore.version == 0) restore.version = image.latest().value_or(0);
@@ -248,6 +262,9 @@ void add_restart_command(Cli& cli) {
       ->type_name("HOW")
       ->excludes(job);
   app->add_option("--address", options->addresses, "What was at internet address OLD is at NEW now; may be repeated")
+      ->type_name("OLD=NEW")
+      ->excludes(job);
+  app->add_option("--map-path", options->maps, "What was at path OLD is at NEW; may be repeated")
       ->type_name("OLD=NEW")
       ->excludes(job);
   app->add_option("--user", options->user, "Restart as this user (default: the owner of DIR)")

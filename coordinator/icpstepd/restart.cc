@@ -73,6 +73,7 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
   options.image_path = plan.image;
   options.pmix_relay = pmix_relay;
   options.identity = identity_of(facts);
+  options.path_map = plan.path_map;
   options.changed = config.changed_files;
   for (const auto& [rank, proxy] : proxies) {
     options.streams[rank] = {proxy.fds[0].get(), proxy.fds[1].get(), proxy.fds[2].get()};

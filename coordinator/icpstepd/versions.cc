@@ -125,7 +125,12 @@ bool Versions::script_has_steps() const {
 // is only stopped one version is enough.
 Suspension Versions::suspension() {
   const Suspension now = suspension_of(roots());
-  if (now == Suspension::kNone) suspended_taken_ = false;
+  if (now == Suspension::kNone) suspended_taken_ = suspended_told_ = false;
+  const std::vector<TaskRoot> tasks = session_->roots();
+  const bool first = std::any_of(tasks.begin(), tasks.end(), [](const TaskRoot& task) { return task.rank == 0; });
+  if (now == Suspension::kFrozen && first && !std::exchange(suspended_told_, true))
+    notices_.say(fmt::format("slurm-icp: step {}.{}: it is suspended: no versions until it goes on", facts_.job,
+                             protocol::step_name(facts_.step)));
   return now;
 }
 

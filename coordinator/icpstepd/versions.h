@@ -87,6 +87,7 @@ class Versions {
   Notices& notices_;
   const std::function<size_t()> launched_;
   std::unique_ptr<Session> session_;
+  bool suspended_told_ = false;   // that there are none
   bool suspended_taken_ = false;  // a version since Slurm has suspended the step
   std::string image_;             // the step's own
   std::string chosen_image_;      // of the round under way, if that is another one

@@ -108,6 +108,7 @@ struct StepFacts {
   std::string interval;        // as the user typed it; empty: no versions by themselves
   std::string checkpoint_dir;  // empty: the configuration's, else the working directory
   std::string restart_dir;     // empty: the step's own after a requeue; "none": start afresh
+  std::string map_path;        // see map_path.h; for a restart from restart_dir
   std::string checkpoint_on;   // when, beside the interval: words and commas; see checkpoint_moments.h
   static constexpr uint32_t kNoRequeueMax = UINT32_MAX;
   uint32_t requeue_max = kNoRequeueMax;  // how often the job may be requeued; kNoRequeueMax: the configuration's number

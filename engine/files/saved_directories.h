@@ -21,6 +21,7 @@
 #include "engine/base/identity.h"
 #include "engine/image/page_hash.h"
 #include "engine/image/page_store.h"
+#include "engine/restore/path_map.h"
 
 namespace icp::pb {
 class Capsule;
@@ -89,6 +90,7 @@ class SavedDirectories {
 // since is moved to PATH.after-checkpoint. Returns the files that were written to or made again, by device and inode as
 // they were then. Files that the image maps come back with the memory.
 std::set<InodeKey> put_back_directories(const VersionReader& version, const pb::Capsule& capsule,
-                                        const Identity& identity, int root_fd, ChangedFiles changed);
+                                        const Identity& identity, int root_fd, ChangedFiles changed,
+                                        const PathMap& paths = {});
 
 }  // namespace icp

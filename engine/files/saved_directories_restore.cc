@@ -13,6 +13,7 @@
 #include "engine/base/times.h"
 #include "engine/files/file_table.h"
 #include "engine/files/saved_directories.h"
+#include "engine/restore/path_map.h"
 #include "engine/image/image.pb.h"
 #include "engine/image/image_dir.h"
 #include "engine/image/image_layout.h"
@@ -367,7 +368,8 @@ class PutBack {
 }  // namespace
 
 std::set<InodeKey> put_back_directories(const VersionReader& version, const pb::Capsule& capsule,
-                                        const Identity& identity, int root_fd, ChangedFiles changed) {
+                                        const Identity& identity, int root_fd, ChangedFiles changed,
+                                        const PathMap& paths) {
   std::set<InodeKey> remade;
   const std::string name(kDirectoriesName);
   if (!version.has_file(name) || changed == ChangedFiles::kAccept) return remade;
@@ -378,7 +380,8 @@ std::set<InodeKey> put_back_directories(const VersionReader& version, const pb::
   for (const pb::MemoryObject& object : capsule.objects())
     if (object.kind() == pb::MemoryObject::MAPPED_FILE) mapped.emplace(object.dev(), object.ino());
   const FsIdentity as_user(identity);
-  for (const pb::SavedDirectory& directory : saved.directories()) {
+  for (pb::SavedDirectory& directory : *saved.mutable_directories()) {
+    directory.set_path(mapped_path(paths, directory.path()));
     PutBack(directory, content, root_fd, changed, static_cast<int64_t>(version.manifest().taken_unix_ns()), mapped,
             remade)
         .run();

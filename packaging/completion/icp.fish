@@ -71,6 +71,7 @@ complete -c icp -n '__fish_seen_subcommand_from restart' -l lazy -d 'Memory come
 complete -c icp -n '__fish_seen_subcommand_from restart' -l pid-file -r -d 'For the pid'
 complete -c icp -n '__fish_seen_subcommand_from restart' -l grown -xa 'truncate fail accept' -d 'Files that grew'
 complete -c icp -n '__fish_seen_subcommand_from restart' -l address -x -d 'OLD=NEW'
+complete -c icp -n '__fish_seen_subcommand_from restart' -l map-path -x -d 'OLD=NEW'
 complete -c icp -n '__fish_seen_subcommand_from restart' -l stick-to-nodes -d 'On the same nodes'
 complete -c icp -n '__fish_seen_subcommand_from diff' -l from -x -d 'A version'
 complete -c icp -n '__fish_seen_subcommand_from diff' -l to -x -d 'A version'

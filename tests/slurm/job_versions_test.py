@@ -179,11 +179,27 @@ class Suspended(JobCase):
         self.cluster.run(["scontrol", "resume", job])
         self.wait_versions(f"{job}.0", before + 3)
         self.assertEqual(srun.wait(30), 5)
-        self.assertNotIn("slurm-icp", self.text("srun.out"))
+        said = [line for line in self.text("srun.out").splitlines() if "slurm-icp" in line]
+        self.assertEqual(said, [f"slurm-icp: step {job}.0: it is suspended: no versions until it goes on"])
+
+    def test_killed_while_frozen(self):
+        """The agent waits for nothing, and what it has of before goes on."""
+        srun, job, _ = self.suspended_run()
+        agents = self.agents()
+        self.assertTrue(agents)
+        for pid in agents:
+            self.assertNotIn(b"State:\tD", leftovers.read(f"/proc/{pid}/status"))
+        self.sh(["scancel", job])
+        srun.wait(60)
+        self.wait_for(lambda: not self.agents(), 20, "the agents to end")
+        result = self.srun(f"--restart-dir={job}.0", "none")
+        self.assertEqual(result.returncode, 5, result.stderr)
+        self.assertEqual(result.stdout.split()[-1], "60")
 
 
 class SuspendedLinuxProc(Suspended):
     options = {"proctrack": "linuxproc"}
+    test_killed_while_frozen = None
 
     def test_no_version_while_frozen(self):
         """Nothing freezes: one version of the stopped processes, which go on after a restart."""
