@@ -147,21 +147,18 @@ const std::map<std::string, Reader>& readers() {
        }},
       {"requeue_max", [](Config& c, const Entry& e) { c.requeue_max = count(e); }},
       {"requeue_margin", [](Config& c, const Entry& e) { c.requeue_margin = duration(e); }},
-      {"hang_after", [](Config& c, const Entry& e) { c.hang_after = e.text() == "off" ? std::chrono::milliseconds(0) : positive_duration(e); }},
+      {"hang_after",
+       [](Config& c, const Entry& e) {
+         c.hang_after = e.text() == "off" ? std::chrono::milliseconds(0) : positive_duration(e);
+       }},
       {"hang_action",
        [](Config& c, const Entry& e) {
          c.hang_action = one_of<HangAction>(e, {{"report", HangAction::kReport}, {"requeue", HangAction::kRequeue}});
        }},
       {"restart_attempts", [](Config& c, const Entry& e) { c.restart_attempts = count(e); }},
-      {"exclude_failed_nodes",
-       [](Config& c, const Entry& e) {
-         c.exclude_failed_nodes = yes_or_no(e);
-       }},
+      {"exclude_failed_nodes", [](Config& c, const Entry& e) { c.exclude_failed_nodes = yes_or_no(e); }},
       {"keep", [](Config& c, const Entry& e) { c.keep = count(e); }},
-      {"dedup",
-       [](Config& c, const Entry& e) {
-         c.dedup = yes_or_no(e);
-       }},
+      {"dedup", [](Config& c, const Entry& e) { c.dedup = yes_or_no(e); }},
       {"compression",
        [](Config& c, const Entry& e) {
          c.compression = one_of<Compression>(
@@ -213,10 +210,7 @@ const std::map<std::string, Reader>& readers() {
          if (c.coordinator_user.empty()) e.fail("a user is needed");
        }},
       {"munge_socket", [](Config& c, const Entry& e) { c.munge_socket = e.text().empty() ? "" : absolute_path(e); }},
-      {"on_demand",
-       [](Config& c, const Entry& e) {
-         c.on_demand = yes_or_no(e);
-       }},
+      {"on_demand", [](Config& c, const Entry& e) { c.on_demand = yes_or_no(e); }},
       {"listen", [](Config& c, const Entry& e) { c.listen = endpoint(e); }},
       {"state_dir", [](Config& c, const Entry& e) { c.state_dir = absolute_path(e); }},
       {"coordinator_log",

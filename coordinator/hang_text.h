@@ -15,7 +15,8 @@ inline std::string whole_seconds(std::chrono::milliseconds time) {
 }
 
 inline std::string hang_text(std::chrono::milliseconds idle) {
-  return "it may hang: none of its processes has used processor time or done input or output for " + whole_seconds(idle);
+  return "it may hang: none of its processes has used processor time or done input or output for " +
+         whole_seconds(idle);
 }
 
 }  // namespace icp

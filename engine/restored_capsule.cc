@@ -191,7 +191,8 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .dry = options.dry,
                                 .lazy = lazy.get()});
   std::set<InodeKey> remade;
-  if (!options.dry) remade = put_back_directories(version, capsule, options.identity, root.get(), options.changed, options.path_map);
+  if (!options.dry)
+    remade = put_back_directories(version, capsule, options.identity, root.get(), options.changed, options.path_map);
   memory_restore.check();
   memory_restore.create_objects();
   remade.merge(memory_restore.remade());

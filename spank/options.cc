@@ -67,9 +67,8 @@ bool check_number(const char* source, std::string_view text) {
 
 // Slurm keeps the pointers: static storage, and not const.
 char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", directory_name[] = "checkpoint-dir",
-     restart_name[] = "restart-dir", map_name[] = "map-path", pair_word[] = "OLD=NEW",
-     moments_name[] = "checkpoint-on", requeue_name[] = "requeue-max",
-     mpi_name[] = "checkpoint-mpi", mpi_word[] = "transport",
+     restart_name[] = "restart-dir", map_name[] = "map-path", pair_word[] = "OLD=NEW", moments_name[] = "checkpoint-on",
+     requeue_name[] = "requeue-max", mpi_name[] = "checkpoint-mpi", mpi_word[] = "transport",
      mpi_usage[] = "keep MPI on TCP, which can be checkpointed: tcp, auto (where the node has RDMA devices), off",
      when_word[] = "when", number_word[] = "number", time_word[] = "time", directory_word[] = "directory",
      interval_usage[] = "take a checkpoint of each step at this interval: 30s, 10m, 2h, or minutes",

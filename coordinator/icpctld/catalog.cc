@@ -282,8 +282,8 @@ void Catalog::set_restart_dir(uint32_t job, uint32_t restarts, const std::string
 void Catalog::run_seen(const RunKey& key, uid_t uid, const std::string& nodes) {
   Statement(*this,
             "INSERT INTO runs (job, restarts, uid, began_ms, nodes) VALUES (?,?,?,?,?) "
-            // A vacated job that was restarted is the same run to Slurm; one that was taken for ended when icpctld began
-            // is no other one.
+            // A vacated job that was restarted is the same run to Slurm; one that was taken for ended when icpctld
+            // began is no other one.
             "ON CONFLICT DO UPDATE SET why = CASE WHEN ended_ms > began_ms THEN '' ELSE why END, ended_ms = NULL, "
             "nodes = CASE WHEN length(excluded.nodes) > 0 THEN excluded.nodes ELSE nodes END")
       .bind(key)
@@ -309,9 +309,9 @@ void Catalog::run_ends_because(const RunKey& key, const std::string& why, bool r
 }
 
 void Catalog::run_held(const RunKey& key, bool held) {
-  Statement(*this,
-            held ? "INSERT INTO run_marks (job, restarts, held) VALUES (?,?,1) ON CONFLICT DO UPDATE SET held = 1"
-                 : "UPDATE run_marks SET held = 0 WHERE job = ? AND restarts = ?")
+  Statement(*this, held
+                       ? "INSERT INTO run_marks (job, restarts, held) VALUES (?,?,1) ON CONFLICT DO UPDATE SET held = 1"
+                       : "UPDATE run_marks SET held = 0 WHERE job = ? AND restarts = ?")
       .bind(key)
       .next();
 }

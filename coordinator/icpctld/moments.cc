@@ -6,8 +6,8 @@
 #include <algorithm>
 #include <memory>
 
-#include "coordinator/icp/history_text.h"
 #include "coordinator/hang_text.h"
+#include "coordinator/icp/history_text.h"
 #include "coordinator/icpctld/steps_impl.h"
 #include "engine/base/error.h"
 #include "engine/base/times.h"
@@ -81,7 +81,7 @@ void Moments::before_end(uint32_t job, const std::string& moment, const std::str
   request.set_wait(true);
   request.set_reason(why);
   for (const auto& step : steps_.running(job, std::nullopt))
-    if (step->round) return again();
+    if (step->round || step->ends_with_version()) return again();
   if (requeue) tell(job, [&](const Step&) { return moment + ": a version is taken, and the job requeued"; });
   spdlog::info("job {}: {}: a version is taken{}", job, moment, requeue ? ", and it is requeued" : "");
   requests_.handle_own(request, [this, job, moment, requeue, again = std::move(again)](const net::Reply& reply) {
@@ -164,13 +164,23 @@ void Moments::count_lost(const RunKey& key) {
 // ---- hangs ------------------------------------------------------------------------------------
 
 void Moments::hung(const StepFactsRecord& step, std::chrono::milliseconds idle) {
-  counters_.hung++;
   const std::string text = hang_text(idle);
-  spdlog::warn("job {}: step {}: {}", step.key.job, step.key.step, text);
   const uint64_t since = now_unix_ms() - static_cast<uint64_t>(idle.count());
-  record([&] { catalog_.run_hung(run_of(step), since); });
-  tell_step(step.key, text);
+  if (!is_told(run_of(step), since)) {
+    counters_.hung++;
+    spdlog::warn("job {}: step {}: {}", step.key.job, step.key.step, text);
+    record([&] { catalog_.run_hung(run_of(step), since); });
+    tell_step(step.key, text);
+  }
   if (config_.hang_action == HangAction::kRequeue) requeue_hung(step, kHung + whole_seconds(idle));
+}
+
+// By the icpctld before this one.
+bool Moments::is_told(const RunKey& key, uint64_t since_unix_ms) const {
+  constexpr uint64_t kSame = 10'000;  // ms: clocks of nodes, messages on their way
+  for (const net::RunRecord& run : catalog_.runs(key.job, kMostRuns))
+    if (run.restarts() == key.restarts && run.hung_unix_ms() != 0) return since_unix_ms < run.hung_unix_ms() + kSame;
+  return false;
 }
 
 // What hangs in a run that was requeued for that hangs again: it would for ever.
@@ -198,7 +208,8 @@ void Moments::requeue_hung(const StepFactsRecord& step, const std::string& why) 
 void Moments::requeue_without_version(const StepFactsRecord& step, const std::string& why, const std::string& refused) {
   const std::vector<net::RunRecord> runs = catalog_.runs(step.key.job, kMostRuns);
   const bool any = std::any_of(runs.begin(), runs.end(), [](const auto& run) { return run.versions() > 0; });
-  if (runs.empty() || !any) return tell_step(step.key, "no version could be taken, and there is none: it stays: " + refused);
+  if (runs.empty() || !any)
+    return tell_step(step.key, "no version could be taken, and there is none: it stays: " + refused);
   tell_step(step.key, "no version could be taken: it goes on from its last one: " + refused);
   requests_.change_job([job = step.key.job, nodes = runs.back().nodes()] { return requeue_job_without(job, nodes); },
                        [this, step, why](uint32_t code) {

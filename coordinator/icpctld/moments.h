@@ -40,6 +40,7 @@ class Moments {
   void drained(uint32_t job, const SlurmNode& node);
   void run_ended(const StepFactsRecord& step);
   void hung(const StepFactsRecord& step, std::chrono::milliseconds idle);
+  bool is_told(const RunKey& key, uint64_t since_unix_ms) const;
   void requeue_hung(const StepFactsRecord& step, const std::string& why);
   void requeue_without_version(const StepFactsRecord& step, const std::string& why, const std::string& refused);
   void count_lost(const RunKey& run);

@@ -56,10 +56,10 @@ class Step {
   std::unique_ptr<Restart> restart;
   std::chrono::system_clock::time_point round_began;
   std::chrono::system_clock::time_point next_due;
-  std::chrono::milliseconds longest{0};  // of the versions taken
+  std::chrono::milliseconds longest{0};                   // of the versions taken
   std::map<std::string, std::chrono::milliseconds> idle;  // nodes whose processes do nothing, and for how long
-  bool hung = false;                     // all of them, as was told
-  std::set<std::string> held;            // nodes whose processes have not run since the last version, nor will they
+  bool hung = false;                                      // all of them, as was told
+  std::set<std::string> held;  // nodes whose processes have not run since the last version, nor will they
 
   // All agents are there, and the processes run.
   bool complete() const { return agents.size() == facts.nodes && !restart && parts.contains(0); }

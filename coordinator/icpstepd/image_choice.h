@@ -7,8 +7,8 @@
 #include <utility>
 #include <vector>
 
-#include "coordinator/map_path.h"
 #include "coordinator/config.h"
+#include "coordinator/map_path.h"
 #include "coordinator/protocol/packet.h"
 #include "engine/base/identity.h"
 
@@ -45,8 +45,9 @@ StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_im
 // with a file. Errors are logged.
 // Of several capsules each marks its own end; the step has ended when all have that took the latest version.
 void mark_completed(const std::string& image, const protocol::StepFacts& facts);
-// A step of the batch script's MPI launcher that was killed: the script, whose image this is, has not completed although
-// its launcher may end with 0 then (Open MPI 5 does), before or after this is marked. Forgotten by the next such step.
+// A step of the batch script's MPI launcher that was killed: the script, whose image this is, has not completed
+// although its launcher may end with 0 then (Open MPI 5 does), before or after this is marked. Forgotten by the next
+// such step.
 void mark_cut(const std::string& image, const std::string& capsule, const Identity& identity);
 void unmark_completed(const std::string& image, const Identity& identity);
 bool is_completed(const std::string& image, const Identity& identity);

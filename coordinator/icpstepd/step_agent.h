@@ -168,17 +168,17 @@ class StepAgent {
   std::chrono::steady_clock::time_point due_;  // the next version
   std::unique_ptr<CoordinatorLink> link_;      // none without a coordinator
   std::chrono::steady_clock::time_point link_since_;
-  int without_steps_ = 0;                // how often no srun of the batch script was found
-  bool terminated_ = false;              // by Slurm, and a version taken of that moment
-  bool held_ = false;                    // since then
-  std::set<int> term_waits_;             // tasks whose SIGTERM waits for a version of all nodes
-  int last_tries_ = 0;                   // for that version
+  int without_steps_ = 0;     // how often no srun of the batch script was found
+  bool terminated_ = false;   // by Slurm, and a version taken of that moment
+  bool held_ = false;         // since then
+  std::set<int> term_waits_;  // tasks whose SIGTERM waits for a version of all nodes
+  int last_tries_ = 0;        // for that version
   Activity activity_;
   std::chrono::steady_clock::time_point active_at_;  // when it was seen last
-  bool idle_told_ = false;               // since then
-  bool charged_ = false;                 // the agent's memory, to the step
-  bool absence_told_ = false;            // of the coordinator, to the user
-  std::optional<IpcReport> ipc_report_;  // none without one, or if objects are not the job's alone
+  bool idle_told_ = false;                           // since then
+  bool charged_ = false;                             // the agent's memory, to the step
+  bool absence_told_ = false;                        // of the coordinator, to the user
+  std::optional<IpcReport> ipc_report_;              // none without one, or if objects are not the job's alone
 };
 
 }  // namespace icp

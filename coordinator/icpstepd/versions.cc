@@ -157,7 +157,7 @@ void Versions::hold_until_ended(Hold& hold) const {
     std::this_thread::sleep_for(kLook);
   }
   hold.over = true;
-  throw_error(ErrorKind::kBusy, "the processes were not ended, and run on");
+  throw_error(ErrorKind::kRefused, "the processes were not ended, and run on");  // not to be tried again
 }
 
 bool Versions::take(Hold* hold) {

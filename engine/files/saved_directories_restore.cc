@@ -13,11 +13,11 @@
 #include "engine/base/times.h"
 #include "engine/files/file_table.h"
 #include "engine/files/saved_directories.h"
-#include "engine/restore/path_map.h"
 #include "engine/image/image.pb.h"
 #include "engine/image/image_dir.h"
 #include "engine/image/image_layout.h"
 #include "engine/image/saved_directories.pb.h"
+#include "engine/restore/path_map.h"
 
 namespace icp {
 namespace {

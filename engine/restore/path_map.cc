@@ -82,7 +82,8 @@ bool is_below(const std::string& path, const std::string& directory) {
 std::string mapped_path(const PathMap& map, const std::string& path) {
   const std::pair<std::string, std::string>* longest = nullptr;
   for (const auto& pair : map)
-    if (is_below(path, pair.first) && (longest == nullptr || pair.first.size() > longest->first.size())) longest = &pair;
+    if (is_below(path, pair.first) && (longest == nullptr || pair.first.size() > longest->first.size()))
+      longest = &pair;
   if (longest == nullptr) return path;
   std::string rest = longest->first == "/" ? path : path.substr(longest->first.size());
   if (rest == "/") rest.clear();

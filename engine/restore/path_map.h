@@ -16,8 +16,8 @@ using PathMap = std::vector<std::pair<std::string, std::string>>;  // absolute, 
 // Relative paths, and what is below none of them, stay.
 std::string mapped_path(const PathMap& map, const std::string& path);
 
-// All paths by which files, directories, FIFOs, Unix sockets and mapped files would be opened. Throws Error (kUsage) for
-// a socket whose new name does not fit into an address.
+// All paths by which files, directories, FIFOs, Unix sockets and mapped files would be opened. Throws Error (kUsage)
+// for a socket whose new name does not fit into an address.
 void map_paths(pb::Capsule& capsule, const PathMap& map);
 
 }  // namespace icp

@@ -42,7 +42,7 @@ class MapPath(JobCase):
 
     def template(self):
         """An image of the program, and its directory."""
-        home = self.work / "template"
+        home = self.work / f"template-{self.id().rpartition(chr(46))[2]}"
         self.sh(["mkdir", home])
         self.sh(f"head -c 4096 /dev/zero > {home}/data; mkfifo {home}/fifo")
         srun, job = self.start_srun("--checkpoint-on=cancel", "python3", str(self.work / "program.py"), str(home))

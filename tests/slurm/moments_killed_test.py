@@ -7,7 +7,7 @@ import harness
 from coordinated import Coordinated
 from moments_test import MomentsCase
 
-INTERVAL_S = 3
+INTERVAL_S = 20  # far enough apart that none is under way when the agents stop
 # What a loaded machine needs for a version, and Slurm to end a step.
 SLACK_S = 4
 COUNT = "perl -e '$| = 1; for my $i (1 .. 450) { print qq($i\\n); select undef, undef, undef, 0.1 }'"
@@ -19,9 +19,11 @@ class KilledCase(MomentsCase):
     def begin_counting(self, moment, *options):
         return self.begin(f"--checkpoint-on={moment}", f"--checkpoint-interval={INTERVAL_S}s", *options, command=COUNT)
 
-    def kill_in_the_middle(self, job, said):
+    def kill_in_the_middle(self, job, said, begin=lambda: None):
         """icpctld waits for the agents, which do nothing, when it is killed."""
+        self.wait_versions(f"{job}.0", 1, timeout=60)
         with self.slow_agents():
+            begin()
             self.wait_for(lambda: re.search(rf"job {job}: {said}.*: a version is taken", self.ctld_log()), 90, "icpctld to begin")
             self.cluster.kill_coordinator()
 
@@ -34,8 +36,8 @@ class KilledCase(MomentsCase):
 
 class Drained(KilledCase):
     def drain(self, job):
-        self.cluster.run(["scontrol", "update", f"NodeName={self.cluster.node(1)}", "State=DRAIN", "Reason=repair"])
-        self.kill_in_the_middle(job, "node .* is drained")
+        self.kill_in_the_middle(job, "node .* is drained", lambda: self.cluster.run(
+            ["scontrol", "update", f"NodeName={self.cluster.node(1)}", "State=DRAIN", "Reason=repair"]))
 
     def test_started_again(self):
         job = self.begin_counting("drain")

@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: GPL-2.0-or-later
+"""What a chain of time limits costs in processor time, against one run without limits."""
+
+import re
+
+from coordinated import Coordinated
+
+SLICE_S = 0.1
+# The same work in each slice, most of which is waiting. What it took is noted in a file that is not open at a version,
+# and so is not put back: work done twice counts twice.
+PROGRAM = """
+import sys, time
+state = 1
+for i in range(int(sys.argv[2])):
+    before = time.process_time()
+    for _ in range(60000):
+        state = state * 6364136223846793005 + 1442695040888963407 & 0xffffffffffffffff
+    took = time.process_time() - before
+    with open(sys.argv[1], "a") as notes:
+        notes.write(f"{i} {took:.6f}\\n")
+    time.sleep(max(0, SLICE - took))
+print("RESULT", state, flush=True)
+""".replace("SLICE", str(SLICE_S))
+
+
+class ChainCase(Coordinated):
+    options = {"nodes": 1, "coordinator": True}
+
+    def work_of(self, name):
+        """(slices done, seconds of processor time)"""
+        lines = [line.split() for line in self.text(name).splitlines()]
+        return len(lines), sum(float(took) for _, took in lines)
+
+    def check_chain(self, seconds, minutes, restarts, most, timeout):
+        """So many seconds' work under a limit of so many minutes: at least so many restarts, at most so much (1.05: 5% more)."""
+        slices = int(seconds / SLICE_S)
+        (self.work / "program.py").write_text(PROGRAM)
+        free = self.submit(f"srun python3 program.py free.txt {slices}", "-t", "90")
+        chain = self.submit(f"srun python3 program.py chain.txt {slices}", "-t", str(minutes), "--checkpoint-on=timelimit")
+        for job in (free, chain):
+            self.assertEqual(self.wait_job(job, timeout=timeout), "COMPLETED", self.output(job))
+        results = [re.findall(r"RESULT \d+", self.output(job)) for job in (free, chain)]
+        self.assertEqual(results[0], results[1])
+        self.assertEqual(len(results[0]), 1)
+        (all_slices, without), (done, limited) = self.work_of("free.txt"), self.work_of("chain.txt")
+        taken = self.output(chain).count("restarted from version")
+        print(f"{taken} restarts; {done} slices for {all_slices}; {limited:.2f} s of processor time, {without:.2f} s without limits: "
+              f"{100 * (limited / without - 1):+.1f}%", flush=True)
+        self.assertEqual(done, all_slices)  # none twice
+        self.assertGreaterEqual(taken, restarts)
+        self.assertLessEqual(limited, most * without)
