@@ -21,7 +21,8 @@ class KilledCase(MomentsCase):
 
     def kill_in_the_middle(self, job, said, begin=lambda: None):
         """icpctld waits for the agents, which do nothing, when it is killed."""
-        self.wait_versions(f"{job}.0", 1, timeout=60)
+        # Else an agent may stop between its version and its word about it.
+        self.wait_for(lambda: re.search(rf"step {job}\.0: version 1", self.ctld_log()), 60, "the first version")
         with self.slow_agents():
             begin()
             self.wait_for(lambda: re.search(rf"job {job}: {said}.*: a version is taken", self.ctld_log()), 90, "icpctld to begin")
