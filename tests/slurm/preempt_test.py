@@ -102,18 +102,6 @@ class Many(Counting):
             self.check_count(job, 100)
 
 
-class Fifty(Many):
-    """So many that they do not fit into KillWait one after the other: some megabytes each, without srun."""
-    JOBS = 50
-    SCRIPT = COUNT.format(100).replace("SLURM_PROCID", "RANK")
-    PATIENCE = 200
-    options = {"cpus": JOBS, "coordinator": True, "extra_conf": BY_PARTITION + "KillWait=30\n"}
-
-    def check_count(self, job, last, tasks=1):
-        counted = self.text(f"count.{job}.").split()
-        self.assertEqual(counted, [str(i) for i in range(1, last + 1)], self.output(job))
-
-
 class SeveralNodes(Coordinated):
     """SIGTERM on each node: icpctld lets all take one version."""
 
