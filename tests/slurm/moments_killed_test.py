@@ -69,15 +69,6 @@ class TimeLimit(KilledCase):
         self.assertIn("restarted from version", self.output(job))
         self.check_work_lost(job)
 
-    def test_not_started_before_the_end(self):
-        job = self.begin_counting("timelimit", "-t", "1")
-        self.kill_in_the_middle(job, "the time limit is near")
-        self.assertEqual(self.wait_job(job, timeout=120), "TIMEOUT", self.output(job))
-        self.cluster.start_coordinator()
-        self.wait_for(lambda: self.icp("restart", str(job), user=self.user).returncode == 0, 60, "the job to be restarted")
-        self.assertEqual(self.wait_job(job, timeout=120), "COMPLETED", self.output(job))
-        self.check_work_lost(job)
-
 
 class Preempted(Coordinated):
     """Of steps on several nodes; those on one need no icpctld for it."""
