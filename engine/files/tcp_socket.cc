@@ -285,6 +285,7 @@ void capture_connection(TcpReader& reader, const Description& description, int f
   message.set_received(incoming.next - (fin ? 1 : 0));
   message.set_receive_queue(std::move(incoming.data));
   message.set_shut_read(fin || facts.shut_read);
+  if (facts.role == Role::kKept) message.set_kernel_state(incoming.state);
   message.set_sack((info.base.tcpi_options & TCPI_OPT_SACK) != 0);
   message.set_timestamps((info.base.tcpi_options & TCPI_OPT_TIMESTAMPS) != 0);
   constexpr uint32_t kTimestampOption = 12;  // bytes of each segment

@@ -262,7 +262,12 @@ void Connection::build() {
     set(TCP_REPAIR_QUEUE, queue, "TCP_REPAIR_QUEUE");
     set(TCP_QUEUE_SEQ, static_cast<int>(number), "TCP_QUEUE_SEQ");
   };
-  start(kReceiveQueue, socket_.received() - static_cast<uint32_t>(socket_.receive_queue().size()));
+  // An end in the job says its FIN again. One outside has had it acknowledged: should we acknowledge less from now on,
+  // it would take nothing more from us.
+  const bool has_fin = socket_.state() == pb::TcpSocket::OUTSIDE && socket_.kernel_state() <= UINT8_MAX &&
+                       has_received_fin(static_cast<uint8_t>(socket_.kernel_state()));
+  const uint32_t received = socket_.received() + (has_fin ? 1 : 0);
+  start(kReceiveQueue, received - static_cast<uint32_t>(socket_.receive_queue().size()));
   start(kSendQueue, first_unacknowledged());
   join_addresses();
   set_parameters();

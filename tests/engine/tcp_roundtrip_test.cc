@@ -15,6 +15,7 @@
 
 #include <chrono>
 #include <cstring>
+#include <fstream>
 #include <string>
 #include <thread>
 #include <vector>
@@ -253,6 +254,26 @@ TEST_F(TcpRoundtrip, HalfClosedConnections) {
   EXPECT_EQ(roundtrip(body, {.generations = 3}), 0);
 }
 
+TEST_F(TcpRoundtrip, ConnectionsThatBothEndsHaveShut) {
+  if (!broker().privileged()) GTEST_SKIP() << "data on its way takes TCP's repair mode, which is root's";
+  const auto body = [](Gate& gate) {
+    auto [client, server] = tcp_pair(AF_INET);
+    auto [early, late] = tcp_pair(AF_INET6);
+    for (const int fd : {client, server, late}) CHECK_OR_DIE(::fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+    const uint64_t there = fill(client, 1), back = fill(server, 2);
+    CHECK_OR_DIE(::shutdown(client, SHUT_WR) == 0 && ::shutdown(server, SHUT_WR) == 0);
+    CHECK_OR_DIE(::shutdown(early, SHUT_WR) == 0 && at_end(late));
+    const uint64_t left = fill(late, 3);
+    CHECK_OR_DIE(::shutdown(late, SHUT_WR) == 0);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(drain(server, 1, there) && at_end(server) && drain(client, 2, back) && at_end(client));
+    CHECK_OR_DIE(at_end(late) && drain(early, 3, left) && at_end(early));
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 3}), 0);
+}
+
 TEST_F(TcpRoundtrip, ClosedAndResetOtherEnds) {
   const auto body = [](Gate& gate) {
     auto [left, gone] = tcp_pair(AF_INET);
@@ -401,6 +422,72 @@ TEST_F(OutsideConnection, GoesOnWhereThatIsWanted) {
             0);
   if (server.joinable()) server.join();
   if (meanwhile.joinable()) meanwhile.join();
+}
+
+uint64_t number_in(const std::string& path) {
+  uint64_t number = 0;
+  for (int tries = 0; number == 0 && tries < 1000; ++tries) {
+    std::ifstream(path) >> number;
+    if (number == 0) ::usleep(10'000);
+  }
+  return number;
+}
+
+// With more on its way than fits in, from the job and, if `outside_sends`, from the other end.
+void expect_outside_shut_by_both(const Listener& listener, bool outside_first, bool outside_sends) {
+  const TempDir directory;
+  ASSERT_EQ(::chmod(directory.path().c_str(), 0777), 0);
+  const std::string there = directory.path() + "/there", back = directory.path() + "/back";
+  const auto shut = [](int fd, uint64_t seed, const std::string& path, bool sends) {
+    const uint64_t bytes = sends ? fill(fd, seed) : 0;
+    ::shutdown(fd, SHUT_WR);
+    std::ofstream(path) << bytes + 1 << std::flush;
+  };
+  UniqueFd accepted;
+  std::thread server([&] {
+    accepted.reset(::accept(listener.fd(), nullptr, nullptr));
+    ::fcntl(accepted.get(), F_SETFL, O_NONBLOCK);
+    if (!outside_first) number_in(there);
+    shut(accepted.get(), 2, back, outside_sends);
+  });
+  const auto body = [&, target = name_of(listener.fd())](Gate& gate) {
+    const int fd = connect_to(target);
+    CHECK_OR_DIE(::fcntl(fd, F_SETFL, O_NONBLOCK) == 0);
+    if (outside_first) number_in(back);
+    shut(fd, 1, there, true);
+    CHECK_OR_DIE(number_in(back) > 0);
+    gate.ready_and_go();
+    CHECK_OR_DIE(drain(fd, 2, number_in(back) - 1));
+    pollfd end{fd, POLLIN, 0};
+    CHECK_OR_DIE(::poll(&end, 1, 15'000) == 1 && at_end(fd));
+    return 0;
+  };
+  std::thread reader;
+  RoundtripOptions options{.pause_ms = 200, .same_view = false};
+  options.session = [](SessionConfig& config) { config.network.external = ExternalTcp::kKeep; };
+  options.restore = [&](RestoreOptions&) {
+    server.join();
+    reader = std::thread([&] {
+      EXPECT_TRUE(drain(accepted.get(), 1, number_in(there) - 1));
+      pollfd end{accepted.get(), POLLIN, 0};
+      EXPECT_TRUE(::poll(&end, 1, 15'000) == 1 && at_end(accepted.get()));
+    });
+  };
+  EXPECT_EQ(roundtrip(body, options), 0);
+  if (server.joinable()) server.join();
+  if (reader.joinable()) reader.join();
+}
+
+TEST_F(OutsideConnection, GoesOnWhenTheJobAndThenTheOtherHaveShutIt) {
+  if (!broker().privileged()) GTEST_SKIP() << "repair mode is root's";
+  expect_outside_shut_by_both(listener_, false, true);
+  expect_outside_shut_by_both(listener_, false, false);
+}
+
+TEST_F(OutsideConnection, GoesOnWhenTheOtherAndThenTheJobHaveShutIt) {
+  if (!broker().privileged()) GTEST_SKIP() << "repair mode is root's";
+  expect_outside_shut_by_both(listener_, true, true);
+  expect_outside_shut_by_both(listener_, true, false);
 }
 
 TEST_F(TcpRoundtrip, AddressesAreExchanged) {
