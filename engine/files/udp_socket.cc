@@ -80,8 +80,8 @@ class UdpSocketKind final : public SingleFileKind {
       return;
     }
     if (socket_option(fd, IPPROTO_UDP, kUdpCork) != 0)
-      scan.refuse(description, name_of(fd) + " with a datagram that is half made (UDP_CORK)", "try again in a moment",
-                  true);
+      scan.refuse(description, name_of(fd) + " with UDP_CORK set, whose datagram may be half made",
+                  "clear UDP_CORK once the datagram is sent: versions are taken while it is off", true);
     const uint64_t space = network_namespace_of(fd);
     if (space == 0 || space == own_network_namespace()) return;
     scan.refuse(description, name_of(fd) + " of another network namespace", "close it before a checkpoint");
