@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// The pairs of --map-path. The SPANK plugin uses them too, hence: nothing but the standard library.
+// The pairs of --map-path. The SPANK plugin uses them too, hence: nothing to link.
 #pragma once
 
 #include <algorithm>
@@ -7,25 +7,24 @@
 #include <string>
 #include <string_view>
 #include <utility>
-#include <vector>
+
+#include "engine/base/path_map.h"
 
 namespace icp {
 
 inline constexpr const char* kMapPathGrammar =
     "OLD=NEW[:OLD=NEW...], where OLD and NEW are absolute paths without \"=\", \":\" or line breaks";
 
-using PathPairs = std::vector<std::pair<std::string, std::string>>;
-
 // "/a=/b:/c/d=/e", with or without slashes at the ends of paths; nothing for what is no such list, or for an OLD given
 // twice. An empty text is an empty list.
-inline std::optional<PathPairs> parse_map_path(std::string_view text) {
+inline std::optional<PathMap> parse_map_path(std::string_view text) {
   const auto path_of = [](std::string_view path) -> std::optional<std::string> {
     if (path.empty() || path[0] != '/' || path.find_first_of(std::string_view("=\0\n\r", 4)) != std::string_view::npos)
       return std::nullopt;
     while (path.size() > 1 && path.back() == '/') path.remove_suffix(1);
     return std::string(path);
   };
-  PathPairs pairs;
+  PathMap pairs;
   if (text.empty()) return pairs;
   for (size_t begin = 0; begin <= text.size();) {
     const size_t end = std::min(text.find(':', begin), text.size());

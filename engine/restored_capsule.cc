@@ -24,7 +24,7 @@
 #include "engine/memory/memory_restore.h"
 #include "engine/process/control_groups.h"
 #include "engine/process/scheduling.h"
-#include "engine/restore/path_map.h"
+#include "engine/restore/map_paths.h"
 #include "engine/restore/process_restore.h"
 #include "engine/restore/terminal_restore.h"
 #include "engine/restore/tree_builder.h"

@@ -35,7 +35,7 @@ namespace {
 
 constexpr int kTransientTries = 20;  // a vfork or an ending process is over within a few milliseconds
 constexpr int kLastingTries = 3;
-constexpr auto kPassingWait = std::chrono::milliseconds(10);
+constexpr auto kTransientWait = std::chrono::milliseconds(10);
 constexpr size_t kFindingsInText = 5;
 
 // Unix seconds, rounded down generously, of a start time in /proc/PID/stat: clock ticks since boot.
@@ -334,7 +334,7 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
     const bool lasting =
         std::any_of(findings.begin(), findings.end(), [](const Finding& finding) { return !finding.transient; });
     if (lasting && tries > kLastingTries) break;
-    std::this_thread::sleep_for(kPassingWait);
+    std::this_thread::sleep_for(kTransientWait);
     findings = check_now(processes(), outer(), network, &memory, &kept_files);
   }
   if (!findings.empty()) throw_refused(findings);
@@ -362,7 +362,7 @@ CheckpointResult Session::Impl::checkpoint(const CheckpointOptions& options) {
       directories.abandon();
       throw;
     }
-    std::this_thread::sleep_for(kPassingWait);
+    std::this_thread::sleep_for(kTransientWait);
   }
 }
 

@@ -15,6 +15,7 @@
 
 #include "engine/base/finding.h"
 #include "engine/base/identity.h"
+#include "engine/base/path_map.h"
 #include "engine/files/file_table.h"
 #include "engine/image/image_dir.h"
 #include "engine/tracker/page_tracker.h"
@@ -150,7 +151,7 @@ struct RestoreOptions {
   // By task rank, where Slurm has put each into cgroups of its own: whose cgroups its processes get. Missing: `like`'s.
   std::map<int, pid_t> task_places;
   std::string init_path;  // the icp-init program; empty: beside the running program, else the installed one
-  std::vector<std::pair<std::string, std::string>> path_map;  // see restore/path_map.h
+  PathMap path_map;
   NetworkRestore network;
   bool track = true;  // arm trackers before anything runs, for continue_session()
   // Private anonymous memory comes when it is touched, or by and by (lazy_fill.h); the first version after that waits

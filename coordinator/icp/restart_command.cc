@@ -13,7 +13,6 @@
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/format.h"
-#include "coordinator/icp/image_json.h"
 #include "coordinator/icp/job_operation.h"
 #include "coordinator/icp/open_image.h"
 #include "coordinator/icp/program.h"
@@ -120,7 +119,7 @@ std::pair<std::string, std::string> address_pair(const std::string& text) {
   return {text.substr(0, sign), text.substr(sign + 1)};
 }
 
-PathPairs more_pairs(PathPairs all, const std::string& text) {
+PathMap more_pairs(PathMap all, const std::string& text) {
   const auto pairs = parse_map_path(text);
   if (!pairs || text.empty()) throw_error(ErrorKind::kUsage, "--map-path: \"{}\" is not {}", text, kMapPathGrammar);
   for (const auto& pair : *pairs) {

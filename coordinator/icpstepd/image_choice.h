@@ -26,7 +26,7 @@ struct StartPlan {
   std::vector<uint32_t> versions;    // kRestart: to be tried in this order
   bool one_version = false;          // kRestart: the user has named it, no other will do
   std::vector<std::string> damaged;  // newer than versions.front(): "version 7: why", newest first
-  PathPairs path_map;                // kRestart: see map_path.h
+  PathMap path_map;                  // kRestart: see map_path.h
   std::string text;                  // kFail: why; kFresh: what the user should know, may be empty
   bool lost = false;                 // kFresh: there were versions, and none can be read
 };

@@ -14,6 +14,17 @@
 
 namespace icp {
 
+bool is_within(const std::string& path, const std::string& directory) {
+  if (directory == "/") return path.starts_with('/');
+  return path == directory || path.starts_with(directory + "/");
+}
+
+std::string moved_path(const std::string& path, const std::string& from, const std::string& to) {
+  const std::string rest = from == "/" ? path : path.substr(from.size());
+  if (rest.empty() || rest == "/") return to;
+  return to == "/" ? rest : to + rest;
+}
+
 std::string directory_of(const std::string& path) { return path.substr(0, path.rfind('/') + 1); }
 std::string last_name_of(const std::string& path) { return path.substr(path.rfind('/') + 1); }
 

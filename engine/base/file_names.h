@@ -33,6 +33,11 @@ std::optional<std::vector<std::string>> list_directory(int directory);
 // ended.
 UniqueFd open_root_of(pid_t pid);
 
+// Whether an absolute path is a directory's own, or that of something below it.
+bool is_within(const std::string& path, const std::string& directory);
+// A path within `from`, where what was there is at `to`.
+std::string moved_path(const std::string& path, const std::string& from, const std::string& to);
+
 // "/a/b" -> "/a/", "b"
 std::string directory_of(const std::string& path);
 std::string last_name_of(const std::string& path);

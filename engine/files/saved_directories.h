@@ -19,9 +19,9 @@
 #include <vector>
 
 #include "engine/base/identity.h"
+#include "engine/base/path_map.h"
 #include "engine/image/page_hash.h"
 #include "engine/image/page_store.h"
-#include "engine/restore/path_map.h"
 
 namespace icp::pb {
 class Capsule;

@@ -17,7 +17,6 @@
 #include "engine/image/image_dir.h"
 #include "engine/image/image_layout.h"
 #include "engine/image/saved_directories.pb.h"
-#include "engine/restore/path_map.h"
 
 namespace icp {
 namespace {

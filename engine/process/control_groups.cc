@@ -19,6 +19,7 @@
 #include <utility>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 #include "engine/base/printable.h"
 #include "engine/base/procfs.h"
 #include "engine/base/unique_fd.h"
@@ -57,14 +58,6 @@ bool is_control_group(const std::string& directory) {
 }
 
 std::string parent_of(const std::string& path) { return path.substr(0, std::max<size_t>(path.rfind('/'), 1)); }
-bool is_within(const std::string& path, const std::string& base) {
-  return path == base || base == "/" || path.starts_with(base + "/");
-}
-std::string below(const std::string& path, const std::string& base) {
-  return base == "/" ? path : path.substr(base.size());
-}
-std::string beside(const std::string& base, const std::string& rest) { return base == "/" ? rest : base + rest; }
-
 bool plain_path(const std::string& path) {
   return path.starts_with('/') && path.find("/../") == std::string::npos && !path.ends_with("/..") &&
          path.find('\0') == std::string::npos;
@@ -219,8 +212,7 @@ std::string GroupMounts::directory(const std::string& hierarchy, const std::stri
     bool same = hierarchy.empty() == mount.names.empty();
     for (std::string word; same && std::getline(words, word, ',');) same = mount.names.contains(word);
     if (!same || !is_within(path, mount.root) || !plain_path(path)) continue;
-    const std::string rest = below(path, mount.root);
-    return rest == "/" || rest.empty() ? mount.point : beside(mount.point, rest);
+    return moved_path(path, mount.root, mount.point);
   }
   return {};
 }
@@ -413,7 +405,7 @@ std::string ControlGroupRestore::target(const pb::ControlGroup& group, const Gro
   if (group.base().empty()) return group.path();
   const auto own = here.find(group.hierarchy());
   if (own == here.end() || !is_within(group.path(), group.base())) return {};
-  return beside(own->second, below(group.path(), group.base()));
+  return moved_path(group.path(), group.base(), own->second);
 }
 
 // Its parent has been made before. A unit of systemd's is not ours to make.

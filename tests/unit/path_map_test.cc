@@ -1,19 +1,18 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // --map-path: its grammar, and which paths of an image are others then.
-#include "engine/restore/path_map.h"
-
 #include <gtest/gtest.h>
 
 #include "coordinator/map_path.h"
 #include "engine/base/error.h"
+#include "engine/restore/map_paths.h"
 
 namespace icp {
 namespace {
 
 TEST(MapPath, Grammar) {
-  EXPECT_EQ(parse_map_path("/a=/b"), (PathPairs{{"/a", "/b"}}));
-  EXPECT_EQ(parse_map_path("/a//=/b/:/=/c d"), (PathPairs{{"/a", "/b"}, {"/", "/c d"}}));
-  EXPECT_EQ(parse_map_path(""), PathPairs{});
+  EXPECT_EQ(parse_map_path("/a=/b"), (PathMap{{"/a", "/b"}}));
+  EXPECT_EQ(parse_map_path("/a//=/b/:/=/c d"), (PathMap{{"/a", "/b"}, {"/", "/c d"}}));
+  EXPECT_EQ(parse_map_path(""), PathMap{});
   for (const char* wrong : {"/a", "a=/b", "/a=b", "=/b", "/a=", "/a=/b:", ":/a=/b", "/a=/b=/c", "/a=/b:/a=/c",
                             "/a=/b:/a/=/c", "/a=/b\n/c", "=", ":"})
     EXPECT_FALSE(parse_map_path(wrong)) << wrong;

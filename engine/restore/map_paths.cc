@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-#include "engine/restore/path_map.h"
+#include "engine/restore/map_paths.h"
 
 #include <sys/un.h>
 
@@ -72,24 +72,7 @@ class Mapper {
   const PathMap& map_;
 };
 
-bool is_below(const std::string& path, const std::string& directory) {
-  if (directory == "/") return path.starts_with('/');
-  return path.starts_with(directory) && (path.size() == directory.size() || path[directory.size()] == '/');
-}
-
 }  // namespace
-
-std::string mapped_path(const PathMap& map, const std::string& path) {
-  const std::pair<std::string, std::string>* longest = nullptr;
-  for (const auto& pair : map)
-    if (is_below(path, pair.first) && (longest == nullptr || pair.first.size() > longest->first.size()))
-      longest = &pair;
-  if (longest == nullptr) return path;
-  std::string rest = longest->first == "/" ? path : path.substr(longest->first.size());
-  if (rest == "/") rest.clear();
-  const std::string mapped = (longest->second == "/" ? "" : longest->second) + rest;
-  return mapped.empty() ? "/" : mapped;
-}
 
 void map_paths(pb::Capsule& capsule, const PathMap& map) {
   if (map.empty()) return;
