@@ -5,7 +5,7 @@ pkg_check_modules(SYSTEMD REQUIRED IMPORTED_TARGET libsystemd)
 find_path(SLURM_INCLUDE_DIR slurm/slurm.h REQUIRED)
 find_library(SLURM_LIBRARY slurm REQUIRED)
 
-add_library(icp_ctld STATIC icpctld/catalog.cc icpctld/connection_ends.cc icpctld/fair_queue.cc icpctld/metrics.cc icpctld/moments.cc icpctld/requests.cc icpctld/requests_views.cc icpctld/rest.cc icpctld/rest_request.cc icpctld/restart.cc icpctld/round.cc icpctld/server.cc icpctld/slurm_jobs.cc
+add_library(icp_ctld STATIC icpctld/catalog.cc icpctld/connection_ends.cc icpctld/fair_queue.cc icpctld/listener.cc icpctld/metrics.cc icpctld/moments.cc icpctld/requests.cc icpctld/requests_views.cc icpctld/rest.cc icpctld/rest_request.cc icpctld/restart.cc icpctld/round.cc icpctld/server.cc icpctld/slurm_jobs.cc
                             icpctld/steps.cc icpctld/steps_rounds.cc icpctld/time_limits.cc)
 target_include_directories(icp_ctld SYSTEM PRIVATE ${SLURM_INCLUDE_DIR})
 target_link_libraries(icp_ctld PUBLIC icp_config icp_net icp_protocol spdlog::spdlog Threads::Threads

@@ -9,7 +9,6 @@
 
 #include "coordinator/protocol/asio.h"
 #include "coordinator/protocol/endpoint.h"
-#include "engine/base/error.h"
 
 namespace icp {
 
@@ -49,20 +48,9 @@ class Listener {
   std::function<void(const Error&)> failed_;
 };
 
-// Makes it listen at an address; without a host at all of them. Throws Error that begins with `key`, of icp.yaml.
-inline void listen_at(Listener<boost::asio::ip::tcp>& listener, boost::asio::io_context& io,
-                      const net::Endpoint& endpoint, const char* key, int backlog) {
-  using boost::asio::ip::tcp;
-  boost::system::error_code error;
-  tcp::resolver resolver(io);
-  const auto found =
-      resolver.resolve(endpoint.host.empty() ? "::" : endpoint.host, std::to_string(endpoint.port), error);
-  auto& acceptor = listener.acceptor();
-  if (!error) acceptor.open(found.begin()->endpoint().protocol(), error);
-  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-  if (!error) acceptor.bind(found.begin()->endpoint(), error);
-  if (!error) acceptor.listen(backlog, error);
-  if (error) throw_error(ErrorKind::kSystem, "{}: cannot listen at {}: {}", key, to_text(endpoint), error.message());
-}
+// Makes it listen at an address; without a host at all of them, of IPv4 and IPv6. Throws Error that begins with `key`,
+// of icp.yaml.
+void listen_at(Listener<boost::asio::ip::tcp>& listener, boost::asio::io_context& io, const net::Endpoint& endpoint,
+               const char* key, int backlog);
 
 }  // namespace icp

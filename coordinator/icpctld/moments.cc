@@ -30,6 +30,20 @@ void after(boost::asio::io_context& io, std::chrono::seconds time, std::function
 
 RunKey run_of(const StepFactsRecord& step) { return {step.key.job, step.key.restarts}; }
 
+std::optional<net::RunRecord> find_run(const Catalog& catalog, const RunKey& key) {
+  for (net::RunRecord& run : catalog.runs(key.job, kMostRuns))
+    if (run.restarts() == key.restarts) return std::move(run);
+  return std::nullopt;
+}
+
+// To the user of a step that has an agent: one of them says it.
+void say(const Step& step, const std::string& text) {
+  if (step.agents.empty()) return;
+  net::ToPeer message;
+  message.mutable_notice()->set_text(text);
+  step.agents.begin()->second(message);
+}
+
 }  // namespace
 
 Moments::Moments(boost::asio::io_context& io, const Config& config, Steps& steps, Catalog& catalog, Requests& requests)
@@ -49,23 +63,14 @@ void Moments::start() {
   });
 }
 
-// To the users of all steps of the job that have an agent: one agent of each says it.
+// To the users of all steps of the job.
 void Moments::tell(uint32_t job, const std::function<std::string(const Step&)>& text) const {
-  for (const auto& step : steps_.running(job, std::nullopt)) {
-    if (step->agents.empty()) continue;
-    net::ToPeer message;
-    message.mutable_notice()->set_text(text(*step));
-    step->agents.begin()->second(message);
-  }
+  for (const auto& step : steps_.running(job, std::nullopt)) say(*step, text(*step));
 }
 
 void Moments::tell_step(const StepKey& key, const std::string& text) const {
-  for (const auto& step : steps_.running(key.job, key.step)) {
-    if (step->facts.key.restarts != key.restarts || step->agents.empty()) continue;
-    net::ToPeer message;
-    message.mutable_notice()->set_text(text);
-    step->agents.begin()->second(message);
-  }
+  for (const auto& step : steps_.running(key.job, key.step))
+    if (step->facts.key.restarts == key.restarts) say(*step, text);
 }
 
 void Moments::at_time_limit(uint32_t job, bool requeue, std::function<void()> again) {
@@ -157,8 +162,7 @@ void Moments::run_ended(const StepFactsRecord& step) {
 }
 
 void Moments::count_lost(const RunKey& key) {
-  for (const net::RunRecord& run : catalog_.runs(key.job, kMostRuns))
-    if (run.restarts() == key.restarts) counters_.work_lost_ms += work_lost_ms(run).value_or(0);
+  if (const auto run = find_run(catalog_, key)) counters_.work_lost_ms += work_lost_ms(*run).value_or(0);
 }
 
 // ---- hangs ------------------------------------------------------------------------------------
@@ -178,9 +182,8 @@ void Moments::hung(const StepFactsRecord& step, std::chrono::milliseconds idle) 
 // By the icpctld before this one.
 bool Moments::is_told(const RunKey& key, uint64_t since_unix_ms) const {
   constexpr uint64_t kSame = 10'000;  // ms: clocks of nodes, messages on their way
-  for (const net::RunRecord& run : catalog_.runs(key.job, kMostRuns))
-    if (run.restarts() == key.restarts && run.hung_unix_ms() != 0) return since_unix_ms < run.hung_unix_ms() + kSame;
-  return false;
+  const auto run = find_run(catalog_, key);
+  return run && run->hung_unix_ms() != 0 && since_unix_ms < run->hung_unix_ms() + kSame;
 }
 
 // What hangs in a run that was requeued for that hangs again: it would for ever.

@@ -49,7 +49,7 @@ Server::Server(asio::io_context& io, const Config& config, Steps& steps, Request
           io, [this](tcp::socket socket) { came(std::move(socket)); },
           [](const error_code& error) { spdlog::error("cannot accept a connection: {}", error.message()); }),
       heartbeat_(io) {
-  listen(config.listen);
+  listen_at(listener_, io, config.listen, "listen", asio::socket_base::max_listen_connections);
   listener_.start();
   heartbeat();
 }
@@ -57,32 +57,6 @@ Server::Server(asio::io_context& io, const Config& config, Steps& steps, Request
 Server::~Server() {
   for (const PeerPointer& peer : peers_) peer->connection->close();
   pool_.join();
-}
-
-void Server::listen(const net::Endpoint& endpoint) {
-  tcp::endpoint where(tcp::v6(), endpoint.port);
-  error_code error;
-  if (!endpoint.host.empty()) {
-    tcp::resolver resolver(io_);
-    const auto found = resolver.resolve(endpoint.host, std::to_string(endpoint.port), tcp::resolver::passive, error);
-    if (error || found.empty()) {
-      throw_error(ErrorKind::kUsage, "listen in icp.yaml: {}: {}", endpoint.host,
-                  error ? error.message() : "no address");
-    }
-    where = *found.begin();
-  }
-  tcp::acceptor& acceptor = listener_.acceptor();
-  acceptor.open(where.protocol(), error);
-  if (error && endpoint.host.empty()) {  // no IPv6 on this machine
-    where = tcp::endpoint(tcp::v4(), endpoint.port);
-    acceptor.open(where.protocol(), error);
-  }
-  if (!error) acceptor.set_option(tcp::acceptor::reuse_address(true), error);
-  if (!error && endpoint.host.empty() && where.protocol() == tcp::v6())
-    acceptor.set_option(asio::ip::v6_only(false), error);
-  if (!error) acceptor.bind(where, error);
-  if (!error) acceptor.listen(asio::socket_base::max_listen_connections, error);
-  if (error) throw_error(ErrorKind::kSystem, "cannot listen at {}: {}", to_text(endpoint), error.message());
 }
 
 void Server::heartbeat() {

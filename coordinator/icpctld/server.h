@@ -38,7 +38,6 @@ class Server {
   };
   using PeerPointer = std::shared_ptr<Peer>;
 
-  void listen(const net::Endpoint& endpoint);
   void heartbeat();
   void came(boost::asio::ip::tcp::socket socket);
   void expect_word(const PeerPointer& peer);

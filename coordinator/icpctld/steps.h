@@ -77,7 +77,7 @@ class Step {
   bool killing_ = false;
   bool near_ = false;               // SIGTERM came while a round was under way: another one follows
   net::Phase watched_ = net::NONE;  // the phase that phase_timer_ limits
-  int passing_failures_ = 0;
+  int transient_failures_ = 0;
   UserBudget told_;  // of versions that a lone agent tells
 };
 

@@ -207,8 +207,8 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   step->facts.last_error = text;
   // Something of the moment, as a process that ended just then: soon again, a few times.
   const bool again = !result.committed && result.transient && !result.timed_out && step->complete() &&
-                     step->facts.interval_ms > 0 && !wanted.finished && ++step->passing_failures_ <= kTransientTries;
-  if (!again) step->passing_failures_ = 0;
+                     step->facts.interval_ms > 0 && !wanted.finished && ++step->transient_failures_ <= kTransientTries;
+  if (!again) step->transient_failures_ = 0;
   if (result.committed && wanted.kill && text.empty()) {
     for (const auto& [node, hello] : step->hellos) step->held.insert(node);
     record_held(*step);
