@@ -20,9 +20,7 @@ void set_up_logging(int verbosity) {
   spdlog::set_default_logger(std::move(logger));
 }
 
-std::string sentence(const Error& error) {
-  return printable(error.hint().empty() ? error.what() : fmt::format("{}; {}", error.what(), error.hint()));
-}
+std::string sentence(const Error& error) { return printable(with_hint(error)); }
 
 std::string summary(const pb::VersionStats& stats) {
   return fmt::format("{}, {}, stopped {}, {}", counted(stats.pages_written(), "page"),

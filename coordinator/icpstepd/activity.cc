@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "coordinator/icpstepd/activity.h"
 
-#include <algorithm>
 #include <sstream>
 #include <string>
 #include <utility>
@@ -11,17 +10,6 @@
 
 namespace icp {
 namespace {
-
-// utime and stime, the 14th and 15th of proc(5): the twelfth and thirteenth after the name, which may hold anything.
-uint64_t ticks_of(const std::string& stat) {
-  constexpr int kBefore = 11;
-  std::istringstream rest(stat.substr(std::min(stat.size(), stat.rfind(')') + 1)));
-  std::string word;
-  for (int i = 0; i < kBefore; i++) rest >> word;
-  uint64_t user = 0, system = 0;
-  rest >> user >> system;
-  return user + system;
-}
 
 // rchar, wchar, syscr and syscw, the first four lines. Their sum grows with each call, whatever came of it.
 uint64_t io_of(const std::string& io) {
@@ -46,7 +34,8 @@ std::string io_text(pid_t pid) {
 
 Activity::Used Activity::used_by(const ProcessRef& process) {
   try {
-    return {process.start_time, ticks_of(read_proc(process.pid, "stat")), io_of(io_text(process.pid))};
+    const ProcStat stat = ProcStat::read(process.pid);
+    return {stat.start_time_ticks, stat.cpu_ticks, io_of(io_text(process.pid))};
   } catch (const Error&) {
     return {};  // it has just ended
   }

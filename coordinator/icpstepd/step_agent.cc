@@ -281,7 +281,7 @@ void StepAgent::decide(const std::string& cwd) {
   } else if (plan_->kind == StartPlan::kRestart) {
     spdlog::info("restart from {}", plan_->image);
     // In its own image they are the new ones already.
-    if (plan_->image != image_) plan_->path_map = parse_map_path(facts_.map_path).value_or(PathPairs{});
+    if (plan_->image != image_) plan_->path_map = parse_map_path(facts_.map_path).value_or(PathMap{});
     choose_capsules();
     if (!refused_ && plan_->kind == StartPlan::kRestart) unmark_completed(image_, identity_of(facts_));
   }

@@ -94,6 +94,8 @@ class StepAgent {
   bool is_active();
   void tell_idle(std::chrono::milliseconds idle);
   std::vector<ProcessRef> all_processes() const;
+  template <typename Take>
+  auto take_apart(const Take& take);
   bool take_version(Hold* hold);
   std::string take_version(const net::BeginRound& begin, Hold* hold);
   void watch_ipc(const std::vector<pid_t>& tasks);

@@ -22,8 +22,6 @@ constexpr auto kRestartWait = std::chrono::minutes(10);  // for the other nodes'
 
 constexpr auto kTellWait = std::chrono::seconds(5);  // for the connection to the coordinator
 
-std::string sentence_of(const Error& error) { return error.what() + (error.hint().empty() ? "" : "; " + error.hint()); }
-
 }  // namespace
 
 // ---- which capsules ---------------------------------------------------------------------------
@@ -122,7 +120,7 @@ RestartTogether StepAgent::with_the_others() {
   };
   together.failed = [this, met](const Error& error, bool again, uint32_t attempt) {
     net::RestartReady ready;
-    ready.set_error(sentence_of(error));
+    ready.set_error(with_hint(error));
     ready.set_attempt(attempt);
     ready.set_again(again && !*met);
     link_->restart(ready, kTellWait, {});
@@ -204,7 +202,7 @@ void StepAgent::tell_coordinator_of_failure(const std::string& error) {
 }
 
 void StepAgent::give_up_restart(const Error& error) {
-  const std::string text = sentence_of(error);
+  const std::string text = with_hint(error);
   // One sentence for the whole step: the agent of task 0 hears of what others met.
   const bool speaks = !tell_the_others(text) || tasks_.contains(0);
   if (speaks) tell_coordinator_of_failure(text);

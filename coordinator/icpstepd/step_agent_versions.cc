@@ -211,8 +211,8 @@ void StepAgent::begin_versions_when_all_run() {
     spdlog::error("{}", error.what());
     problem_ = error.what();
     if (!asked()) return;
-    notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {}{}{} (the job runs on)", step(), error.what(),
-                                  error.hint().empty() ? "" : "; ", error.hint()));
+    notices_.complain(
+        fmt::format("slurm-icp: step {}: no checkpoints: {} (the job runs on)", step(), with_hint(error)));
   }
 }
 
@@ -404,18 +404,21 @@ void StepAgent::tell_idle(std::chrono::milliseconds idle) {
 }
 
 // The calls that a version makes in the processes are not theirs.
+template <typename Take>
+auto StepAgent::take_apart(const Take& take) {
+  const bool looks = config_.hang_after.count() > 0;
+  if (looks && versions_.begun() && is_active()) active_at_ = std::chrono::steady_clock::now();
+  auto taken = take();
+  if (looks && versions_.begun()) activity_.look(all_processes());
+  return taken;
+}
+
 bool StepAgent::take_version(Hold* hold) {
-  if (config_.hang_after.count() > 0 && versions_.begun() && is_active()) active_at_ = std::chrono::steady_clock::now();
-  const bool again = versions_.take(hold);
-  if (config_.hang_after.count() > 0 && versions_.begun()) activity_.look(all_processes());
-  return again;
+  return take_apart([&] { return versions_.take(hold); });
 }
 
 std::string StepAgent::take_version(const net::BeginRound& begin, Hold* hold) {
-  if (config_.hang_after.count() > 0 && versions_.begun() && is_active()) active_at_ = std::chrono::steady_clock::now();
-  std::string image = versions_.take(begin, *link_, hold);
-  if (config_.hang_after.count() > 0 && versions_.begun()) activity_.look(all_processes());
-  return image;
+  return take_apart([&] { return versions_.take(begin, *link_, hold); });
 }
 
 // ---- the agent's own timer ----------------------------------------------------------------------

@@ -343,7 +343,7 @@ std::string Versions::end_round(const std::string& image) {
 }
 
 void Versions::report(const CheckpointResult& result) {
-  passing_failures_ = 0;
+  transient_failures_ = 0;
   notices_.all_is_well();
   const auto& stats = result.stats;
   net::VersionNumbers numbers;
@@ -371,16 +371,15 @@ void Versions::report(const CheckpointResult& result) {
 
 bool Versions::failed(const Error& error) {
   if (error.kind() == ErrorKind::kGone && !session_->alive()) return false;
-  const std::string hint = error.hint().empty() ? "" : "; " + error.hint();
-  spdlog::warn("no version: {}{}", error.what(), hint);
+  spdlog::warn("no version: {}", with_hint(error));
   // What does not last may be a matter of the moment, which only several failures in a row disprove.
-  if (!is_lasting(error) && ++passing_failures_ <= kTransientTries) return true;
-  passing_failures_ = 0;
+  if (!is_lasting(error) && ++transient_failures_ <= kTransientTries) return true;
+  transient_failures_ = 0;
   if (script_has_steps()) return false;  // the script began its first step just now
   run_site_script(error.error_number() != 0 ? error.error_number() : EAGAIN);
   notices_.complain(fmt::format(
-      "slurm-icp: step {}.{}: no checkpoint could be taken: {}{} (the job runs on; tried again at every interval)",
-      facts_.job, protocol::step_name(facts_.step), error.what(), hint));
+      "slurm-icp: step {}.{}: no checkpoint could be taken: {} (the job runs on; tried again at every interval)",
+      facts_.job, protocol::step_name(facts_.step), with_hint(error)));
   return false;
 }
 

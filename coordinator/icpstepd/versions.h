@@ -94,8 +94,8 @@ class Versions {
   std::deque<net::VersionNumbers> recent_;
   const net::BeginRound* round_ = nullptr;  // under way
   CoordinatorLink* link_ = nullptr;
-  bool surveyed_ = false;     // in this round
-  int passing_failures_ = 0;  // one after the other
+  bool surveyed_ = false;       // in this round
+  int transient_failures_ = 0;  // one after the other
 };
 
 // "4 processes, 1.2 GiB"

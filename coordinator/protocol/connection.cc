@@ -125,7 +125,7 @@ void Connection::in_pool(Work work, Then then) {
     try {
       result = work();
     } catch (const Error& error) {
-      why = error.hint().empty() ? error.what() : fmt::format("{}; {}", error.what(), error.hint());
+      why = with_hint(error);
     }
     asio::post(self->socket_.get_executor(), [self, why, result = std::move(result), then = std::move(then)]() mutable {
       if (self->closed_) return;

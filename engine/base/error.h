@@ -38,6 +38,11 @@ class Error : public std::runtime_error {
   std::string hint_;
 };
 
+// "<what>; <hint>", or the sentence alone when there is no hint.
+inline std::string with_hint(const Error& error) {
+  return error.hint().empty() ? error.what() : std::string(error.what()) + "; " + error.hint();
+}
+
 // The kernel's text for an errno value; thread-safe.
 std::string errno_text(int error_number);
 
