@@ -6,7 +6,6 @@
 #include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/format.h"
-#include "coordinator/icp/image_json.h"
 #include "coordinator/icp/open_image.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/users.h"

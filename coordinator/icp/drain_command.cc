@@ -10,7 +10,6 @@
 
 #include "coordinator/icp/answer.h"
 #include "coordinator/icp/cli.h"
-#include "coordinator/icp/image_json.h"
 #include "coordinator/icp/job_operation.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/protocol/slurm_errors.h"

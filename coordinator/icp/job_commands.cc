@@ -12,7 +12,6 @@
 #include "coordinator/icp/event_loop.h"
 #include "coordinator/icp/format.h"
 #include "coordinator/icp/history_text.h"
-#include "coordinator/icp/image_json.h"
 #include "coordinator/icp/job_operation.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/step_json.h"

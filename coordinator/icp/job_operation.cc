@@ -8,7 +8,6 @@
 
 #include "coordinator/icp/answer.h"
 #include "coordinator/icp/format.h"
-#include "coordinator/icp/image_json.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/step_json.h"
 #include "coordinator/icp/step_text.h"

@@ -253,6 +253,7 @@ ProcStat ProcStat::parse(std::string_view text) {
   stat.session = signed_number(6);
   stat.tty_nr = signed_number(7);
   stat.tty_foreground = signed_number(8);
+  stat.cpu_ticks = number(14) + number(15);
   stat.threads = number(20);
   stat.start_time_ticks = number(22);
   stat.start_code = number(26);

@@ -50,6 +50,7 @@ struct ProcStat {
   int tty_nr = 0;                 // new_encode_dev() of the kernel; 0: none
   pid_t tty_foreground = 0;       // that terminal's foreground group
   uint64_t start_time_ticks = 0;  // since boot: tells two users of one pid apart
+  uint64_t cpu_ticks = 0;         // in user and kernel mode
   uint64_t start_code = 0, end_code = 0, start_stack = 0;
   uint64_t start_data = 0, end_data = 0, start_brk = 0, arg_start = 0, arg_end = 0, env_start = 0, env_end = 0;
   size_t threads = 0;

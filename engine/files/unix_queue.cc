@@ -139,10 +139,6 @@ class Peeker {
   uint64_t next_ = 0;
 };
 
-}  // namespace
-
-namespace {
-
 constexpr size_t kMostParts = 1u << 16;
 
 // A stream of the agent's own, to see what a message of so many bytes takes of its sender's buffer.

@@ -255,16 +255,17 @@ void capture_socket(FileScan& scan, const SocketSet& all, const SocketSet::Socke
 
 // Into a stream that is full no more is to go after a restart either. Few are: it takes some time to find out how.
 void keep_full(const SocketSet& all) {
-  std::map<uint32_t, const pb::UnixSocket*> messages;
-  for (const auto& socket : all.sockets()) messages[socket.diag->ino] = &socket.description->message->unix_socket();
-  for (const auto& socket : all.sockets()) {
-    pb::UnixSocket& message = *socket.description->message->mutable_unix_socket();
-    const UnixDiag* peer = all.inside(message.peer_ino());
-    if (message.type() != SOCK_STREAM || !message.paired() || peer == nullptr || message.control_size() > 0) continue;
-    const auto sender = messages.find(peer->ino);
-    if (message.queue_size() != 1 || sender == messages.end() || peer->outgoing < sender->second->send_buffer())
-      continue;
-    const std::vector<std::string> parts = cut_to_fill(message.queue(0), sender->second->send_buffer());
+  std::map<uint32_t, size_t> rooms;  // by the number of the other end, in which it waits: bytes of the full send buffer
+  for (const auto& [description, diag] : all.sockets()) {
+    const pb::UnixSocket& message = description->message->unix_socket();
+    if (message.type() == SOCK_STREAM && message.paired() && diag->outgoing >= message.send_buffer())
+      rooms.emplace(message.peer_ino(), message.send_buffer());
+  }
+  for (const auto& [description, diag] : all.sockets()) {
+    pb::UnixSocket& message = *description->message->mutable_unix_socket();
+    const auto room = rooms.find(diag->ino);
+    if (room == rooms.end() || message.control_size() > 0 || message.queue_size() != 1) continue;
+    const std::vector<std::string> parts = cut_to_fill(message.queue(0), room->second);
     message.clear_queue();
     for (const std::string& part : parts) message.add_queue(part);
   }

@@ -55,6 +55,11 @@ Refusal socket_refusal(int fd) {
   }
 }
 
+// What keeps MPI from using a network card behind the kernel's back.
+constexpr std::string_view kTransportHint =
+    "start the step with --checkpoint-mpi=tcp, or without Slurm with UCX_TLS=tcp,self,posix,sysv,cma FI_PROVIDER=tcp "
+    "OMPI_MCA_pml=ob1";
+
 Refusal anonymous_refusal(const std::string& target) {
   static constexpr std::array<std::array<std::string_view, 3>, 8> known = {{
       {"inotify", "inotify watches", "close the descriptor before a checkpoint; polling survives one"},
@@ -62,7 +67,7 @@ Refusal anonymous_refusal(const std::string& target) {
       {"[io_uring]", "io_uring instance", "turn io_uring off in the program (many have an option or variable)"},
       {"[userfaultfd]", "userfaultfd",
        "let the program not handle its own page faults (libfabric: FI_MR_CACHE_MONITOR=disabled)"},
-      {"[infiniband", "InfiniBand verbs object", "start the step with --checkpoint-mpi=tcp"},
+      {"[infiniband", "InfiniBand verbs object", kTransportHint},
       {"[perf_event]", "performance counter", "do not run the program under perf"},
       {"bpf", "BPF object", "close it before a checkpoint"},
       {"kvm", "virtual machine", "checkpoint the machine from inside of it"},
@@ -74,15 +79,8 @@ Refusal anonymous_refusal(const std::string& target) {
   return {fmt::format("kernel object {}", name), "close it before a checkpoint"};
 }
 
-// What keeps MPI from using a network card behind the kernel's back.
-constexpr const char* kTransportHint =
-    "start the step with --checkpoint-mpi=tcp, or without Slurm with UCX_TLS=tcp,self,posix,sysv,cma FI_PROVIDER=tcp "
-    "OMPI_MCA_pml=ob1";
-
-const char* transport_hint(const std::string& target) {
-  for (const char* const name : {"/dev/infiniband/", "/dev/hfi1", "/dev/cxi"})
-    if (target.starts_with(name)) return kTransportHint;
-  return nullptr;
+bool is_network_card(const std::string& target) {
+  return target.starts_with("/dev/infiniband/") || target.starts_with("/dev/hfi1") || target.starts_with("/dev/cxi");
 }
 
 Refusal device_refusal(const Description& description) {
@@ -93,10 +91,8 @@ Refusal device_refusal(const Description& description) {
     return {fmt::format("terminal {}", description.target),
             "start with stdin and stdout redirected, or under icp run or srun"};
   }
-  if (const char* const hint = transport_hint(description.target)) {
-    return {fmt::format("device {} ({}:{})", description.target, number, ::minor(rdev)), hint};
-  }
-  return {fmt::format("device {} ({}:{})", description.target, number, ::minor(rdev)), "close it before a checkpoint"};
+  return {fmt::format("device {} ({}:{})", description.target, number, ::minor(rdev)),
+          is_network_card(description.target) ? std::string(kTransportHint) : "close it before a checkpoint"};
 }
 
 class UnsupportedKind final : public FileKind {

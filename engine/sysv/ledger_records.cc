@@ -15,6 +15,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/procfs.h"
+#include "engine/base/times.h"
 #include "engine/base/unique_fd.h"
 
 namespace icp {
@@ -123,14 +124,9 @@ std::optional<LedgerFacts> read_facts(const std::string& directory) {
 
 int64_t unix_time_of(uint64_t start_ticks) {
   constexpr int64_t kNsInSecond = 1'000'000'000;
-  const auto now = [](clockid_t clock) {
-    timespec time{};
-    ::clock_gettime(clock, &time);
-    return time.tv_sec * kNsInSecond + time.tv_nsec;
-  };
   // Whole seconds of each clock, taken apart, would be a second too late half of the time.
   const int64_t since_boot = static_cast<int64_t>(start_ticks) * (kNsInSecond / ::sysconf(_SC_CLK_TCK));
-  return (now(CLOCK_REALTIME) - now(CLOCK_BOOTTIME) + since_boot) / kNsInSecond;
+  return (now_ns(CLOCK_REALTIME) - now_ns(CLOCK_BOOTTIME) + since_boot) / kNsInSecond;
 }
 
 std::string pid_line(const PidSpan& span) {

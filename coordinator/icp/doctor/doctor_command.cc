@@ -11,7 +11,6 @@
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/doctor/checks.h"
 #include "coordinator/icp/doctor/setup.h"
-#include "coordinator/icp/image_json.h"
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/users.h"
 
