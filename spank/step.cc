@@ -238,7 +238,6 @@ int start_task(spank_t handle) {
     Packet ready(protocol::kReady);
     char* const here = ::getcwd(nullptr, 0);
     ready.set("cwd", here == nullptr ? "/" : here);
-    ready.set("restarts", job_env(handle, "SLURM_RESTART_COUNT"));
     std::free(here);
     ready.set_number("rank", rank).set_number("pid", ::getpid());
     const std::string pmi = job_env(handle, "PMI_FD");  // set by srun's --mpi plugins

@@ -54,7 +54,6 @@ std::string processors_of(pid_t pid) {
 
 StepAgent::StepAgent(protocol::StepFacts facts, Config config, std::string problem, UniqueFd control, UniqueFd tasks)
     : facts_(std::move(facts)),
-      named_restarts_(facts_.restarts),
       config_(std::move(config)),
       problem_(std::move(problem)),
       control_(io_, control.release()),
@@ -232,14 +231,7 @@ void StepAgent::on_ready() {
       packet.close_fds();
       continue;
     }
-    if (!plan_) {
-      // The prolog, which notes how often the job was requeued, is not always run again (seen with Slurm 22.05). The
-      // user's environment says it, too: good enough for the choice among the user's images.
-      constexpr int64_t kMostRestarts = 1'000'000;
-      const int64_t restarts = std::clamp<int64_t>(packet.number("restarts").value_or(0), 0, kMostRestarts);
-      facts_.restarts = std::max(facts_.restarts, static_cast<uint32_t>(restarts));
-      decide(packet.get("cwd"));
-    }
+    if (!plan_) decide(packet.get("cwd"));
     if (capsule_agents_) {
       capsule_agents_->task_said(packet);
       continue;

@@ -144,7 +144,6 @@ class StepAgent {
   void look_after_script();
 
   protocol::StepFacts facts_;
-  const uint32_t named_restarts_;  // what root said, by which icpctld knows this agent
   Config config_;
   std::string problem_;
   boost::asio::io_context io_{1};

@@ -266,7 +266,7 @@ net::AgentHello StepAgent::hello() const {
   hello.set_job(facts_.job);
   hello.set_step(protocol::step_of_versions(facts_));
   hello.set_launched(facts_.launched);
-  hello.set_restarts(named_restarts_);
+  hello.set_restarts(facts_.restarts);
   hello.set_uid(facts_.uid);
   hello.set_node(facts_.capsule);
   hello.set_host(facts_.node);

@@ -32,7 +32,7 @@ inline constexpr std::string_view kTaskExit = "task-exit";  // rank, status
 inline constexpr std::string_view kGoodbye = "goodbye";     // the step ends; icpstepd answers by closing
 // a task before exec -> icpstepd, on the socket all tasks inherit; beside it the task's own socket
 inline constexpr std::string_view kReady =
-    "ready";  // rank, pid, cwd, restarts (SLURM_RESTART_COUNT), pmi (the number in PMI_FD), pmix_uri and
+    "ready";  // rank, pid, cwd, pmi (the number in PMI_FD), pmix_uri and
               // pmix_name_space (of Slurm's PMIx server, as the task's environment has them); dev0, ino0, mode0, rdev0
               // ... dev2 ..., devpmi ... as fstat(2) says of its streams and of PMI_FD, missing where closed; fd 0: the
               // task's socket

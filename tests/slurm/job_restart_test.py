@@ -2,6 +2,7 @@
 """Checkpoint, death, restart: of steps and of whole jobs, under real Slurm."""
 
 import os
+import pathlib
 import re
 import signal
 import time
@@ -150,6 +151,20 @@ class Requeue(JobCase):
         self.cluster.run(["scontrol", "requeue", job])
         self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED")
         self.assertIn("run 1\n1\n2\n", self.output(job))
+
+
+    def test_a_count_of_another_job_in_the_environment_says_nothing(self):
+        job = self.submit("srun perl -e 'print qq(whole\n)'", "--checkpoint-interval=1h", "--export=ALL,SLURM_RESTART_COUNT=3")
+        self.assertEqual(self.wait_job(job), "COMPLETED")
+        self.assertEqual(self.output(job), "whole\n")
+
+
+class RequeueWithoutProlog(JobCase):
+    """slurmd does not always run the prolog for a requeued job: what the plugin's has noted is taken away here."""
+    options = {"extra_conf": f"Prolog={pathlib.Path(__file__).parent}/forget_run\n"}
+
+    test_step_goes_on_after_requeue = Requeue.test_step_goes_on_after_requeue
+    test_batch_script_goes_on_after_requeue = Requeue.test_batch_script_goes_on_after_requeue
 
 
 class Refusal(JobCase):
