@@ -135,7 +135,7 @@ class Job(Program):
         could not be restarted after an earlier one had cut it off."""
         chosen = ["--version", str(version)] if version else []
         begin = time.monotonic()
-        done = subprocess.run([self.bench.icp, "restart", "--dir", self.image, "--detach", "--changed-files", "accept", *chosen, *options],
+        done = subprocess.run([self.bench.icp, "restart", "--dir", self.image, "--detach", *self.bench.changed_files, *chosen, *options],
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, check=False)
         taken = time.monotonic() - begin
         if done.returncode != 0:

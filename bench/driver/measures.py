@@ -29,6 +29,9 @@ class Bench:
         self.build, self.soak = build, pathlib.Path(__file__).resolve().parents[2] / "tests" / "soak"
         self.icp = build / "coordinator" / "icp"
         self.programs, self.tools = build / "tests" / "programs", build / "bench"
+        # What the job has written since its last version stays as it is; a build of before that option did not look.
+        known = subprocess.run([self.icp, "restart", "--help"], stdout=subprocess.PIPE, text=True, check=True).stdout
+        self.changed_files = ["--changed-files", "accept"] if "--changed-files" in known else []
 
     def fresh_dir(self):
         return pathlib.Path(tempfile.mkdtemp(dir=self.work))
