@@ -7,6 +7,7 @@
 #include <poll.h>
 #include <signal.h>
 #include <sys/prctl.h>
+#include <sys/random.h>
 #include <sys/socket.h>
 #include <sys/un.h>
 #include <unistd.h>
@@ -14,6 +15,8 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstring>
+#include <fstream>
+#include <string>
 
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
@@ -25,26 +28,47 @@ namespace {
 constexpr int kMostHeld = 3600 * 1000;    // ms; TCP itself gives up after a quarter of an hour of silence
 constexpr int kMostReleased = 10 * 1000;  // ms
 
-// A name that nothing in the file system has, in the network namespace that the connection is in, too.
-socklen_t name_of_holder(const InetAddress& local, const InetAddress& remote, sockaddr_un& name) {
-  const std::string text = "icp-held " + local.text() + " " + remote.text();
-  name = {};
-  name.sun_family = AF_UNIX;
-  std::memcpy(name.sun_path + 1, text.data(), std::min(text.size(), sizeof name.sun_path - 1));
-  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + text.size());
+// Where the holder of a connection is asked: a name that nothing in the file system has, in the network namespace that
+// the connection is in, too. Anybody may take a name there, so this is the part that says whose it is, and a random
+// number follows: who is looked for by it proves itself by its credentials.
+std::string name_of_holder(const InetAddress& local, const InetAddress& remote) {
+  return "icp-held " + local.text() + " " + remote.text() + " ";
+}
+
+socklen_t address_of(const std::string& name, sockaddr_un& address) {
+  address = {};
+  address.sun_family = AF_UNIX;
+  const size_t size = std::min(name.size(), sizeof address.sun_path - 1);
+  std::memcpy(address.sun_path + 1, name.data(), size);
+  return static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + size);
+}
+
+std::string random_text() {
+  uint64_t number = 0;
+  if (::getrandom(&number, sizeof number, 0) != sizeof number) throw_errno("cannot hold a TCP connection");
+  return fmt::format("{:x}", number);
+}
+
+// Names in the network namespace that begin so. In /proc/net/unix "@" stands before such a name (unix(7)).
+std::vector<std::string> names_with(const std::string& begin) {
+  std::vector<std::string> names;
+  std::ifstream file("/proc/thread-self/net/unix");
+  for (std::string line; std::getline(file, line);)
+    if (const size_t at = line.find("@" + begin); at != std::string::npos) names.push_back(line.substr(at + 1));
+  return names;
+}
+
+// Of the other end, who is root or this user.
+bool is_ours(int socket) {
+  ucred who{};
+  socklen_t length = sizeof who;
+  if (::getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &who, &length) != 0) return false;
+  return who.uid == 0 || who.uid == ::geteuid();
 }
 
 struct Held {
   UniqueFd connection, asked;  // a listening Unix socket
 };
-
-// Whoever may end the holder may have it end a connection.
-bool may_ask(int visitor) {
-  ucred who{};
-  socklen_t length = sizeof who;
-  if (::getsockopt(visitor, SOL_SOCKET, SO_PEERCRED, &who, &length) != 0) return false;
-  return who.uid == 0 || who.uid == ::geteuid();
-}
 
 // In a process of its own. What has been asked for is closed first, and then told so by closing the question.
 [[noreturn]] void serve(std::vector<Held> held) {
@@ -55,7 +79,8 @@ bool may_ask(int visitor) {
     for (size_t i = polled.size(); i-- > 0;) {
       if (polled[i].revents == 0) continue;
       const UniqueFd visitor(::accept4(held[i].asked.get(), nullptr, nullptr, SOCK_CLOEXEC));
-      if (visitor && may_ask(visitor.get())) held.erase(held.begin() + static_cast<std::ptrdiff_t>(i));
+      // Whoever may end the holder may have it end a connection.
+      if (visitor && is_ours(visitor.get())) held.erase(held.begin() + static_cast<std::ptrdiff_t>(i));
     }
   }
   ::_exit(0);
@@ -114,7 +139,8 @@ void HeldConnections::outlive() {
   for (const UniqueFd& socket : sockets_) {
     sockaddr_un name;
     const InetAddress remote = InetAddress::peer_of(socket.get()).value_or(InetAddress());
-    const socklen_t length = name_of_holder(InetAddress::local_of(socket.get()), remote, name);
+    const socklen_t length =
+        address_of(name_of_holder(InetAddress::local_of(socket.get()), remote) + random_text(), name);
     UniqueFd asked(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
     if (!asked || ::bind(asked.get(), reinterpret_cast<const sockaddr*>(&name), length) != 0 ||
         ::listen(asked.get(), 1) != 0)
@@ -137,12 +163,16 @@ void HeldConnections::outlive() {
 }
 
 void HeldConnections::release(const InetAddress& local, const InetAddress& remote) {
-  sockaddr_un name;
-  const socklen_t length = name_of_holder(local, remote, name);
-  const UniqueFd question(::socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0));
-  if (!question || ::connect(question.get(), reinterpret_cast<const sockaddr*>(&name), length) != 0) return;
-  pollfd answer{question.get(), POLLIN, 0};
-  ::poll(&answer, 1, kMostReleased);
+  for (const std::string& holder : names_with(name_of_holder(local, remote))) {
+    sockaddr_un name;
+    const socklen_t length = address_of(holder, name);
+    const UniqueFd question(::socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0));
+    if (!question || ::connect(question.get(), reinterpret_cast<const sockaddr*>(&name), length) != 0 ||
+        !is_ours(question.get()))
+      continue;
+    pollfd answer{question.get(), POLLIN, 0};
+    ::poll(&answer, 1, kMostReleased);
+  }
 }
 
 }  // namespace icp

@@ -10,18 +10,21 @@
 #include <signal.h>
 #include <sys/epoll.h>
 #include <sys/socket.h>
+#include <sys/un.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <optional>
 #include <string>
 #include <thread>
 #include <vector>
 
 #include "engine/base/error.h"
 #include "engine/broker/broker.h"
+#include "engine/files/inet_address.h"
 #include "tests/engine/roundtrip.h"
 #include "tests/engine/socket_options.h"
 #include "tests/engine/tcp_peer.h"
@@ -383,13 +386,52 @@ TEST_F(OutsideConnection, IsResetWhereThatIsWanted) {
       0);
 }
 
-// The other end hears nothing of the restart: neither what it sends meanwhile is lost, nor what it has been sent.
+// Another user, who listens at the names by which the holder of a connection could be looked for.
+class Squatter {
+ public:
+  Squatter(const InetAddress& local, const InetAddress& remote) {
+    const std::string name = "icp-held " + local.text() + " " + remote.text();
+    int ready[2];
+    CHECK_OR_DIE(::pipe(ready) == 0);
+    pid_ = ::fork();
+    if (pid_ == 0) {
+      CHECK_OR_DIE(::setresuid(65534, 65534, 65534) == 0);
+      for (const std::string& one : {name, name + " 0"}) {
+        sockaddr_un address{};
+        address.sun_family = AF_UNIX;
+        std::memcpy(address.sun_path + 1, one.data(), one.size());
+        const int fd = ::socket(AF_UNIX, SOCK_STREAM, 0);
+        const auto length = static_cast<socklen_t>(offsetof(sockaddr_un, sun_path) + 1 + one.size());
+        CHECK_OR_DIE(::bind(fd, reinterpret_cast<sockaddr*>(&address), length) == 0 && ::listen(fd, 9) == 0);
+      }
+      CHECK_OR_DIE(::write(ready[1], "r", 1) == 1);
+      for (;;) ::pause();
+    }
+    ::close(ready[1]);
+    char byte = 0;
+    CHECK_OR_DIE(::read(ready[0], &byte, 1) == 1);
+    ::close(ready[0]);
+  }
+  ~Squatter() {
+    ::kill(pid_, SIGKILL);
+    ::waitpid(pid_, nullptr, 0);
+  }
+  Squatter(const Squatter&) = delete;
+  Squatter& operator=(const Squatter&) = delete;
+
+ private:
+  pid_t pid_;
+};
+
+// The other end hears nothing of the restart: neither what it sends meanwhile is lost, nor what it has been sent. No
+// other user can stand in the way.
 TEST_F(OutsideConnection, GoesOnWhereThatIsWanted) {
   if (!broker().privileged()) GTEST_SKIP() << "repair mode is root's";
   const auto target = name_of(listener_.fd());
   std::thread meanwhile;
   const UniqueFd* other = nullptr;
   UniqueFd accepted;
+  std::optional<Squatter> squatter;
   const auto keep = [](SessionConfig& config) { config.network.external = ExternalTcp::kKeep; };
   const auto body = [target](Gate& gate) {
     const int fd = connect_to(target);
@@ -402,6 +444,7 @@ TEST_F(OutsideConnection, GoesOnWhereThatIsWanted) {
   };
   std::thread server([&] {
     accepted.reset(::accept(listener_.fd(), nullptr, nullptr));
+    squatter.emplace(InetAddress::peer_of(accepted.get()).value(), InetAddress::local_of(accepted.get()));
     EXPECT_EQ(read_exactly(accepted.get(), 6), "before");
     other = &accepted;
   });
