@@ -92,6 +92,8 @@ const char* name_of(ErrorKind kind) {
       return "usage";
     case ErrorKind::kGone:
       return "gone";
+    case ErrorKind::kInternal:
+      return "internal";
   }
   return "system";
 }

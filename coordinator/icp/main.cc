@@ -31,6 +31,7 @@ ExitCode exit_code(const Error& error) {
     case ErrorKind::kRefused:
     case ErrorKind::kBusy:
     case ErrorKind::kGone:
+    case ErrorKind::kInternal:
       break;
   }
   return kExitFailed;

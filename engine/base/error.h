@@ -19,6 +19,7 @@ enum class ErrorKind {
   kPermission,  // the caller may not do this
   kUsage,       // a wrong argument or configuration value
   kGone,        // the process or step is no longer there
+  kInternal,    // an invariant does not hold: a fault of this program (engine/base/check.h)
 };
 
 // The one exception type of libicp. what() is a whole sentence without a trailing period, for example

@@ -1,22 +1,19 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include <algorithm>
 
-#include "engine/base/error.h"
+#include "engine/base/check.h"
 #include "engine/image/page_index_impl.h"
 
 namespace icp {
 namespace {
 
 void check_address(uint64_t address) {
-  if (address % kPageBytes != 0 || address >= kAddressEnd) {
-    throw_error(ErrorKind::kUsage, "{:#x} is not the address of a page", address);
-  }
+  ICP_CHECK(address % kPageBytes == 0 && address < kAddressEnd, "{:#x} is not the address of a page", address);
 }
 
 void check_range(uint64_t start, uint64_t end) {
-  if (start % kPageBytes != 0 || end % kPageBytes != 0 || start > end || end > kAddressEnd) {
-    throw_error(ErrorKind::kUsage, "{:#x}-{:#x} is not a range of pages", start, end);
-  }
+  ICP_CHECK(start % kPageBytes == 0 && end % kPageBytes == 0 && start <= end && end <= kAddressEnd,
+            "{:#x}-{:#x} is not a range of pages", start, end);
 }
 
 using Visit = std::function<void(uint64_t, uint64_t, PageLocation)>;
@@ -234,10 +231,9 @@ PageLocation PageIndex::find(uint64_t address) const {
 
 void PageIndex::set(uint64_t address, PageLocation location) {
   check_address(address);
-  if (location.version > kMaxVersion || location.record > kMaxRecord) {
-    throw_error(ErrorKind::kUsage, "version {} record {} is beyond what an index can hold", location.version,
-                location.record);
-  }
+  ICP_CHECK(location.version <= kMaxVersion && location.record <= kMaxRecord,
+            "page {:#x}: version {} record {} is beyond what an index can hold", address, location.version,
+            location.record);
   if (location.version == 0) {
     impl_->erase(address, address + kPageBytes);
   } else {
