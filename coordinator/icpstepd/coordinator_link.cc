@@ -100,7 +100,7 @@ void CoordinatorLink::opened(net::Connection::Socket socket) {
     listen_for_silence();
     net::ToCoordinator message;
     {
-      const std::lock_guard lock(mutex_);
+      const MutexLock lock(mutex_);
       *message.mutable_agent() = hello_;
     }
     connection_->send(message.SerializeAsString());
@@ -118,7 +118,7 @@ void CoordinatorLink::retry(const std::string& why) {
   silence_.cancel();
   connection_.reset();
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     scheduled_ = false;
     losses_++;
     if (round_ != 0) given_up_ = "the connection to the coordinator is lost";
@@ -162,7 +162,7 @@ void CoordinatorLink::received(const std::string& payload) {
     return;
   }
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     if (message.has_welcome()) scheduled_ = message.welcome().scheduled();
     if (message.has_notice()) {
       asio::post(agent_, [events = events_, text = message.notice().text()] {
@@ -204,17 +204,17 @@ void CoordinatorLink::received(const std::string& payload) {
 }
 
 bool CoordinatorLink::scheduled() const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return scheduled_;
 }
 
 bool CoordinatorLink::given_up(uint64_t round) const {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   return round_ == round ? aborted_ : last_;
 }
 
 void CoordinatorLink::set_hello(const net::AgentHello& hello) {
-  const std::lock_guard lock(mutex_);
+  const MutexLock lock(mutex_);
   hello_ = hello;
 }
 
@@ -224,57 +224,63 @@ void CoordinatorLink::say(const net::ToCoordinator& message) {
   });
 }
 
-// Waits until `there()` holds, and looks now and then whether it is still wanted. The lock is held. False: too late.
+// Waits until `there()` holds, and looks now and then whether it is still wanted. False: too late.
 template <typename There>
-bool CoordinatorLink::wait_looking(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point until,
-                                   const Wanted& wanted, There there) {
-  while (true) {
+bool CoordinatorLink::wait_looking(std::chrono::steady_clock::time_point until, const Wanted& wanted, There there) {
+  while (!there()) {
     const auto now = std::chrono::steady_clock::now();
-    if (heard_.wait_until(lock, wanted ? std::min(until, now + kLook) : until, there)) return true;
     if (now >= until) return false;
-    if (!wanted) continue;
-    lock.unlock();
-    wanted();
-    lock.lock();
+    heard_.wait_until(mutex_, wanted ? std::min(until, now + kLook) : until);
+    if (!wanted || there()) continue;
+    mutex_.unlock();
+    try {
+      wanted();
+    } catch (...) {
+      mutex_.lock();  // the caller lets it go
+      throw;
+    }
+    mutex_.lock();
   }
+  return true;
 }
 
 // The same in a round.
 template <typename There>
-void CoordinatorLink::wait_in_round(std::unique_lock<std::mutex>& lock, uint64_t round, milliseconds timeout,
-                                    const Wanted& wanted, There there) {
-  const bool heard = wait_looking(lock, std::chrono::steady_clock::now() + timeout, wanted,
-                                  [&] { return round_ != round || !given_up_.empty() || there(); });
+void CoordinatorLink::wait_in_round(uint64_t round, milliseconds timeout, const Wanted& wanted, There there) {
+  const bool heard = wait_looking(std::chrono::steady_clock::now() + timeout, wanted, [&]() ICP_REQUIRES(mutex_) {
+    return round_ != round || !given_up_.empty() || there();
+  });
   if (round_ != round) throw_error(ErrorKind::kBusy, "the coordinator has gone on to another version");
   if (!given_up_.empty()) throw_error(ErrorKind::kBusy, "{}", given_up_);
   if (!heard) throw_error(ErrorKind::kBusy, "the other nodes were not ready within {} ms", timeout.count());
 }
 
 net::Go CoordinatorLink::wait_go(uint64_t round, net::Phase phase, milliseconds timeout, const Wanted& wanted) {
-  std::unique_lock lock(mutex_);
-  wait_in_round(lock, round, timeout, wanted, [&] { return go_.phase() >= phase; });
+  const MutexLock lock(mutex_);
+  wait_in_round(round, timeout, wanted, [&]() ICP_REQUIRES(mutex_) { return go_.phase() >= phase; });
   return go_;
 }
 
 net::Survey CoordinatorLink::survey(const net::Survey& message, milliseconds timeout, const Wanted& wanted) {
-  std::unique_lock lock(mutex_);
+  const MutexLock lock(mutex_);
   survey_.reset();
   net::ToCoordinator out;
   *out.mutable_survey() = message;
   say(out);
-  wait_in_round(lock, message.round(), timeout, wanted, [&] { return survey_.has_value(); });
+  wait_in_round(message.round(), timeout, wanted, [&]() ICP_REQUIRES(mutex_) { return survey_.has_value(); });
   return *survey_;
 }
 
 bool CoordinatorLink::wait_scheduled(milliseconds timeout) {
-  std::unique_lock lock(mutex_);
-  return heard_.wait_for(lock, timeout, [&] { return scheduled_; });
+  const MutexLock lock(mutex_);
+  return wait_looking(std::chrono::steady_clock::now() + timeout, {},
+                      [&]() ICP_REQUIRES(mutex_) { return scheduled_; });
 }
 
 net::RestartGo CoordinatorLink::restart(const net::RestartReady& message, milliseconds timeout, const Wanted& wanted) {
   const auto until = std::chrono::steady_clock::now() + timeout;
-  std::unique_lock lock(mutex_);
-  if (!wait_looking(lock, until, wanted, [&] { return scheduled_; })) {
+  const MutexLock lock(mutex_);
+  if (!wait_looking(until, wanted, [&]() ICP_REQUIRES(mutex_) { return scheduled_; })) {
     throw_error(ErrorKind::kBusy, "the step has tasks on several nodes, and the coordinator cannot be reached");
   }
   const uint64_t losses = losses_;
@@ -282,7 +288,7 @@ net::RestartGo CoordinatorLink::restart(const net::RestartReady& message, millis
   *out.mutable_ready() = message;
   say(out);
   if (!message.error().empty()) return {};
-  const bool heard = wait_looking(lock, until, wanted, [&] {
+  const bool heard = wait_looking(until, wanted, [&]() ICP_REQUIRES(mutex_) {
     if (losses_ != losses) return true;
     return restart_go_.attempt() == message.attempt() &&
            (!restart_go_.error().empty() || restart_go_.phase() >= message.phase());

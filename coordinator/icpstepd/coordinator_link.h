@@ -4,11 +4,9 @@
 #pragma once
 
 #include <chrono>
-#include <condition_variable>
 #include <cstdint>
 #include <functional>
 #include <memory>
-#include <mutex>
 #include <optional>
 #include <string>
 #include <thread>
@@ -16,6 +14,7 @@
 #include "coordinator/config.h"
 #include "coordinator/protocol/connection.h"
 #include "coordinator/protocol/coordinator.pb.h"
+#include "engine/base/mutex.h"
 
 namespace icp {
 
@@ -70,11 +69,11 @@ class CoordinatorLink {
   void listen_for_silence();
   void tell_agent(const std::string& why);
   template <typename There>
-  bool wait_looking(std::unique_lock<std::mutex>& lock, std::chrono::steady_clock::time_point until,
-                    const Wanted& wanted, There there);
+  bool wait_looking(std::chrono::steady_clock::time_point until, const Wanted& wanted, There there)
+      ICP_REQUIRES(mutex_);
   template <typename There>
-  void wait_in_round(std::unique_lock<std::mutex>& lock, uint64_t round, std::chrono::milliseconds timeout,
-                     const Wanted& wanted, There there);
+  void wait_in_round(uint64_t round, std::chrono::milliseconds timeout, const Wanted& wanted, There there)
+      ICP_REQUIRES(mutex_);
   void leave(std::chrono::steady_clock::time_point latest);
 
   const std::vector<net::Endpoint> coordinators_;
@@ -94,18 +93,18 @@ class CoordinatorLink {
   std::chrono::milliseconds pause_{0};
   std::string told_ = "-";  // what tell_agent() said last
 
-  mutable std::mutex mutex_;
-  std::condition_variable heard_;
-  net::AgentHello hello_;
-  bool scheduled_ = false;
-  uint64_t round_ = 0;
-  net::Go go_;
-  std::optional<net::Survey> survey_;
-  net::RestartGo restart_go_;
-  uint64_t losses_ = 0;   // of the connection
-  std::string given_up_;  // not empty: why the round is over
-  bool aborted_ = false;  // by the coordinator
-  bool last_ = false;     // BeginRound.last
+  mutable Mutex mutex_;
+  Condition heard_;
+  net::AgentHello hello_ ICP_GUARDED_BY(mutex_);
+  bool scheduled_ ICP_GUARDED_BY(mutex_) = false;
+  uint64_t round_ ICP_GUARDED_BY(mutex_) = 0;
+  net::Go go_ ICP_GUARDED_BY(mutex_);
+  std::optional<net::Survey> survey_ ICP_GUARDED_BY(mutex_);
+  net::RestartGo restart_go_ ICP_GUARDED_BY(mutex_);
+  uint64_t losses_ ICP_GUARDED_BY(mutex_) = 0;   // of the connection
+  std::string given_up_ ICP_GUARDED_BY(mutex_);  // not empty: why the round is over
+  bool aborted_ ICP_GUARDED_BY(mutex_) = false;  // by the coordinator
+  bool last_ ICP_GUARDED_BY(mutex_) = false;     // BeginRound.last
 
   std::thread thread_;  // last: it uses all of the above
 };

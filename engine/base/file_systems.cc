@@ -14,10 +14,10 @@
 #include <cerrno>
 #include <climits>
 #include <map>
-#include <mutex>
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/mutex.h"
 #include "engine/base/procfs.h"
 
 namespace icp {
@@ -103,11 +103,11 @@ FileSystemKind known_file_system(long magic) {
 
 // Asked once for each file system: some servers take long to answer statfs(2).
 FileSystemKind file_system_kind(int fd) {
-  static std::mutex mutex;
+  static Mutex mutex;
   static std::map<dev_t, FileSystemKind> known;
   struct stat status {};
   if (::fstat(fd, &status) != 0) return FileSystemKind::kOther;
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   const auto [kind, added] = known.emplace(status.st_dev, FileSystemKind::kOther);
   if (added) kind->second = find_kind(fd, status.st_dev);
   return kind->second;

@@ -10,11 +10,12 @@
 #include <atomic>
 #include <exception>
 #include <fstream>
-#include <mutex>
 #include <string>
 #include <system_error>
 #include <thread>
 #include <vector>
+
+#include "engine/base/mutex.h"
 
 namespace icp {
 namespace {
@@ -53,14 +54,14 @@ class NoSignals {
 
 void parallel_for(size_t items, size_t most, const std::function<ItemWork()>& make) {
   std::atomic<size_t> next = 0;
-  std::mutex mutex;
+  Mutex mutex;
   std::exception_ptr failure;
   const auto work = [&] {
     try {
       const ItemWork one = make();
       for (size_t i = 0; (i = next++) < items;) one(i);
     } catch (...) {
-      const std::lock_guard lock(mutex);
+      const MutexLock lock(mutex);
       if (!failure) failure = std::current_exception();
       next = items;
     }

@@ -4,10 +4,10 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#include <mutex>
 #include <utility>
 
 #include "engine/base/error.h"
+#include "engine/base/mutex.h"
 #include "engine/broker/broker_impl.h"
 
 namespace icp {
@@ -28,7 +28,7 @@ class Client final : public Broker {
 
   Message say(BrokerOp operation, Message rest = {}) {
     rest.bytes.insert(0, Message().put(operation).bytes);
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     try {
       send_message(socket_.get(), rest);
       return receive_reply(socket_.get(), kMostReply);
@@ -171,7 +171,7 @@ class Client final : public Broker {
   }
 
   UniqueFd socket_;
-  std::mutex mutex_;
+  Mutex mutex_;
   std::set<InodeId> shown_;  // the session's thread alone
 };
 

@@ -132,7 +132,7 @@ void PageFileWriter::take_tail(bool whole_blocks, Pending& pending) {
   tail_ = std::move(rest);
   tail_first_ += count;
   if (!packed) {
-    const std::lock_guard lock(writing_mutex_);
+    const MutexLock lock(writing_mutex_);
     to_write_[batch.record] = count;
   }
   pending.batches_.push_back(std::move(batch));
@@ -145,7 +145,7 @@ void PageFileWriter::wait_for_others(uint64_t record, uint64_t count, const Pend
     return std::any_of(own.batches_.begin(), own.batches_.end(),
                        [first](const Pending::Batch& batch) { return batch.record == first; });
   };
-  const auto is_free = [&] {
+  const auto is_free = [&]() ICP_REQUIRES(writing_mutex_) {
     auto batch = to_write_.upper_bound(record);
     if (batch != to_write_.begin()) --batch;
     for (; batch != to_write_.end() && batch->first < record + count; ++batch) {
@@ -153,8 +153,8 @@ void PageFileWriter::wait_for_others(uint64_t record, uint64_t count, const Pend
     }
     return true;
   };
-  std::unique_lock lock(writing_mutex_);
-  written_.wait(lock, [&] { return failure_ || is_free(); });
+  const MutexLock lock(writing_mutex_);
+  while (!failure_ && !is_free()) written_.wait(writing_mutex_);
   if (failure_) std::rethrow_exception(failure_);
 }
 
@@ -176,8 +176,8 @@ void PageFileWriter::write_compressed(const Pending::Batch& batch) {
   }
   uint64_t at = 0;
   {
-    std::unique_lock lock(writing_mutex_);
-    written_.wait(lock, [&] { return turn_ == batch.number || failure_; });
+    const MutexLock lock(writing_mutex_);
+    while (turn_ != batch.number && !failure_) written_.wait(writing_mutex_);
     if (failure_) std::rethrow_exception(failure_);
     at = next_block_at_;
     next_block_at_ += packed.size();
@@ -197,7 +197,7 @@ void PageFileWriter::write(const Pending& pending) {
       }
       write_out(batch.record, batch.bytes.data(), batch.bytes.size() / kPageBytes);
       {
-        const std::lock_guard lock(writing_mutex_);
+        const MutexLock lock(writing_mutex_);
         to_write_.erase(batch.record);
       }
       written_.notify_all();
@@ -210,7 +210,7 @@ void PageFileWriter::write(const Pending& pending) {
 }
 
 void PageFileWriter::give_up() {
-  const std::lock_guard lock(writing_mutex_);
+  const MutexLock lock(writing_mutex_);
   if (!failure_) failure_ = std::current_exception();
   written_.notify_all();
 }
@@ -228,6 +228,7 @@ void PageFileWriter::flush_records() {
 
 void PageFileWriter::finish(VersionWriter& version) {
   flush_tail(false);
+  const MutexLock lock(writing_mutex_);
   if (failure_) std::rethrow_exception(failure_);
   if (version_ != version.version()) {
     version_ = version.version();

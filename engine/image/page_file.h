@@ -10,16 +10,15 @@
 
 #include <sys/uio.h>
 
-#include <condition_variable>
 #include <cstddef>
 #include <cstdint>
 #include <exception>
 #include <map>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "engine/base/mutex.h"
 #include "engine/base/unique_fd.h"
 #include "engine/image/compression.h"
 #include "engine/image/image_dir.h"
@@ -99,16 +98,16 @@ class PageFileWriter {
   uint64_t tail_first_ = 0;
   uint64_t batches_ = 0;  // of compressed blocks, handed out by take_tail()
 
-  std::mutex writing_mutex_;  // of what follows
-  std::condition_variable written_;
-  std::exception_ptr failure_;  // something will never be written
+  Mutex writing_mutex_;
+  Condition written_;
+  std::exception_ptr failure_ ICP_GUARDED_BY(writing_mutex_);  // something will never be written
   // Plain files: first records of batches that are still to be written, and how many each has.
-  std::map<uint64_t, uint64_t> to_write_;
+  std::map<uint64_t, uint64_t> to_write_ ICP_GUARDED_BY(writing_mutex_);
   // Compressed files: lengths of the blocks written, and where the next goes. Batches are compressed side by side, and
   // get their places in turn.
-  uint64_t turn_ = 0;
-  std::vector<uint32_t> blocks_;
-  uint64_t next_block_at_ = 0;
+  uint64_t turn_ ICP_GUARDED_BY(writing_mutex_) = 0;
+  std::vector<uint32_t> blocks_ ICP_GUARDED_BY(writing_mutex_);
+  uint64_t next_block_at_ ICP_GUARDED_BY(writing_mutex_) = 0;
 };
 
 // Reads records of a page file of a committed version. The hashes are read and checked as they are needed, 64 KiB at a

@@ -6,11 +6,11 @@
 #include <algorithm>
 #include <cstring>
 #include <list>
-#include <mutex>
 #include <optional>
 #include <unordered_map>
 
-#include "engine/base/error.h"
+#include "engine/base/check.h"
+#include "engine/base/mutex.h"
 #include "engine/image/image_layout.h"
 #include "engine/image/page_file.h"
 #include "engine/image/page_hash.h"
@@ -41,7 +41,7 @@ struct PageStoreWriter::Impl {
   PageIndex& index;
   uint32_t number;
   PageHashes* known;
-  std::mutex mutex;                    // held while pages are given their places, not while they are hashed or written
+  Mutex mutex;                         // held while pages are given their places, not while they are hashed or written
   std::optional<PageFileWriter> file;  // made with the first record
   bool finished = false, compressing = true;
 
@@ -143,19 +143,17 @@ PageStoreWriter::PageStoreWriter(VersionWriter& version, std::string name, PageI
     : impl_(new Impl{version, std::move(name), index, version.version(), hashes, {}, {}, false, true}) {
   check_store_name(impl_->name, ErrorKind::kUsage);
   // Its pages would be taken for records of the file that is about to be made.
-  if (PageIndexFile::refers_to_or_after(index, impl_->number)) {
-    throw_error(ErrorKind::kUsage, "the index of {} belongs to a version that was not committed", impl_->name);
-  }
+  ICP_CHECK(!PageIndexFile::refers_to_or_after(index, impl_->number),
+            "the index of {} belongs to a version that was not committed", impl_->name);
 }
 
 PageStoreWriter::~PageStoreWriter() = default;
 
 void PageStoreWriter::Impl::check(const Piece& piece) const {
   const size_t bytes = piece.bytes.size();
-  if (finished || bytes % kPageBytes != 0 || piece.address % kPageBytes != 0 || piece.address > (1ull << 48) ||
-      bytes > (1ull << 48) - piece.address) {
-    throw_error(ErrorKind::kUsage, "cannot put {} bytes at {:#x} into {}", bytes, piece.address, name);
-  }
+  ICP_CHECK(!finished && bytes % kPageBytes == 0 && piece.address % kPageBytes == 0 && piece.address <= (1ull << 48) &&
+                bytes <= (1ull << 48) - piece.address,
+            "cannot put {} bytes at {:#x} into {}", bytes, piece.address, name);
 }
 
 void PageStoreWriter::put(std::span<const Piece> pieces, bool zeros_are_absent) {
@@ -185,7 +183,7 @@ void PageStoreWriter::put(std::span<const Piece> pieces, bool zeros_are_absent) 
   Placement placement(*impl_);
   PageFileWriter* file = nullptr;
   {
-    const std::lock_guard lock(impl_->mutex);
+    const MutexLock lock(impl_->mutex);
     try {
       const PageHash* hash = hashes.data();
       for (const Run& run : runs) {
@@ -212,7 +210,7 @@ void PageStoreWriter::put(uint64_t address, std::span<const std::byte> bytes, bo
 }
 
 void PageStoreWriter::set_compressing(bool on) {
-  const std::lock_guard lock(impl_->mutex);
+  const MutexLock lock(impl_->mutex);
   impl_->compressing = on;
   if (impl_->file) impl_->file->set_compressing(on);
 }
@@ -220,7 +218,7 @@ void PageStoreWriter::set_compressing(bool on) {
 void PageStoreWriter::erase(uint64_t start, uint64_t end) { impl_->index.erase(start, end); }
 
 void PageStoreWriter::finish() {
-  if (impl_->finished) throw_error(ErrorKind::kUsage, "{} was finished before", impl_->name);
+  ICP_CHECK(!impl_->finished, "{} was finished before", impl_->name);
   impl_->finished = true;
   if (impl_->file) impl_->file->finish(impl_->version);
   PageIndexFile::write(impl_->index, impl_->version, impl_->name);
@@ -296,15 +294,14 @@ void PageStoreReader::verify(PageLocation location, std::span<const std::byte> p
 
 void PageStoreReader::read_unverified(PageLocation location, uint64_t pages, std::span<std::byte> to) {
   if (pages == 0) return;
-  if (pages > to.size() / kPageBytes || to.size() != pages * kPageBytes) {
-    throw_error(ErrorKind::kUsage, "{} pages do not fit into {} bytes", pages, to.size());
-  }
-  if (location.version == 0) throw_error(ErrorKind::kUsage, "a page without location cannot be read");
+  ICP_CHECK(pages <= to.size() / kPageBytes && to.size() == pages * kPageBytes, "{} pages do not fit into {} bytes",
+            pages, to.size());
+  ICP_CHECK(location.version != 0, "a page without location cannot be read");
   impl_->file(location.version).read(location.record, pages, to.data());
 }
 
 void PageStoreReader::read_unverified(PageLocation location, std::span<const iovec> to) {
-  if (location.version == 0) throw_error(ErrorKind::kUsage, "a page without location cannot be read");
+  ICP_CHECK(location.version != 0, "a page without location cannot be read");
   impl_->file(location.version).read_scattered(location.record, to);
 }
 

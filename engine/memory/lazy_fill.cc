@@ -15,13 +15,12 @@
 
 #include <algorithm>
 #include <atomic>
-#include <condition_variable>
 #include <list>
-#include <mutex>
 #include <optional>
 #include <thread>
 
 #include "engine/base/error.h"
+#include "engine/base/mutex.h"
 
 namespace icp {
 namespace {
@@ -171,12 +170,12 @@ struct LazyFill::Impl {
   UniqueFd init, self;
   pid_t guard_pid = 0;
   std::thread thread;
-  mutable std::mutex mutex;
-  std::condition_variable changed;
-  std::list<Space> added;  // not taken over by the thread yet
-  bool started = false, finished = false;
+  mutable Mutex mutex;
+  Condition changed;
+  std::list<Space> added ICP_GUARDED_BY(mutex);  // not taken over by the thread yet
+  bool started ICP_GUARDED_BY(mutex) = false, finished ICP_GUARDED_BY(mutex) = false;
   std::atomic<bool> stop = false;
-  std::optional<Error> error;
+  std::optional<Error> error ICP_GUARDED_BY(mutex);
 
   // The thread's own.
   std::list<Space> spaces;
@@ -351,7 +350,7 @@ void LazyFill::Impl::fill_next(Space& space) {
 }
 
 void LazyFill::Impl::take_over() {
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   spaces.splice(spaces.end(), added);
 }
 
@@ -396,7 +395,7 @@ void LazyFill::Impl::run() {
   }
   if (stop) return;
   spaces.clear();  // after a failure not before the capsule is gone
-  const std::lock_guard lock(mutex);
+  const MutexLock lock(mutex);
   error = failure;
   finished = true;
   changed.notify_all();
@@ -412,7 +411,7 @@ LazyFill::~LazyFill() {
   impl_->stop = true;
   if (impl_->thread.joinable()) impl_->thread.join();
   // Processes that wait for a page are on their way out: whoever ends the fill early has killed the capsule.
-  if (impl_->started && !impl_->finished) {
+  if (!done()) {
     ::syscall(SYS_pidfd_send_signal, impl_->init.get(), SIGKILL, nullptr, 0);
     pollfd ended{impl_->init.get(), POLLIN, 0};
     ::poll(&ended, 1, 10'000);
@@ -438,7 +437,7 @@ void LazyFill::add(RemoteProcess& process, PageStoreReader reader, std::vector<R
   normalise(parts);
   space.background.slices = std::make_shared<const std::vector<Range>>(sliced(parts));
   space.reader = std::make_shared<PageStoreReader>(std::move(reader));
-  const std::lock_guard lock(impl_->mutex);
+  const MutexLock lock(impl_->mutex);
   impl_->added.push_back(std::move(space));
   if (!impl_->started || impl_->finished) {
     if (impl_->thread.joinable()) impl_->thread.join();
@@ -449,13 +448,13 @@ void LazyFill::add(RemoteProcess& process, PageStoreReader reader, std::vector<R
 }
 
 bool LazyFill::done() const {
-  const std::lock_guard lock(impl_->mutex);
+  const MutexLock lock(impl_->mutex);
   return !impl_->started || impl_->finished;
 }
 
 void LazyFill::wait() {
-  std::unique_lock lock(impl_->mutex);
-  impl_->changed.wait(lock, [this] { return !impl_->started || impl_->finished; });
+  const MutexLock lock(impl_->mutex);
+  while (impl_->started && !impl_->finished) impl_->changed.wait(impl_->mutex);
   if (impl_->error) throw *impl_->error;
 }
 

@@ -2,9 +2,9 @@
 #include "engine/memory/private_memory.h"
 
 #include <memory>
-#include <mutex>
 
 #include "engine/base/error.h"
+#include "engine/base/mutex.h"
 #include "engine/base/parallel.h"
 
 namespace icp {
@@ -42,9 +42,10 @@ void PrivateMemory::forget() {
   data_.clear();
   staged_.clear();
   shared_.clear();
+  full_ = true;
+  const MutexLock lock(put_mutex_);
   put_here_.clear();
   put_there_.clear();
-  full_ = true;
 }
 
 void PrivateMemory::set_family(std::shared_ptr<SharedPages> family, const VersionReader* version) {
@@ -78,13 +79,14 @@ void PrivateMemory::put(std::span<const Piece> pieces, bool zeros_are_absent) {
   family_->put(pieces, zeros_are_absent, there, rest);
   if (!rest.empty()) writer_->put(rest, zeros_are_absent);
   for (const Piece& piece : rest) append_range(here, {piece.address, piece.address + piece.bytes.size()});
-  const std::lock_guard lock(put_mutex_);
+  const MutexLock lock(put_mutex_);
   put_here_.insert(put_here_.end(), here.begin(), here.end());
   put_there_.insert(put_there_.end(), there.begin(), there.end());
 }
 
 // After all of a pass has been put: each page once.
 void PrivateMemory::settle_shared() {
+  const MutexLock lock(put_mutex_);
   normalise(put_here_);
   normalise(put_there_);
   for (const Range& range : put_there_) writer_->erase(range.start, range.end);
@@ -183,7 +185,7 @@ std::vector<std::vector<Range>> shares_of(std::span<const Range> ranges) {
 void PrivateMemory::copy_side_by_side(std::span<const Range> ranges, std::vector<Range>& missing,
                                       const std::function<Copying(std::vector<std::byte>& buffer)>& make) {
   const std::vector<std::vector<Range>> shares = shares_of(ranges);
-  std::mutex mutex;
+  Mutex mutex;
   parallel_for(shares.size(), shares.size() / 2 + 1, [&]() -> ItemWork {
     struct Worker {
       PageCopier copier;
@@ -196,7 +198,7 @@ void PrivateMemory::copy_side_by_side(std::span<const Range> ranges, std::vector
       std::vector<Range> not_there;
       worker->copier.copy(shares[number], worker->copying.allocate, worker->copying.deliver, not_there);
       if (not_there.empty()) return;
-      const std::lock_guard lock(mutex);
+      const MutexLock lock(mutex);
       missing.insert(missing.end(), not_there.begin(), not_there.end());
     };
   });
@@ -269,11 +271,11 @@ void PrivateMemory::collect(const std::vector<MemoryMapping>& mappings, StagingA
 // The processes wait: with as many threads as there are processors, which are idle then.
 void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, StagingArena& arena,
                           std::vector<Range>& missing) {
-  std::mutex mutex;  // of the arena and the list
+  Mutex mutex;  // of the arena and the list
   copy_side_by_side(ranges, missing, [&, this](std::vector<std::byte>& buffer) -> Copying {
     const auto allocate = [&](size_t bytes) {
       {
-        const std::lock_guard lock(mutex);
+        const MutexLock lock(mutex);
         if (std::byte* const room = arena.allocate(bytes); room != nullptr) return room;
       }
       buffer.resize(PageCopier::kChunk);
@@ -286,7 +288,7 @@ void PrivateMemory::stage(std::span<const Range> ranges, bool zeros_absent, Stag
         put(pieces, zeros_absent);
         return;
       }
-      const std::lock_guard lock(mutex);
+      const MutexLock lock(mutex);
       staged_.push_back({{pieces.begin(), pieces.end()}, zeros_absent});
     };
     return {allocate, deliver};

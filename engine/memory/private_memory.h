@@ -3,10 +3,10 @@
 #pragma once
 
 #include <memory>
-#include <mutex>
 #include <string>
 #include <vector>
 
+#include "engine/base/mutex.h"
 #include "engine/image/image_dir.h"
 #include "engine/image/page_hash.h"
 #include "engine/image/page_store.h"
@@ -139,9 +139,10 @@ class PrivateMemory {
   std::vector<Staged> staged_;
 
   std::shared_ptr<SharedPages> family_;
-  std::vector<Range> shared_;                // pages that lie there
-  std::vector<Range> put_here_, put_there_;  // since the last settle_shared(), not normalised; under put_mutex_
-  std::mutex put_mutex_;
+  std::vector<Range> shared_;  // pages that lie there
+  Mutex put_mutex_;
+  // Since the last settle_shared(), not normalised.
+  std::vector<Range> put_here_ ICP_GUARDED_BY(put_mutex_), put_there_ ICP_GUARDED_BY(put_mutex_);
 };
 
 }  // namespace icp

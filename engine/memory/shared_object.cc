@@ -7,10 +7,10 @@
 
 #include <cerrno>
 #include <cstring>
-#include <mutex>
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/mutex.h"
 #include "engine/base/parallel.h"
 #include "engine/base/procfs.h"
 #include "engine/trace/remote_addr.h"
@@ -81,7 +81,7 @@ void SharedObject::erase(Range range) {
 class SharedObject::Look {
  public:
   // With `ranges`, only the pages in them.
-  Look(SharedObject& object, const std::vector<Range>* ranges, StagingArena* arena, std::mutex& mutex)
+  Look(SharedObject& object, const std::vector<Range>* ranges, StagingArena* arena, Mutex& mutex)
       : object_(object), ranges_(ranges), arena_(arena), mutex_(mutex) {}
 
   void at_chunk(uint64_t chunk, ChunkHashes& hashes);
@@ -92,21 +92,21 @@ class SharedObject::Look {
   bool stage(Range part);
   void compare(Range part, const std::byte* bytes, Hash* hashes);
   void erase(Range range) {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     object_.erase(range);
   }
 
   SharedObject& object_;
   const std::vector<Range>* ranges_;
   StagingArena* arena_;
-  std::mutex& mutex_;  // of the arena, and of the object's lists
+  Mutex& mutex_;  // of the arena, and of the object's lists
   std::vector<std::byte> buffer_;
 };
 
 bool SharedObject::Look::stage(Range part) {
   std::byte* room = nullptr;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     room = arena_->allocate(part.bytes());
     if (room != nullptr) object_.staged_.push_back({part.start, {room, part.bytes()}});
   }
@@ -171,7 +171,7 @@ void SharedObject::look_at(const std::vector<uint64_t>& chunks, const std::vecto
     if (!found) found = std::make_unique<ChunkHashes>();
     hashes.push_back(found.get());
   }
-  std::mutex mutex;
+  Mutex mutex;
   parallel_for(chunks.size(), chunks.size() / kChunksWorthThread + 1, [&]() -> ItemWork {
     return [&, look = std::make_shared<Look>(*this, ranges, arena, mutex)](size_t i) {
       look->at_chunk(chunks[i], *hashes[i]);
@@ -224,7 +224,7 @@ void SharedObject::update_all(StagingArena* arena) {
 }
 
 void SharedObject::look_at_copies() {
-  std::mutex mutex;
+  Mutex mutex;
   parallel_for(staged_.size(), staged_.size() / kChunksWorthThread + 1, [&]() -> ItemWork {
     return [&, look = std::make_shared<Look>(*this, nullptr, nullptr, mutex)](size_t i) {
       look->at_copy(staged_[i], *hashes_.at(staged_[i].offset / kChunk * kChunk));

@@ -47,7 +47,7 @@ void SharedPages::put(std::span<const Piece> pieces, bool zeros_are_absent, std:
                       std::vector<Piece>& rest) {
   std::vector<Piece> fresh;
   {
-    const std::lock_guard lock(mutex_);
+    const MutexLock lock(mutex_);
     for (const Piece& piece : pieces) {
       for (size_t at = 0; at < piece.bytes.size(); at += kPageSize) {
         const uint64_t address = piece.address + at;

@@ -4,11 +4,11 @@
 
 #include <cstdint>
 #include <memory>
-#include <mutex>
 #include <span>
 #include <string>
 #include <vector>
 
+#include "engine/base/mutex.h"
 #include "engine/image/image.pb.h"
 #include "engine/image/image_dir.h"
 #include "engine/image/page_hash.h"
@@ -59,7 +59,7 @@ class SharedPages {
   PageIndex index_;
   PageHashes hashes_;
   std::unique_ptr<PageStoreWriter> writer_;  // after index_: it refers to it
-  std::mutex mutex_;
+  Mutex mutex_;
   uint64_t written_ = 0;
   bool full_ = true;
 };

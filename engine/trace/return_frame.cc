@@ -7,8 +7,8 @@
 #include <algorithm>
 #include <cstring>
 #include <map>
-#include <mutex>
 
+#include "engine/base/mutex.h"
 #include "engine/trace/xstate_layout.h"
 
 namespace icp {
@@ -66,8 +66,8 @@ size_t ask_xstate_size(uint64_t features) {
 // once: CPUID leaves a virtual machine, which takes as long as all else that is done for a thread.
 size_t default_xstate_size(uint64_t features) {
   static std::map<uint64_t, size_t> known;
-  static std::mutex mutex;
-  const std::lock_guard lock(mutex);
+  static Mutex mutex;
+  const MutexLock lock(mutex);
   const auto [size, is_new] = known.try_emplace(features, 0);
   if (is_new) size->second = ask_xstate_size(features);
   return size->second;
