@@ -536,7 +536,7 @@ MemoryStats MemoryCapture::write() {
   impl_->write_families(stats);
   impl_->end_inheriting();
   impl_->objects.write();
-  for (const auto& [key, object] : impl_->objects.objects()) add(*object);
+  impl_->objects.for_each(add);
   impl_->arena.reset(kKeepStaging);
   impl_->version = nullptr;
   return stats;

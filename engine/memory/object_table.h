@@ -6,13 +6,12 @@
 #include <functional>
 #include <map>
 #include <memory>
-#include <set>
+#include <optional>
 #include <string>
 #include <vector>
 
-#include "engine/base/error.h"
-#include "engine/memory/object_watch.h"
 #include "engine/memory/shared_object.h"
+#include "engine/memory/watch_scope.h"
 #include "engine/sysv/ipc_access.h"
 #include "engine/sysv/sysv_ipc.h"
 #include "engine/tracker/page_tracker.h"
@@ -38,14 +37,20 @@ struct SysvStamp {
 // before the pre-copy up to the stop only, so all but System V segments are compared whole once a version, by the
 // pre-copy, while the processes run.
 //
+// A round is begin(), passes of start_pass() and note_...() with precopy_collect() and precopy_copy() after each, then
+// the last pass, collect() at the stop, and write() or abandon(). One thread.
 class ObjectTable {
  public:
+  ObjectTable() = default;
+  ObjectTable(const ObjectTable&) = delete;
+  ObjectTable& operator=(const ObjectTable&) = delete;
+
   // Where the capsule's System V objects are, if not in this process's namespace; before anything else.
   void set_ipc(std::shared_ptr<IpcAccess> ipc) { ipc_ = std::move(ipc); }
   void begin(VersionWriter& version);
   // Before the first pre-copy pass: watches the memory of `processes` (ascending) up to the stop, where the kernel
   // offers that.
-  void watch(std::vector<pid_t> processes);
+  void watch(std::vector<pid_t> processes) { watch_.record(std::move(processes)); }
 
   // A mapping found in a pass; returns the object's id. `tracker` sees writes through it. `pid`: where its
   // /proc/PID/map_files is.
@@ -82,7 +87,7 @@ class ObjectTable {
   // An object of a version of an earlier agent: what it is compared with when it turns up again.
   void resume(const VersionReader& version, const pb::MemoryObject& saved);
 
-  const std::map<ObjectKey, std::unique_ptr<SharedObject>>& objects() const { return objects_; }
+  void for_each(const std::function<void(const SharedObject&)>& visit) const;
 
  private:
   struct Mapper {
@@ -109,28 +114,49 @@ class ObjectTable {
     std::vector<Range> written;
     bool all = false;  // there is nothing else
   };
-  SharedObject& object(const ObjectKey& key);
+  // What is known of an object. In a pass that has not seen it nothing of the pass is set; see check().
+  struct Entry {
+    std::unique_ptr<SharedObject> object;  // never null
+
+    // In this pass.
+    bool seen = false;
+    bool open = false;                          // by a descriptor
+    bool whole_file = false;                    // by note_open_file()
+    std::vector<Mapper> mappers;                // of mappings that are saved as the object's
+    std::optional<std::vector<Range>> written;  // tracked: found written, to be copied
+
+    // In this version.
+    bool precopied = false;  // what it had by then is in the store
+    bool unknown = false;    // tracked, and what was written before is not known
+
+    // From version to version.
+    std::optional<Armed> armed;
+    std::optional<FileStamp> stamp;  // of a whole file, when it was last read
+
+    void end_pass();
+    void check() const;
+  };
+
+  Entry& entry(const ObjectKey& key);
   // The same with its content opened, by `open` if it is not yet; one that cannot be opened does not count as seen.
-  SharedObject& object(const ObjectKey& key, const std::string& target,
-                       const std::function<std::unique_ptr<ObjectSource>()>& open);
+  Entry& entry(const ObjectKey& key, const std::string& target,
+               const std::function<std::unique_ptr<ObjectSource>()>& open);
+  // Those seen in this pass, by key.
+  std::vector<Entry*> seen();
+  void disarm();
   void save_detached_segment(pb::ShmSegment& segment, StagingArena& arena);
-  void make_watch();
   void check_inodes() const;
-  bool is_as_read(const SharedObject& object) const;
+  static bool is_as_read(const Entry& entry);
   void end_watch();
-  void drop_watch();
-  void without_watch(const Error& error);
   void start_arming();
   // What was written since the object's mappers were last armed; arms them.
-  Found arm(const SharedObject& object);
+  Found arm(Entry& entry);
   // False when a mapper was not tracked.
   static bool collect_mappers(const Armed& armed, std::vector<Range>& written);
   bool saw_all(const SharedObject& object, const Armed& before, const Armed& now) const;
-  bool can_be_tracked(const SharedObject& object) const;
+  bool can_be_tracked(const Entry& entry) const;
   // The watch sees whoever else begins to write to it.
-  bool alone(const SharedObject& object) const;
-  // Whom the watch will not see come: those that have it already. Goes through /proc: not for the stop, where what has
-  // not been armed before is looked at whole anyway.
+  bool alone(const SharedObject& object) const { return watch_.alone(inode_id(object.status())); }
   void find_others();
   std::optional<SysvStamp> take_stamp(const SharedObject& object) const;
   void list_segments();
@@ -138,23 +164,9 @@ class ObjectTable {
 
   std::shared_ptr<IpcAccess> ipc_;
   VersionWriter* version_ = nullptr;
-  std::map<ObjectKey, std::unique_ptr<SharedObject>> objects_;
-  std::map<ObjectKey, std::vector<Mapper>> mappers_;
-  std::map<ObjectKey, Armed> armed_;
-  std::map<ObjectKey, std::vector<Range>> precopy_;  // tracked objects: found written, to be copied
-  std::set<ObjectKey> seen_;                         // in this pass
-  std::set<ObjectKey> open_;                         // in this pass, by a descriptor
-  std::set<ObjectKey> whole_files_;                  // in this pass, by note_open_file()
-  std::map<ObjectKey, FileStamp> stamps_;            // of these, when they were last read
-  std::set<ObjectKey> precopied_;                    // in this version
-  std::set<ObjectKey> unknown_;                      // tracked objects whose earlier writes are not known
-  std::vector<IpcObject> segments_;                  // as listed at the start of the pass
-  std::unique_ptr<ObjectWatch> watch_;               // null: not offered, or not asked for yet
-  bool watch_failed_ = false;
-  std::optional<uint64_t> changes_;  // its count when the pass began
-  std::vector<pid_t> watched_processes_;
-  ObjectWatch::Seen watched_;           // since the mappings of the last pass were read, or earlier
-  std::set<InodeId> checked_, others_;  // looked at for the watch in this version; that others have, too
+  std::map<ObjectKey, Entry> entries_;
+  std::vector<IpcObject> segments_;  // as listed at the start of the pass
+  WatchScope watch_{[this] { disarm(); }};
   uint64_t read_whole_ = 0;
   uint32_t next_id_ = 1;
 };
