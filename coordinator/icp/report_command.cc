@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // icp report: one page about a Slurm job, or about an image.
+#include <fcntl.h>
+#include <sys/stat.h>
 #include <unistd.h>
 
 #include <algorithm>
-#include <cstdio>
 #include <map>
 #include <memory>
+#include <utility>
 
 #include "coordinator/icp/cli.h"
 #include "coordinator/icp/job_client.h"
@@ -14,7 +16,9 @@
 #include "coordinator/icp/report.h"
 #include "coordinator/icp/report_html.h"
 #include "coordinator/icp/users.h"
+#include "engine/base/error.h"
 #include "engine/base/times.h"
+#include "engine/base/unique_fd.h"
 #include "engine/image/page_store.h"
 
 namespace icp {
@@ -139,17 +143,51 @@ Report report_of_image(const ReportOptions& options) {
   return report;
 }
 
+// Where the page goes. Opened before any rights are given up for an image: it is the caller's file. One that is there
+// keeps what it holds until there is a new page, and none is left where there is no page.
+class Output {
+ public:
+  explicit Output(std::string name) : name_(std::move(name)) {
+    constexpr mode_t kMode = 0666;
+    if (name_ == "-") {
+      file_.reset(::dup(STDOUT_FILENO));
+    } else {
+      file_.reset(::open(name_.c_str(), O_WRONLY | O_CREAT | O_EXCL | O_CLOEXEC, kMode));
+      made_ = file_.get() >= 0;
+      if (!made_ && errno == EEXIST) file_.reset(::open(name_.c_str(), O_WRONLY | O_CLOEXEC));
+    }
+    if (!file_) throw_errno("cannot write {}", name_);
+  }
+  Output(const Output&) = delete;
+  Output& operator=(const Output&) = delete;
+  ~Output() {
+    if (made_) ::unlink(name_.c_str());
+  }
+  void write(const std::string& text) {
+    struct stat facts {};
+    if (::fstat(file_.get(), &facts) != 0 ||
+        (name_ != "-" && S_ISREG(facts.st_mode) && ::ftruncate(file_.get(), 0) != 0))
+      throw_errno("cannot write {}", name_);
+    for (size_t at = 0; at < text.size();) {
+      const ssize_t put = ::write(file_.get(), text.data() + at, text.size() - at);
+      if (put < 0 && errno == EINTR) continue;
+      if (put < 0) throw_errno("cannot write {}", name_);
+      at += static_cast<size_t>(put);
+    }
+    made_ = false;
+  }
+
+ private:
+  std::string name_;
+  UniqueFd file_;
+  bool made_ = false;
+};
+
 int report(const ReportOptions& options) {
   const auto id = parse_job_id(options.of);
-  // Before any rights are given up for an image: it is the caller's file.
-  const std::unique_ptr<std::FILE, int (*)(std::FILE*)> file(
-      options.output == "-" ? ::fdopen(::dup(STDOUT_FILENO), "we") : std::fopen(options.output.c_str(), "we"),
-      std::fclose);
-  if (!file) throw_errno("cannot write {}", options.output);
+  Output output(options.output);
   const Report made = id && id->job != 0 ? report_of_job(options, *id) : report_of_image(options);
-  const std::string html = report_html(made, now_unix_ms());
-  if (std::fwrite(html.data(), 1, html.size(), file.get()) != html.size() || std::fflush(file.get()) != 0)
-    throw_errno("cannot write {}", options.output);
+  output.write(report_html(made, now_unix_ms()));
   return kExitOk;
 }
 

@@ -90,6 +90,14 @@ class CommandLine(Case):
         for command in ["list", "show", "verify"]:
             self.assert_one_error(icp(command, self.dir), 2, f"name one of them: {self.dir}/a {self.dir}/b")
 
+    def test_a_report_of_nothing_leaves_no_page(self):
+        page = self.dir / "page.html"
+        self.assert_one_error(icp("report", self.dir / "none", "-o", page), 1, "none")
+        self.assertFalse(page.exists())
+        page.write_text("the one before")
+        self.assert_one_error(icp("report", self.dir / "none", "-o", page), 1, "none")
+        self.assertEqual(page.read_text(), "the one before")
+
     def test_full_disk(self):
         with open("/dev/full", "wb") as full:
             result = subprocess.run([program(), "--help"], stdout=full, stderr=subprocess.PIPE, check=False)
