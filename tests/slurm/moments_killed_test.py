@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: GPL-2.0-or-later
 """icpctld is killed in the middle of what it does with a job, and started again or not: the job ends right all the same."""
 
+import contextlib
+import json
+import os
 import re
+import signal
 
 import harness
+import leftovers
 from coordinated import Coordinated
 from moments_test import MomentsCase
 
@@ -85,6 +90,43 @@ class Preempted(Coordinated):
         self.hurry()
         self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
         self.assertEqual(self.results(self.output(job)), self.answer(400), self.output(job))
+
+    def test_started_again_in_the_middle(self):
+        """The last version is under way, its second node not ready yet, when icpctld ends and is there again."""
+        job = self.submit(f"srun {' '.join(self.ring('again', 400, 20))}; echo end $?", "-N2", "-n2",
+                          "--checkpoint-on=preempt", f"--checkpoint-interval={INTERVAL_S}s")
+        self.wait_for(lambda: re.search(rf"step {job}\.0: 2 agents", self.ctld_log()), 30, "both agents")
+        self.cluster.run(["icp", "create", job, "--wait"])
+        with self.slow_agent_of(self.cluster.node(2)):
+            self.cluster.run(["scontrol", "requeue", job])
+            self.wait_for(lambda: self.phase(job) not in (None, "", "idle", "none"), 20, "the last version to begin")
+            self.cluster.kill_coordinator()
+            self.cluster.start_coordinator()
+        self.wait_text(f"job-{job}.out", r"restarted from version \d+ of", 120)
+        self.hurry()
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+        self.assertEqual(self.results(self.output(job)), self.answer(400), self.output(job))
+        runs = json.loads(self.cluster.run(["icp", "history", str(job), "--json"]).stdout)["runs"]
+        print(f"lost: {runs[0]['work_lost_ms']} ms", flush=True)
+        self.assertLessEqual(runs[0]["work_lost_ms"], (INTERVAL_S + SLACK_S) * 1000, runs)
+
+    def phase(self, job):
+        steps = json.loads(self.cluster.run(["icp", "status", str(job), "--json"]).stdout)["steps"]
+        return next((step["phase"] for step in steps if step["step"] == "0" or step["step"] == 0), None)
+
+    @contextlib.contextmanager
+    def slow_agent_of(self, node):
+        """The agent of the job's step on that node does nothing meanwhile."""
+        pids = [pid for pid in self.agents() if f"SLURMD_NODENAME={node}".encode() in leftovers.read(f"/proc/{pid}/environ").split(b"\0")]
+        self.assertTrue(pids)
+        for pid in pids:
+            os.kill(pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            for pid in pids:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGCONT)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@
 import re
 
 import harness
+from chaincase import ChainCase
 from coordinated import Coordinated
 
 # Counts tenths of seconds: more than one run's time.
@@ -40,6 +41,14 @@ class TimeLimit(Coordinated):
             result = self.sh(["sbatch", option, "--wrap", "true"], check=False)
             self.assertNotEqual(result.returncode, 0)
             self.assertRegex(result.stderr, said)
+
+
+class Chain(ChainCase):
+    config = "jitter: 0\nrequeue_margin: 25s\n"
+
+    def test_three_limits_cost_no_processor_time(self):
+        # A minute's limit is seen to after half of it. The margin is that of a loaded machine's caches.
+        self.check_chain(seconds=120, minutes=1, restarts=3, most=1.15, timeout=400)
 
 
 if __name__ == "__main__":
