@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <array>
+#include <csignal>
 #include <string>
 #include <string_view>
 
@@ -13,10 +14,18 @@ namespace icp {
 inline constexpr std::string_view kAtTimeLimit = "timelimit";
 // SIGTERM by Slurm: for a preempted job, a cancelled one, one whose time is over.
 inline constexpr std::string_view kPreempt = "preempt", kCancel = "cancel";
-inline constexpr std::string_view kAtDrain = "drain";  // a node of the job is drained
-inline constexpr std::array kCheckpointMoments{kAtTimeLimit, kAtDrain, kPreempt, kCancel};
+inline constexpr std::string_view kAtDrain = "drain";    // a node of the job is drained
+inline constexpr std::string_view kAtSignal = "signal";  // the job's --signal, or scancel --signal
+inline constexpr std::array kCheckpointMoments{kAtTimeLimit, kAtDrain, kPreempt, kCancel, kAtSignal};
 inline constexpr const char* kMomentsGrammar =
-    "WHEN[,WHEN...], where WHEN is timelimit, drain, preempt or cancel; or none";
+    "WHEN[,WHEN...], where WHEN is timelimit, drain, preempt, cancel or signal; or none";
+
+// Of kAtSignal. Slurm tells nobody which signal a job has asked for (job_descriptor has it, job_info has not): any but
+// those that end, stop or continue a task, and those that nobody asks for.
+inline bool is_asked_for(int signal) {
+  static constexpr std::array kOthers{SIGKILL, SIGTERM, SIGSTOP, SIGCONT, SIGTSTP, SIGTTIN, SIGTTOU, SIGCHLD, SIGWINCH};
+  return std::find(kOthers.begin(), kOthers.end(), signal) == kOthers.end();
+}
 
 inline bool has_moment(std::string_view list, std::string_view moment) {
   while (!list.empty()) {

@@ -31,7 +31,8 @@ add_library(icp_step_agent STATIC
             icpstepd/activity.cc icpstepd/agent_broker.cc icpstepd/batch_script.cc icpstepd/capsule_agents.cc icpstepd/capsule_layout.cc icpstepd/cgroups.cc icpstepd/coordinator_link.cc
             icpstepd/image_choice.cc icpstepd/ipc_report.cc icpstepd/ipc_watch.cc icpstepd/job_end.cc icpstepd/kept_number.cc icpstepd/launched_steps.cc icpstepd/logging.cc
             icpstepd/network_exchange.cc icpstepd/notices.cc icpstepd/pmix_link.cc icpstepd/restart.cc icpstepd/restart_dir.cc icpstepd/site_script.cc
-            icpstepd/step_agent.cc icpstepd/step_agent_restart.cc icpstepd/step_agent_versions.cc icpstepd/versions.cc)
+            icpstepd/step_agent.cc icpstepd/step_agent_restart.cc icpstepd/step_agent_signals.cc
+            icpstepd/step_agent_versions.cc icpstepd/versions.cc)
 target_link_libraries(icp_step_agent PUBLIC icp_engine icp_config icp_protocol icp_launch icp_duration icp_asio
                                             spdlog::spdlog fmt::fmt Threads::Threads)
 target_precompile_headers(icp_step_agent REUSE_FROM icp_coordinator)

@@ -157,7 +157,8 @@ SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) 
   return scope;
 }
 
-void Session::Impl::prepare(VersionWriter& writer, const std::string& image_path) {
+void Session::Impl::prepare(VersionWriter& writer, const CheckpointOptions& options) {
+  const std::string image_path = options.image_path.empty() ? config.image_path : options.image_path;
   directories.begin(writer, image_path, last_version);
   memory.begin(
       writer, last_version == 0 ? std::function<VersionReader()>() : [this, image_path] {
@@ -190,7 +191,7 @@ void Session::Impl::prepare(VersionWriter& writer, const std::string& image_path
   std::vector<OpenedFile> files;
   for (KeptFiles::OpenFile& file : kept_files.take_large()) files.push_back({std::move(file.fd), std::move(file.path)});
   memory.set_open_files(std::move(files));
-  memory.precopy(running);
+  memory.precopy(running, !options.soon ? MemoryCapture::kAllRounds : options.gate ? 1 : 0);
   // What has changed during the first, long one is read before the stop rather than in it.
   for (int times = 0; times < 2; ++times) directories.read();
 }
@@ -387,7 +388,7 @@ CheckpointResult Session::Impl::write_version(VersionWriter& writer, uint64_t be
   const auto pass = [&options](Phase phase) {
     if (options.gate) options.gate(phase);
   };
-  prepare(writer, options.image_path.empty() ? config.image_path : options.image_path);
+  prepare(writer, options);
   pass(Phase::kPrepared);
   pb::Capsule capsule;
   pb::Manifest manifest;

@@ -74,6 +74,9 @@ struct CheckpointResult {
 struct CheckpointOptions {
   // Kill the processes once the version is committed; they do not run on after the stop.
   bool kill = false;
+  // What counts is when it is there, and not how long the processes are stopped: nothing is copied while they run,
+  // which they may write to again. Of several capsules, which stop each other, as much once.
+  bool soon = false;
   uint32_t version = 0;  // its number, higher than any of this node in the image; 0: the next one
   // Another image than the session's. It gets a full version, unless it also got the last one, and so does the
   // session's own afterwards.

@@ -39,7 +39,7 @@ struct Session::Impl {
   void forget_chain();
   // Before the first version: goes on from the latest one with trackings that an earlier session kept.
   void resume_kept(const ImageDir& image);
-  void prepare(VersionWriter& writer, const std::string& image_path);
+  void prepare(VersionWriter& writer, const CheckpointOptions& options);
   void collect(StoppedTree& tree, pb::Capsule& capsule, const NetworkScope& network);
   CheckpointResult write_version(VersionWriter& writer, uint64_t begin, const CheckpointOptions& options,
                                  NetworkScope network);

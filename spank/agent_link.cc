@@ -72,7 +72,8 @@ bool AgentLink::finish(int timeout_ms) {
   if (!running()) return true;
   const bool sent = send(protocol::Packet(protocol::kGoodbye));
   protocol::Packet ignored;
-  const bool ended = sent && protocol::receive_packet(control_, ignored, timeout_ms) != protocol::Received::kNothing;
+  const bool ended = sent ? protocol::receive_packet(control_, ignored, timeout_ms) != protocol::Received::kNothing
+                          : errno == EPIPE || errno == ECONNRESET;
   ::close(control_);
   ::close(tasks_);
   control_ = tasks_ = -1;

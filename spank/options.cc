@@ -73,7 +73,7 @@ char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", direc
      when_word[] = "when", number_word[] = "number", time_word[] = "time", directory_word[] = "directory",
      interval_usage[] = "take a checkpoint of each step at this interval: 30s, 10m, 2h, or minutes",
      alias_usage[] = "the same as --checkpoint-interval",
-     moments_usage[] = "take a checkpoint at these moments: timelimit, drain, preempt, cancel",
+     moments_usage[] = "take a checkpoint at these moments: timelimit, drain, preempt, cancel, signal",
      requeue_usage[] = "how often a batch job is requeued when its time limit comes",
      map_usage[] = "with --restart-dir: what was at path OLD is at NEW; may be repeated",
      directory_usage[] = "where checkpoints go: <directory>/<job>.<step> (default: the working directory)",

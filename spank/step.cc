@@ -185,14 +185,14 @@ int become_proxy(const std::string& proxy, const std::string& pmi) {
 // The program runs in a child, and this process, which Slurm knows, ends as it does: SIGTERM of Slurm's comes to this
 // one alone, so that a version can be taken of a program that knows nothing of it. Returns in the child; in this
 // process only when it could not be done.
-void become_guard(const std::string& proxy) {
+void become_guard(const std::string& proxy, bool asks) {
   const pid_t child = ::fork();
   if (child <= 0) return;
   const int socket = agent.task_socket();
   protocol::send_packet(socket, Packet(protocol::kGuards).set_number("child", child));
   ::fcntl(socket, F_SETFD, 0);
   const std::string number = std::to_string(socket), of = std::to_string(child);
-  const char* const argv[] = {"icp-proxy", number.c_str(), "guard", of.c_str(), nullptr};
+  const char* const argv[] = {"icp-proxy", number.c_str(), "guard", of.c_str(), asks ? "signals" : nullptr, nullptr};
   const char* const envp[] = {"PATH=/usr/bin:/bin", nullptr};
   ::execve(proxy.c_str(), const_cast<char* const*>(argv), const_cast<char* const*>(envp));
   put_line("cannot execute " + proxy + ": " + std::strerror(errno));
@@ -251,7 +251,8 @@ int start_task(spank_t handle) {
       start_launcher(handle, answer);
       use_pmix_relay(handle, answer);
       if (asked) choose_transports(handle, rank == 0);
-      if (const std::string guard = answer.get("guard"); !guard.empty()) become_guard(guard);
+      if (const std::string guard = answer.get("guard"); !guard.empty())
+        become_guard(guard, !answer.get("guard_asks").empty());
       return 0;
     }
     if (answer.type == protocol::kRestart) {

@@ -2,6 +2,7 @@
 #include "coordinator/icpctld/round.h"
 
 #include <fmt/format.h>
+#include <signal.h>
 
 #include <algorithm>
 #include <utility>
@@ -48,7 +49,7 @@ std::chrono::milliseconds Round::limit() const {
   }
 }
 
-void Round::begin(const std::string& image_dir, bool last) {
+void Round::begin(const std::string& image_dir, uint32_t signal) {
   phase_ = alone_ ? net::COMMIT : net::PREPARE;
   net::ToPeer message;
   net::BeginRound& begin = *message.mutable_begin();
@@ -56,7 +57,8 @@ void Round::begin(const std::string& image_dir, bool last) {
   begin.set_version(version_);
   begin.set_kill(kill_);
   begin.set_alone(alone_);
-  begin.set_last(last);
+  begin.set_last(signal == SIGTERM);
+  if (signal != SIGTERM) begin.set_signal(signal);
   // The agent's own limit is the later one: when both run out at once, the coordinator's word tells why.
   begin.set_stop_timeout_ms(static_cast<uint32_t>(std::min<int64_t>((limits_.stop * 2).count(), UINT32_MAX)));
   begin.set_image_dir(image_dir);

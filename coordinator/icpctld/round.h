@@ -36,7 +36,7 @@ class Round {
   Round(uint64_t id, uint32_t version, std::set<std::string> nodes, bool kill, RoundLimits limits, Send send);
 
   // Tells all agents to begin; `image_dir` as in BeginRound.
-  void begin(const std::string& image_dir = {}, bool last = false);
+  void begin(const std::string& image_dir = {}, uint32_t signal = 0);
   // What an agent said. Messages of other rounds and of other nodes are left alone.
   void done(const std::string& node, const net::PhaseDone& message);
   // An agent asks which of its connections stay inside the step.

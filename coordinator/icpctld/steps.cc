@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "coordinator/icpctld/steps.h"
 
+#include <signal.h>
+
 #include <algorithm>
 #include <set>
 
@@ -275,7 +277,8 @@ void Steps::agent_said(const std::shared_ptr<Step>& step, const std::string& nod
     constexpr uint64_t kMost = 365ull * 24 * 3600 * 1000;
     idle(*step, node, milliseconds(std::min(message.idle().idle_ms(), kMost)));
   } else if (message.has_near()) {
-    last_version(step, message.near().after_round());
+    const uint32_t signal = message.near().signal() == 0 ? SIGTERM : message.near().signal();
+    if (signal < NSIG) version_at_signal(step, signal, message.near().after_round());
   } else if (message.has_end()) {
     step->gone_[node] = "its tasks have ended";
     const std::string why = message.end().restart_failure().substr(0, kLongestErrorText);

@@ -29,7 +29,7 @@ namespace icp {
 // How a version was asked for.
 struct VersionRequest {
   bool kill = false;
-  bool last = false;                      // Slurm has sent SIGTERM; at once, whoever else writes
+  uint32_t signal = 0;                    // not 0: Slurm has sent it, and it waits; at once, whoever else writes
   std::string image_dir;                  // another one than the step's own; empty: that
   bool renumbered = false;                // a second try, because the number of the first one was taken there
   std::chrono::milliseconds max_wait{0};  // for the whole version; 0: the configured time-outs
@@ -75,7 +75,7 @@ class Step {
   std::optional<VersionRequest> request_;    // of the round under way or waiting
   bool waiting_ = false;                     // for a writer's place
   bool killing_ = false;
-  bool near_ = false;               // SIGTERM came while a round was under way: another one follows
+  uint32_t near_ = 0;               // a signal came while a round was under way: another one follows
   net::Phase watched_ = net::NONE;  // the phase that phase_timer_ limits
   int transient_failures_ = 0;
   UserBudget told_;  // of versions that a lone agent tells
@@ -126,7 +126,7 @@ class Steps {
   static void part_left(Step& step, uint32_t launched);
   void settled(const std::shared_ptr<Step>& step);
   void record_run(const Step& step);
-  void last_version(const std::shared_ptr<Step>& step, uint64_t after_round);
+  void version_at_signal(const std::shared_ptr<Step>& step, uint32_t signal, uint64_t after_round);
   void watch_missing(const std::shared_ptr<Step>& step);
   void tell_missing(Step& step);
   void plan_next(const std::shared_ptr<Step>& step);

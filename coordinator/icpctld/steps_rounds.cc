@@ -1,5 +1,7 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // When versions are taken, and their rounds.
+#include <signal.h>
+
 #include <algorithm>
 #include <set>
 
@@ -89,10 +91,12 @@ void Steps::next_writer() {
   }
 }
 
-// Slurm has sent SIGTERM, and SIGKILL comes soon. All agents that hear of it ask, one after the other.
-void Steps::last_version(const std::shared_ptr<Step>& step, uint64_t after_round) {
+// Slurm has sent SIGTERM, and SIGKILL comes soon; or another signal before which there is to be a version. All agents
+// that hear of it ask, one after the other.
+void Steps::version_at_signal(const std::shared_ptr<Step>& step, uint32_t signal, uint64_t after_round) {
   if (step->round) {
-    if (!step->request_->last || step->round->id() == after_round) step->near_ = true;
+    const bool another = step->request_->signal != signal || step->round->id() == after_round;
+    if (another && step->near_ != SIGTERM) step->near_ = signal;
     return;
   }
   if (step->ends_with_version()) return;
@@ -104,7 +108,7 @@ void Steps::last_version(const std::shared_ptr<Step>& step, uint64_t after_round
     return;
   }
   if (!step->request_) step->request_.emplace();
-  step->request_->last = true;  // one that waited for its turn waits no longer
+  step->request_->signal = signal;  // one that waited for its turn waits no longer
   step->waiting_ = false;
   step->latest_ = Step::Clock::time_point::max();
   begin(step);
@@ -122,7 +126,7 @@ void Steps::begin(const std::shared_ptr<Step>& step) {
   const RoundLimits limits{config_.prepare_timeout, config_.stop_timeout, config_.write_timeout};
   step->round = std::make_unique<Round>(next_round_++, ++step->highest_version, nodes, step->request_->kill, limits,
                                         sender(step));
-  step->round->begin(step->request_->image_dir, step->request_->last);
+  step->round->begin(step->request_->image_dir, step->request_->signal);
   advanced(step);
 }
 
@@ -215,7 +219,8 @@ void Steps::finished(const std::shared_ptr<Step>& step) {
   }
   if (wanted.finished) wanted.finished(code, text);
   next_writer();
-  if (std::exchange(step->near_, false) && !step->agents.empty() && !step->request_) return last_version(step, 0);
+  const uint32_t near = std::exchange(step->near_, 0);
+  if (near != 0 && !step->agents.empty() && !step->request_) return version_at_signal(step, near, 0);
   if (again && !step->round && !step->request_) {
     step->due_timer_.expires_after(kRetry);
     step->due_timer_.async_wait([this, step](error_code error) {

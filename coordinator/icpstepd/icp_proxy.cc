@@ -1,12 +1,11 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// icp-proxy SOCKET guard PID: the parent of a task's program, which ends as that ends, and asks icpstepd for a version
-// before it hands SIGTERM on.
-// icp-proxy SOCKET [PMI_FD]: stands in for a restored task. Slurm knows this process: it lends its standard streams,
-// and ends as the restored task ended. It runs as the job's user and has no rights that the task would not have.
-// icp-proxy pmix LISTENER CONTROL: the relay of a step's PMIx messages on one node (coordinator/pmix/relay.h), which
-// the first task of the step starts.
-// icp-proxy launch CONTROL OUTPUT: calls srun for a batch script's MPI launcher (coordinator/launch/launcher.h).
-// srun (a link to it): stands in for srun in such a script (coordinator/launch/stand_in.h).
+// icp-proxy SOCKET guard PID [signals]: the parent of a task's program, which ends as that ends, and asks icpstepd for
+// a version before it hands SIGTERM on; with "signals" others, too. icp-proxy SOCKET [PMI_FD]: stands in for a restored
+// task. Slurm knows this process: it lends its standard streams, and ends as the restored task ended. It runs as the
+// job's user and has no rights that the task would not have. icp-proxy pmix LISTENER CONTROL: the relay of a step's
+// PMIx messages on one node (coordinator/pmix/relay.h), which the first task of the step starts. icp-proxy launch
+// CONTROL OUTPUT: calls srun for a batch script's MPI launcher (coordinator/launch/launcher.h). srun (a link to it):
+// stands in for srun in such a script (coordinator/launch/stand_in.h).
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -20,8 +19,10 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <set>
 #include <string>
 
+#include "coordinator/checkpoint_moments.h"
 #include "coordinator/launch/launcher.h"
 #include "coordinator/launch/stand_in.h"
 #include "coordinator/pmix/relay.h"
@@ -129,14 +130,15 @@ int serve(int socket, int signals) {
 }
 
 // Without icpstepd all signals go straight on.
-[[noreturn]] void guard(int socket, int signals, pid_t child) {
+[[noreturn]] void guard(int socket, int signals, pid_t child, bool asks_for_all) {
   const int null = ::open("/dev/null", O_RDWR | O_CLOEXEC);
   ::dup2(null, STDIN_FILENO);  // who waits for the end of these must not wait for us
   ::dup2(null, STDOUT_FILENO);
   constexpr int kMostFds = 1024;
   for (int fd = STDERR_FILENO + 1; fd < kMostFds; fd++)
     if (fd != socket && fd != signals) ::close(fd);
-  bool served = true, asked = false, answered = false;
+  bool served = true, terminated = false;
+  std::set<int> asked;
   while (true) {
     int status = 0;  // it may have ended before signals were caught
     while (::waitpid(child, &status, WNOHANG) == child)
@@ -148,21 +150,28 @@ int serve(int socket, int signals) {
       const int signal = static_cast<int>(info.ssi_signo);
       if (signal == SIGCHLD) continue;
       // Slurm sends several: one is handed on when the version is there, SIGKILL comes if that takes too long.
-      if (signal == SIGTERM && asked) continue;
-      if (signal == SIGTERM && served && !answered)
-        asked = send_packet(socket, Packet(kSignal).set_number("signal", signal));
-      if (!asked || signal != SIGTERM) ::kill(child, signal);
+      if (asked.contains(signal)) continue;
+      const bool asks = signal == SIGTERM ? !terminated : asks_for_all && icp::is_asked_for(signal);
+      if (served && asks && send_packet(socket, Packet(kSignal).set_number("signal", signal))) {
+        asked.insert(signal);
+      } else {
+        ::kill(child, signal);
+      }
     }
     if ((entries[1].revents) == 0) continue;
     Packet packet;
     const Received got = receive_packet(socket, packet, 0);
     packet.close_fds();
-    const bool answer = got == Received::kPacket && packet.type == kSignal;
     if (got == Received::kClosed || got == Received::kBroken) served = false;
-    if (!asked || (served && !answer)) continue;
-    ::kill(child, SIGTERM);
-    answered = true;
-    asked = false;
+    const int answer = got == Received::kPacket && packet.type == kSignal
+                           ? static_cast<int>(packet.number("signal").value_or(SIGTERM))
+                           : 0;
+    std::erase_if(asked, [&](int signal) {
+      if (served && signal != answer) return false;
+      ::kill(child, signal);
+      terminated = terminated || signal == SIGTERM;
+      return true;
+    });
   }
 }
 
@@ -187,7 +196,7 @@ int main(int argc, char** argv) {
   if (argc == 4 && std::strcmp(argv[1], "launch") == 0)
     return icp::launch::launch_steps(std::atoi(argv[2]), std::atoi(argv[3]));
   if (argc == 4 && std::strcmp(argv[1], "pmix") == 0) return relay_pmix(std::atoi(argv[2]), std::atoi(argv[3]));
-  const bool guards = argc == 4 && std::strcmp(argv[2], "guard") == 0;
+  const bool guards = (argc == 4 || argc == 5) && std::strcmp(argv[2], "guard") == 0;
   if (argc != 2 && argc != 3 && !guards) {
     put_line("icp-proxy is started by slurmstepd, see spank_icp(8)");
     return 2;
@@ -195,7 +204,7 @@ int main(int argc, char** argv) {
   const int socket = std::atoi(argv[1]);
   ::fcntl(socket, F_SETFD, FD_CLOEXEC);
   const int signals = catch_signals();
-  if (guards) guard(socket, signals, std::atoi(argv[3]));
+  if (guards) guard(socket, signals, std::atoi(argv[3]), argc == 5);
   if (!lend_streams(socket, argc == 3 ? std::atoi(argv[2]) : -1)) {
     put_line("slurm-icp: cannot restart: icpstepd has ended");
     return 1;

@@ -10,6 +10,7 @@
 #include <unistd.h>
 
 #include <algorithm>
+#include <cstdlib>
 #include <ctime>
 #include <map>
 #include <set>
@@ -25,6 +26,7 @@ constexpr const char* kCompleted = "/completed";
 constexpr const char* kCutPart = "cut.";              // and the name of a launched step's capsule
 constexpr const char* kCompletedPart = "completed.";  // and the name of a capsule, for one of several
 constexpr const char* kVacated = "/vacated";
+constexpr const char* kEnd = "/end";  // when the processes ended that have run since the last version: ms of Unix time
 
 bool has_mark(const std::string& image, const char* mark, const Identity& identity) {
   const FsIdentity as_user(identity);
@@ -211,7 +213,7 @@ StartPlan plan_after_requeue(const protocol::StepFacts& facts, const std::string
   const Identity identity = identity_of(facts);
   if (is_completed(own_image, identity)) return {};
   const std::optional<std::string> vacated = read_mark(own_image, kVacated, identity);
-  if (facts.interval.empty() && !vacated) return {};
+  if (!goes_on_by_itself(facts) && !vacated) return {};
   // An absolute path says that the version was put elsewhere.
   const std::string& image = vacated && vacated->starts_with('/') ? *vacated : own_image;
   try {
@@ -328,6 +330,19 @@ void mark_vacated(const std::string& image, const Identity& identity, const std:
   set_mark(image, kVacated, identity, where);
 }
 void unmark_vacated(const std::string& image, const Identity& identity) { remove_mark(image, kVacated, identity); }
+
+void mark_end(const std::string& image, const Identity& identity, uint64_t unix_ms) {
+  set_mark(image, kEnd, identity, std::to_string(unix_ms));
+}
+void unmark_end(const std::string& image, const Identity& identity) { remove_mark(image, kEnd, identity); }
+
+uint64_t end_of_last_run(const std::string& image, const Identity& identity) {
+  return std::strtoull(read_mark(image, kEnd, identity).value_or("").c_str(), nullptr, 10);
+}
+
+bool goes_on_by_itself(const protocol::StepFacts& facts) {
+  return !facts.interval.empty() || !facts.checkpoint_on.empty();
+}
 
 void prepare_image_path(const std::string& image, const Identity& identity, bool keep) {
   const FsIdentity as_user(identity);

@@ -35,7 +35,8 @@ struct StartPlan {
 //  - --restart-dir=D: D is an image; or D holds <job>.<step> of this job, or one image of this step of another job.
 //    D:7 or D/v000007: that version of such an image, and no other.
 //    D with images of other steps only: the step starts afresh, and says so.
-//  - after a requeue, with an interval or a step that was vacated: its own image, unless it is marked completed. That
+//  - after a requeue, of a step with an interval or moments, or that was vacated: its own image, unless it is marked
+//    completed. That
 //    goes before --restart-dir, which says where the job's first run began, unless the directory was `chosen` for this
 //    run (icp restart).
 StartPlan plan_start(const protocol::StepFacts& facts, const std::string& own_image, const std::string& cwd,
@@ -57,6 +58,15 @@ bool is_completed(const std::string& image, const Identity& identity);
 // image that holds that version.
 void mark_vacated(const std::string& image, const Identity& identity, const std::string& where);
 void unmark_vacated(const std::string& image, const Identity& identity);
+
+// Processes that were killed after they had run on from their last version: what they did then is lost, and the restart
+// says how much. Nothing is marked where the node died, too.
+void mark_end(const std::string& image, const Identity& identity, uint64_t unix_ms);
+void unmark_end(const std::string& image, const Identity& identity);
+uint64_t end_of_last_run(const std::string& image, const Identity& identity);  // 0: not marked
+
+// Of a step that asked for versions by themselves: after a requeue, and without any command.
+bool goes_on_by_itself(const protocol::StepFacts& facts);
 
 // Makes the directory that will hold the image (and those above it, 0700, as the user); an image that is there
 // already is of an earlier job with the same number unless `keep`, and is moved aside. Throws Error.

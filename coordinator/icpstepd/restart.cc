@@ -11,6 +11,7 @@
 
 #include "coordinator/icpstepd/capsule_layout.h"
 #include "coordinator/icpstepd/cgroups.h"
+#include "coordinator/icpstepd/image_choice.h"
 #include "coordinator/icpstepd/network_exchange.h"
 #include "coordinator/icpstepd/versions.h"
 #include "engine/base/error.h"
@@ -47,13 +48,22 @@ void choose_together(const RestartTogether& together, const CapsulePart& part, R
   options.network.connections = new_connections(ready.ends(), go.ends());
 }
 
-std::string describe(const RestoredCapsule& capsule, const std::string& image) {
+// What was done after the version, when that is known.
+std::string lost_after(const pb::Manifest& manifest, const std::string& image, const Identity& identity) {
+  constexpr uint64_t kWorthSaying = 100;  // ms
+  const uint64_t taken = manifest.taken_unix_ns() / 1'000'000, end = end_of_last_run(image, identity);
+  if (end < taken + kWorthSaying) return {};
+  return fmt::format("; {:.1f} s of work after it were lost", static_cast<double>(end - taken) / 1000);
+}
+
+std::string describe(const RestoredCapsule& capsule, const std::string& image, const Identity& identity) {
   const pb::Manifest& manifest = capsule.manifest();
   const std::time_t taken = static_cast<std::time_t>(manifest.taken_unix_ns() / 1'000'000'000);
   constexpr uint64_t kPage = 4096;
-  return fmt::format("restarted from version {} of {}, taken {:%Y-%m-%d %H:%M:%S}: {}", capsule.version(), image,
+  return fmt::format("restarted from version {} of {}, taken {:%Y-%m-%d %H:%M:%S}: {}{}", capsule.version(), image,
                      fmt::localtime(taken),
-                     counted_bytes(manifest.stats().processes(), manifest.stats().pages_total() * kPage));
+                     counted_bytes(manifest.stats().processes(), manifest.stats().pages_total() * kPage),
+                     lost_after(manifest, image, identity));
 }
 
 // What another version may not have: damage, a file that is no longer there.
@@ -97,7 +107,7 @@ RestartResult restore_step(const StartPlan& plan, const protocol::StepFacts& fac
       options.version = version;
       if (together.chosen) choose_together(together, part, options);
       RestoredCapsule capsule = RestoredCapsule::restore(options);
-      std::string line = fmt::format("{} {}", step, describe(capsule, plan.image));
+      std::string line = fmt::format("{} {}", step, describe(capsule, plan.image, options.identity));
       spdlog::info("{}", line.substr(11));
       return {std::move(capsule), std::move(passed_over), std::move(line)};
     } catch (const Error& error) {

@@ -10,6 +10,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "coordinator/checkpoint_moments.h"
 #include "coordinator/duration.h"
 #include "coordinator/icpstepd/agent_broker.h"
 #include "coordinator/icpstepd/batch_script.h"
@@ -165,14 +166,19 @@ void StepAgent::slurmstepd_said(const Packet& packet) {
   }
 }
 
-// What it has said by now, in the middle of something else.
-void StepAgent::hear_slurmstepd() {
+// What it has said by now, in the middle of something else. False: the step is over.
+bool StepAgent::hear_slurmstepd() {
   Packet packet;
-  while (protocol::receive_packet(control_.native_handle(), packet, 0) == Received::kPacket) {
+  Received got;
+  while ((got = protocol::receive_packet(control_.native_handle(), packet, 0)) == Received::kPacket) {
     packet.close_fds();
-    if (packet.type == protocol::kGoodbye) return boost::asio::post(io_, [this] { finish(true); });
+    if (packet.type == protocol::kGoodbye) {
+      boost::asio::post(io_, [this] { finish(true); });
+      return false;
+    }
     slurmstepd_said(packet);
   }
+  return got != Received::kClosed;  // which is seen again
 }
 
 void StepAgent::take_names(size_t tasks) {
@@ -191,10 +197,11 @@ void StepAgent::finish(bool goodbye) {
   const bool all_well = !tasks_.empty() && tasks_.size() == facts_.local_tasks &&
                         std::all_of(tasks_.begin(), tasks_.end(),
                                     [](const auto& entry) { return entry.second.status == std::optional<int>(0); });
-  if (goodbye && all_well && facts_.launched == 0 && !terminated_ && !image_.empty() && !facts_.interval.empty() &&
+  if (goodbye && all_well && facts_.launched == 0 && !terminated_ && !image_.empty() && goes_on_by_itself(facts_) &&
       !capsule_agents_) {
     mark_completed(image_, facts_);
   }
+  mark_end(all_well);
   // Killed, that is: what the launcher makes of it is no end of the script that it would have come to.
   const bool cut = std::any_of(tasks_.begin(), tasks_.end(), [](const auto& entry) {
     const int status = entry.second.status.value_or(0);
@@ -300,8 +307,9 @@ void StepAgent::answer(Task& task) {
       // Elsewhere SIGTERM reaches the program, too.
       const bool guarded = signalled_by_slurm(task.pid, facts_.slurm_conf) == Signalled::kTask;
       if (guarded) packet.set("guard", proxy_path());
+      if (guarded && has_moment(moments_, kAtSignal)) packet.set("guard_asks", "signals");
       if (!guarded && task.rank == tasks_.begin()->first)
-        packet.set("text", "step " + step() + ": no version before SIGTERM: that needs proctrack/cgroup");
+        packet.set("text", "step " + step() + ": no version before signals: that needs proctrack/cgroup");
     }
     if (problem_.empty()) pmix_.let_run(packet, proxy_path());
     begin_launching(packet);

@@ -65,7 +65,7 @@ class StepAgent {
 
   void on_control();
   void slurmstepd_said(const protocol::Packet& packet);
-  void hear_slurmstepd();
+  bool hear_slurmstepd();
   // Waits until slurmstepd has named that many tasks.
   void take_names(size_t tasks);
   void on_ready();
@@ -73,17 +73,24 @@ class StepAgent {
   void on_guard(Task& task, const protocol::Packet& packet);
   bool wants_guards() const;
   bool is_guard(pid_t pid) const;
-  void on_term(Task& task);
-  void version_before_end();
-  bool ask_for_last_version(uint64_t after_round);
-  void last_version_over(const std::string& image, const net::BeginRound& begin);
-  void let_term_through();
+  // Of guards and proxies: a version, then the task gets it.
+  void on_signal(Task& task, int signal);
+  bool is_moment(int signal) const;
+  bool is_answered(int signal) const;
+  void version_before(int signal);
+  bool ask_for_version_before(int signal, uint64_t after_round);
+  void version_before_is_over(const std::string& image, const net::BeginRound& begin);
+  void let_through(int signal);
+  void let_all_through();
+  void taken_for_signal(int signal, const std::string& image);
+  void say_taken(int signal);
+  void mark_end(bool all_well);
   std::optional<Hold> hold_for_end(std::function<bool()> stays);
   void taken_for_end(const std::string& image);
   void hold_is_over();
   void tell_held();
   void tell_version();
-  void hand_on_term(const Task& task);
+  void hand_on(const Task& task, int signal);
   void on_proxy(Task& task, protocol::Packet& packet);
   void pass_signal(const Task& task, int signal) const;
   void on_proxy_gone(Task& task);
@@ -169,11 +176,13 @@ class StepAgent {
   std::chrono::steady_clock::time_point due_;  // the next version
   std::unique_ptr<CoordinatorLink> link_;      // none without a coordinator
   std::chrono::steady_clock::time_point link_since_;
-  int without_steps_ = 0;     // how often no srun of the batch script was found
-  bool terminated_ = false;   // by Slurm, and a version taken of that moment
-  bool held_ = false;         // since then
-  std::set<int> term_waits_;  // tasks whose SIGTERM waits for a version of all nodes
-  int last_tries_ = 0;        // for that version
+  int without_steps_ = 0;                      // how often no srun of the batch script was found
+  bool terminated_ = false;                    // by Slurm, and a version taken of that moment
+  bool held_ = false;                          // since then
+  bool vacated_ = false;                       // ended by icpctld with a version
+  std::map<int, std::set<int>> signal_waits_;  // by signal: tasks for which it waits for a version of all nodes
+  int signal_tries_ = 0;                       // for that version
+  std::map<int, std::chrono::steady_clock::time_point> answered_;  // signals, when a version was taken for them
   Activity activity_;
   std::chrono::steady_clock::time_point active_at_;  // when it was seen last
   bool idle_told_ = false;                           // since then

@@ -145,8 +145,7 @@ void StepAgent::on_proxy(Task& task, Packet& packet) {
   packet.close_fds();
   const auto signal = packet.number("signal");
   if (packet.type != protocol::kSignal || !signal || *signal < 1 || *signal >= NSIG || !capsule_) return;
-  const bool last = has_moment(moments_, kPreempt) || has_moment(moments_, kCancel);
-  if (*signal == SIGTERM && last) return on_term(task);
+  if (is_moment(static_cast<int>(*signal))) return on_signal(task, static_cast<int>(*signal));
   pass_signal(task, static_cast<int>(*signal));
 }
 
@@ -216,6 +215,7 @@ void StepAgent::after_restore(RestartResult result) {
   launched_.restored();
   if (!several_capsules()) pmix_.serve();
   if (facts_.restarts > 0 && facts_.launched == 0) unmark_vacated(image_, identity_of(facts_));
+  unmark_end(image_, identity_of(facts_));
   signalled_ = signalled_by_slurm(tasks_.begin()->second.pid, facts_.slurm_conf);
   const bool forward = signalled_ != Signalled::kCgroup;  // else the restored processes have it already
   for (auto& [rank, task] : tasks_) {

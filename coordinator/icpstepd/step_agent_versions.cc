@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // What StepAgent does while its tasks run: when versions are taken, and who has a say in it.
-#include <poll.h>
 #include <signal.h>
 #include <spdlog/spdlog.h>
 
@@ -17,164 +16,11 @@
 
 namespace icp {
 
-using protocol::Packet;
 namespace {
 
-constexpr std::chrono::minutes kHold{5};
 constexpr auto kRetry = std::chrono::milliseconds(70);  // no divisor of what programs like to sleep
 
 }  // namespace
-
-// ---- guards ------------------------------------------------------------------------------------
-
-// A version of several nodes before SIGTERM needs icpctld. Of what an MPI launcher has started the script's agent
-// knows.
-bool StepAgent::wants_guards() const {
-  const bool can = !several_capsules() || (facts_.launched == 0 && !launched_.any() && !config_.coordinators.empty());
-  return (has_moment(moments_, kPreempt) || has_moment(moments_, kCancel)) && can && problem_.empty() &&
-         !(facts_.step == protocol::kBatchStep && config_.batch == BatchPolicy::kNever);
-}
-
-bool StepAgent::is_guard(pid_t pid) const {
-  return std::any_of(tasks_.begin(), tasks_.end(),
-                     [pid](const auto& entry) { return entry.second.child != 0 && entry.second.pid == pid; });
-}
-
-void StepAgent::on_guard(Task& task, const Packet& packet) {
-  const auto child = packet.number("child");
-  if (packet.type == protocol::kGuards && child && *child > 1 && *child <= INT32_MAX && task.child == 0) {
-    try {
-      if (ProcStat::read(static_cast<pid_t>(*child)).ppid == task.pid) task.child = static_cast<pid_t>(*child);
-    } catch (const Error&) {
-      // It has ended, and so will the task.
-    }
-    if (task.state == Task::kStarting) task.state = Task::kRunning;
-    return begin_versions_when_all_run();
-  }
-  if (packet.type != protocol::kSignal || packet.number("signal") != std::optional<int64_t>(SIGTERM)) return;
-  on_term(task);
-}
-
-// Of several nodes icpctld lets all take the version together, and it is answered then.
-void StepAgent::on_term(Task& task) {
-  if (several_capsules() && !terminated_ && ask_for_last_version(0)) {
-    term_waits_.insert(task.rank);
-    return;
-  }
-  version_before_end();
-  hand_on_term(task);  // which has ended meanwhile, or was held long enough
-}
-
-bool StepAgent::ask_for_last_version(uint64_t after_round) {
-  constexpr std::chrono::seconds kUntilItBegins{10};
-  const bool asked = !term_waits_.empty() && after_round == 0;
-  if (asked || !versions_.begun() || facts_.launched != 0 || launched_.any() || !link_ || !link_->scheduled())
-    return asked;
-  net::ToCoordinator message;
-  message.mutable_near()->set_after_round(after_round);
-  link_->say(message);
-  last_timer_.expires_after(kUntilItBegins);
-  last_timer_.async_wait([this](boost::system::error_code error) {
-    if (!error) let_term_through();
-  });
-  return true;
-}
-
-// `image` is empty when it failed: tried again, when the failure may have been one of the moment.
-void StepAgent::last_version_over(const std::string& image, const net::BeginRound& begin) {
-  constexpr int kTries = 3;
-  if (!image.empty()) {
-    if (!terminated_) taken_for_end(image);
-  } else {
-    if (std::exchange(terminated_, false)) unmark_vacated(image_, identity_of(facts_));  // other nodes did not commit
-    if (!term_waits_.empty() && ++last_tries_ < kTries && ask_for_last_version(begin.round())) return;
-  }
-  let_term_through();
-}
-
-void StepAgent::let_term_through() {
-  last_timer_.cancel();
-  for (const int rank : std::exchange(term_waits_, {})) {
-    Task* const task = find(rank);
-    if (task != nullptr && task->socket) hand_on_term(*task);
-  }
-}
-
-void StepAgent::taken_for_end(const std::string& image) {
-  terminated_ = true;
-  mark_vacated(image_, identity_of(facts_), image);
-  if (!several_capsules() || tasks_.contains(0))
-    notices_.say(fmt::format("slurm-icp: step {}: version {} was taken when SIGTERM came", step(),
-                             versions_.recent().back().version()));
-  if (link_) link_->set_hello(hello());
-}
-
-// A preempted job is requeued when its GraceTime is over, if it still runs then: one whose program ended at SIGTERM
-// would be taken for done, and what it did meanwhile would be done twice. Who sent SIGTERM for something else and sends
-// no SIGKILL waits that long.
-std::optional<Hold> StepAgent::hold_for_end(std::function<bool()> stays) {
-  if (!has_moment(moments_, kPreempt)) return std::nullopt;
-  Hold hold;
-  hold.begun = [this] {
-    held_ = true;
-    taken_for_end(versions_.taken_in());
-    tell_version();
-    tell_held();
-  };
-  const auto until = std::make_shared<std::chrono::steady_clock::time_point>();
-  hold.goes_on = [this, until, stays = std::move(stays)] {
-    const auto now = std::chrono::steady_clock::now();
-    if (until->time_since_epoch().count() == 0) *until = now + kHold;
-    pollfd slurmstepd{control_.native_handle(), 0, 0};
-    ::poll(&slurmstepd, 1, 0);
-    return now < *until && slurmstepd.revents == 0 && (!stays || stays());
-  };
-  return hold;
-}
-
-void StepAgent::tell_held() {
-  if (!link_) return;
-  net::ToCoordinator message;
-  message.mutable_held()->set_held(held_);
-  link_->say(message);
-}
-
-// Of one node; those of several are told in their rounds.
-void StepAgent::tell_version() {
-  if (!link_ || several_capsules()) return;
-  net::ToCoordinator message;
-  *message.mutable_version()->mutable_numbers() = versions_.recent().back();
-  link_->say(message);
-}
-
-// When they were held too long.
-void StepAgent::hold_is_over() {
-  held_ = false;
-  if (link_) link_->set_hello(hello());
-  tell_held();
-}
-
-void StepAgent::hand_on_term(const Task& task) {
-  if (task.child != 0) {
-    protocol::send_packet(task.socket->native_handle(), Packet(protocol::kSignal).set_number("signal", SIGTERM));
-  } else if (capsule_) {
-    pass_signal(task, SIGTERM);
-  }
-}
-
-// Once for all tasks: each gets its SIGTERM then.
-void StepAgent::version_before_end() {
-  if (terminated_ || !versions_.begun() || versions_.left_to_steps() || several_capsules()) return;
-  const auto before = highest_versions(image_, facts_).second;
-  constexpr int kTries = 3;
-  std::optional<Hold> hold = hold_for_end({});
-  for (int tries = 0; tries < kTries && take_version(hold ? &*hold : nullptr); tries++) {
-  }
-  if (hold && hold->over) hold_is_over();
-  if (hold || highest_versions(image_, facts_).second == before) return;
-  taken_for_end(image_);
-  tell_version();
-}
 
 // ---- versions ----------------------------------------------------------------------------------
 
@@ -201,6 +47,7 @@ void StepAgent::begin_versions_when_all_run() {
     prepare_image_path(image_, identity_of(facts_), !first_here);
     unmark_completed(image_, identity_of(facts_));
     unmark_vacated(image_, identity_of(facts_));
+    unmark_end(image_, identity_of(facts_));
     SessionConfig config = versions_.session_config(image_, task_streams());
     pmix_.add_stream(config.outer);
     config.more_processes = [this] { return orphans(); };
@@ -295,13 +142,14 @@ void StepAgent::start_link() {
     if (begin.last()) hold = hold_for_end([this, round = begin.round()] { return !link_->given_up(round); });
     const std::string image = take_version(begin, hold ? &*hold : nullptr);
     if (hold && hold->over) hold_is_over();
+    vacated_ = vacated_ || (!image.empty() && begin.kill());
     if (!image.empty() && begin.kill()) mark_vacated(image_, identity_of(facts_), image);
-    if (begin.last()) last_version_over(image, begin);
+    if (begin.last() || begin.signal() != 0) version_before_is_over(image, begin);
     link_->set_hello(hello());
   };
   events.changed = [this](const std::string& why) { on_link_changed(why); };
   events.missed = [this](const std::string& why) {
-    let_term_through();
+    let_all_through();
     if (asked())
       notices_.complain(fmt::format("slurm-icp: step {}: no checkpoints: {} (the job runs on)", step(), why));
   };
@@ -341,7 +189,7 @@ void StepAgent::on_link_changed(const std::string& why) {
     if (ipc_report_) ipc_report_->begin_anew();
     return;
   }
-  let_term_through();
+  let_all_through();
   spdlog::warn("no coordinator: {}", why);
   tell_absence(why);
 }

@@ -156,6 +156,7 @@ void Versions::hold_until_ended(Hold& hold) const {
     if (there() < all) looks++;
     std::this_thread::sleep_for(kLook);
   }
+  if (!session_->alive()) return;
   hold.over = true;
   throw_error(ErrorKind::kRefused, "the processes were not ended, and run on");  // not to be tried again
 }
@@ -170,7 +171,7 @@ bool Versions::take(Hold* hold) {
       return false;
     }
     CheckpointOptions options;
-    options.kill = hold != nullptr;
+    options.kill = options.soon = hold != nullptr;
     if (hold != nullptr) {
       options.committed = [&](const CheckpointResult& result) {
         report(result);
@@ -282,6 +283,7 @@ std::string Versions::take(const net::BeginRound& begin, CoordinatorLink& link, 
     image = choose_image(begin, done);
     if (image != image_) options.image_path = chosen_image_ = image;
     options.kill = begin.kill() || hold != nullptr;
+    options.soon = hold != nullptr;
     options.version = begin.version();
     const std::chrono::milliseconds stopped(begin.stop_timeout_ms());
     // Alone there is nobody to wait for. Of several nodes, the end of the phase STOP is said by connections_inside().

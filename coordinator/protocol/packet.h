@@ -39,7 +39,8 @@ inline constexpr std::string_view kReady =
 // icpstepd -> the task, on the task's socket
 inline constexpr std::string_view kRun =
     "run";  // text: a line for the user, may be missing; exec the user's program. guard: the path of icp-proxy, which
-            // the task becomes while a child of it executes the program; may be missing. pmix: HOST:PORT where it finds
+            // the task becomes while a child of it executes the program; may be missing. guard_asks: not empty when it
+            // is to ask for other signals than SIGTERM, too. pmix: HOST:PORT where it finds
             // the PMIx server from now on; may be missing. relay: the path of icp-proxy, which the task starts as the
             // relay; fds: its listener and control socket. launcher: the path of icp-proxy, which the task of a batch
             // script starts as the launcher; may be missing; fd 0: its control socket. launch_path, launch_socket: see
@@ -49,7 +50,8 @@ inline constexpr std::string_view kFail = "fail";        // text: end the task w
 // icp-proxy -> icpstepd, on the task's socket
 inline constexpr std::string_view kStreams = "streams";  // fds: 0, 1, 2 of the task, and that of PMI_FD
 inline constexpr std::string_view kSignal = "signal";    // signal: hand it on to the restored processes
-// a task that has become a guard, on its socket; from then on kSignal with SIGTERM, which has reached it alone
+// a task that has become a guard, on its socket; from then on kSignal with SIGTERM, which has reached it alone, and
+// with guard_asks with others (is_asked_for())
 inline constexpr std::string_view kGuards = "guards";  // child: the process that executes the user's program
 // icpstepd -> the PMIx relay
 inline constexpr std::string_view kPmixServer = "pmix-server";  // uri, name_space; fences of the other nodes as below

@@ -401,7 +401,7 @@ void MemoryCapture::Impl::join_new_member(std::shared_ptr<SharedPages>& family, 
   }
 }
 
-void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
+void MemoryCapture::precopy(const std::vector<ProcessRef>& processes, unsigned most_rounds) {
   std::vector<PrivateMemory*> running;
   for (const ProcessRef& process : processes) {
     PrivateMemory* space = process.zombie ? nullptr : impl_->find(process);
@@ -415,7 +415,8 @@ void MemoryCapture::precopy(const std::vector<ProcessRef>& processes) {
   impl_->note_relatives(running);
   impl_->watch_objects(running);
   uint64_t before = ~0ull, written = 0;
-  for (unsigned round = 0; round < impl_->options.precopy_rounds && !running.empty(); ++round) {
+  const unsigned rounds = std::min(impl_->options.precopy_rounds, most_rounds);
+  for (unsigned round = 0; round < rounds && !running.empty(); ++round) {
     written = impl_->precopy_round(running);
     impl_->precopied = true;
     // Each round passes every thread through a stop: one is enough where the next would find next to nothing. New

@@ -85,7 +85,9 @@ class MemoryCapture {
   void set_quiesce(MemoryOptions::Quiesce quiesce);
   // `last` opens the version that the indexes describe; empty when there is none. Used until write() or abandon().
   void begin(VersionWriter& version, std::function<VersionReader()> last = {});
-  void precopy(const std::vector<ProcessRef>& processes);
+  // In MemoryOptions::precopy_rounds rounds, or fewer.
+  static constexpr unsigned kAllRounds = ~0u;
+  void precopy(const std::vector<ProcessRef>& processes, unsigned most_rounds = kAllRounds);
   // All processes are stopped, with no scratch memory of ours mapped in them; zombies have no memory. Fills
   // states[i]->memory (mappings, mm layout, auxv, exe, vdso), capsule.objects and ShmSegment.object of capsule.sysv
   // (already filled by capture_sysv), and stages all remaining written pages. Throws kRefused for a mapping that cannot

@@ -4,6 +4,7 @@
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
+#include <signal.h>
 #include <sqlite3.h>
 
 #include <deque>
@@ -384,9 +385,10 @@ TEST_F(StepsTest, MaxWaitHoldsForTheWholeVersion) {
   EXPECT_EQ(outcome->code, uint32_t{kTimedOut});
 }
 
-net::ToCoordinator end_is_near(uint64_t after_round = 0) {
+net::ToCoordinator end_is_near(uint64_t after_round = 0, uint32_t signal = 0) {
   net::ToCoordinator message;
   message.mutable_near()->set_after_round(after_round);
+  message.mutable_near()->set_signal(signal);
   return message;
 }
 
@@ -427,6 +429,29 @@ TEST_F(StepsTest, ALastVersionFollowsTheOneUnderWayOrOneThatFailed) {
   steps->agent_said(a->step, "a", end_is_near(first));  // of the one before
   done(a, net::NONE, "again");
   EXPECT_EQ(a->step->round, nullptr);
+}
+
+TEST_F(StepsTest, AVersionBeforeAnotherSignalIsNotTheLastOne) {
+  const auto a = come(hello(1, "a", 2)), b = come(hello(1, "b", 2));
+  steps->agent_said(a->step, "a", end_is_near(0, SIGUSR1));
+  ASSERT_TRUE(b->inbox.back().has_begin());
+  EXPECT_FALSE(b->inbox.back().begin().last());
+  EXPECT_EQ(b->inbox.back().begin().signal(), uint32_t{SIGUSR1});
+  const uint64_t first = b->round;
+  steps->agent_said(b->step, "b", end_is_near(0, SIGUSR1));  // the same one
+  steps->agent_said(b->step, "b", end_is_near(0, SIGTERM));
+  steps->agent_said(a->step, "a", end_is_near(0, SIGUSR2));  // SIGTERM does not wait for it
+  done(b, net::NONE, "it forked just then");
+  ASSERT_TRUE(a->step->round);
+  EXPECT_NE(a->step->round->id(), first);
+  EXPECT_TRUE(a->inbox.back().begin().last());
+  EXPECT_EQ(a->inbox.back().begin().signal(), 0u);
+}
+
+TEST_F(StepsTest, ASignalThatIsNoneAsksForNothing) {
+  const auto a = come(hello(1, "a"));
+  steps->agent_said(a->step, "a", end_is_near(0, 4000));
+  EXPECT_FALSE(a->step->round);
 }
 
 TEST_F(StepsTest, ALastVersionThatCannotBeIsRefusedAtOnce) {

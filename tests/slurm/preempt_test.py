@@ -102,6 +102,18 @@ class Many(Counting):
             self.check_count(job, 100)
 
 
+class Fifty(Many):
+    """So many that they do not fit into KillWait one after the other: some megabytes each, without srun."""
+    JOBS = 50
+    SCRIPT = COUNT.format(100).replace("SLURM_PROCID", "RANK")
+    PATIENCE = 200
+    options = {"cpus": JOBS, "coordinator": True, "extra_conf": BY_PARTITION + "KillWait=30\n"}
+
+    def check_count(self, job, last, tasks=1):
+        counted = self.text(f"count.{job}.").split()
+        self.assertEqual(counted, [str(i) for i in range(1, last + 1)], self.output(job))
+
+
 class SeveralNodes(Coordinated):
     """SIGTERM on each node: icpctld lets all take one version."""
 
@@ -198,7 +210,7 @@ class LinuxProc(JobCase):
     def test_what_is_reduced_is_said(self):
         result = self.srun("--checkpoint-on=preempt", "sh", "-c", "exit 7")
         self.assertEqual(result.returncode, 7)
-        self.assertIn("no version before SIGTERM: that needs proctrack/cgroup", result.stderr)
+        self.assertIn("no version before signals: that needs proctrack/cgroup", result.stderr)
 
 
 if __name__ == "__main__":
