@@ -44,8 +44,8 @@ add_executable(icpstepd icpstepd/main.cc)
 target_link_libraries(icpstepd PRIVATE icp_step_agent CLI11::CLI11)
 target_precompile_headers(icpstepd REUSE_FROM icp_coordinator)
 
-# Between the tasks of a step and Slurm's PMIx server. A process of the job, saved with it: small.
-add_library(icp_pmix_relay STATIC pmix/message.cc pmix/peer_check.cc pmix/relay.cc)
+# Between the tasks of a step and Slurm's PMIx server or its process manager of PMI-1. A process of the job, saved with it: small.
+add_library(icp_pmix_relay STATIC pmix/message.cc pmix/peer_check.cc pmix/relay.cc pmi/relay.cc)
 target_link_libraries(icp_pmix_relay PUBLIC icp_flags icp_protocol)
 
 # How srun is called for an MPI launcher of a batch script, beside what is saved.

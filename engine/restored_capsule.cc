@@ -150,7 +150,7 @@ void RestoredCapsule::Impl::note_streams(const std::map<int, std::array<int, 3>>
   for (const auto& [rank, fd] : options.pmi)
     if (::fstat(fd, &manager) == 0) outer.push_back({rank, kPmiStream, manager.st_dev, manager.st_ino, false});
   if (options.pmix_relay >= 0 && ::fstat(options.pmix_relay, &manager) == 0)
-    outer.push_back({0, kPmixRelayStream, manager.st_dev, manager.st_ino, false});
+    outer.push_back({options.pmi.empty() ? 0 : 1, kPmixRelayStream, manager.st_dev, manager.st_ino, false});
   for (const auto& [number, fd] : options.launched)
     if (::fstat(fd, &manager) == 0) outer.push_back({number, kLaunchStream, manager.st_dev, manager.st_ino, false});
   for (const auto& [rank, fds] : streams) {

@@ -249,6 +249,7 @@ int start_task(spank_t handle) {
     if (answer.type == protocol::kRun) {
       if (const std::string text = answer.get("text"); !text.empty()) put_line(text);
       start_launcher(handle, answer);
+      use_pmi_relay(pmi, answer);
       use_pmix_relay(handle, answer);
       if (asked) choose_transports(handle, rank == 0);
       if (const std::string guard = answer.get("guard"); !guard.empty())

@@ -169,7 +169,7 @@ std::string describe(const pb::OpenFile& file) {
       if (file.outer().fd() == kPmiStream)
         return fmt::format("connection of task {} to MPI's process manager, replaced at a restart",
                            file.outer().rank());
-      if (file.outer().fd() == kPmixRelayStream) return "socket of the PMIx relay, replaced at a restart";
+      if (file.outer().fd() == kPmixRelayStream) return "socket of the relay of PMIx or PMI, replaced at a restart";
       if (file.outer().fd() == kLaunchStream)
         return fmt::format("socket of the stand-in for srun {}, replaced at a restart", file.outer().rank());
       return fmt::format("standard stream {} of task {}, replaced at a restart", file.outer().fd(),

@@ -1,11 +1,16 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 // icp-proxy SOCKET guard PID [signals]: the parent of a task's program, which ends as that ends, and asks icpstepd for
-// a version before it hands SIGTERM on; with "signals" others, too. icp-proxy SOCKET [PMI_FD]: stands in for a restored
-// task. Slurm knows this process: it lends its standard streams, and ends as the restored task ended. It runs as the
-// job's user and has no rights that the task would not have. icp-proxy pmix LISTENER CONTROL: the relay of a step's
-// PMIx messages on one node (coordinator/pmix/relay.h), which the first task of the step starts. icp-proxy launch
-// CONTROL OUTPUT: calls srun for a batch script's MPI launcher (coordinator/launch/launcher.h). srun (a link to it):
-// stands in for srun in such a script (coordinator/launch/stand_in.h).
+// a version before it hands SIGTERM on; with "signals" others, too.
+//
+// icp-proxy SOCKET [PMI_FD]: stands in for a restored task. Slurm knows this process: it lends its standard streams,
+// and ends as the restored task ended. It runs as the job's user and has no rights that the task would not have.
+//
+// icp-proxy pmix LISTENER CONTROL: the relay of a step's PMIx messages on one node (coordinator/pmix/relay.h), which
+// the first task of the step starts. icp-proxy pmi CONTROL: the same for PMI-1 (coordinator/pmi/relay.h).
+//
+// icp-proxy launch CONTROL OUTPUT: calls srun for a batch script's MPI launcher (coordinator/launch/launcher.h).
+//
+// srun (a link to it): stands in for srun in such a script (coordinator/launch/stand_in.h).
 #include <fcntl.h>
 #include <poll.h>
 #include <signal.h>
@@ -25,6 +30,7 @@
 #include "coordinator/checkpoint_moments.h"
 #include "coordinator/launch/launcher.h"
 #include "coordinator/launch/stand_in.h"
+#include "coordinator/pmi/relay.h"
 #include "coordinator/pmix/relay.h"
 #include "coordinator/protocol/packet.h"
 
@@ -175,8 +181,8 @@ int serve(int socket, int signals) {
   }
 }
 
-int relay_pmix(int listener, int control) {
-  for (const int fd : {listener, control}) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+// A process of the job that is none of the user's.
+void become_relay() {
   // What is meant for the tasks does not end it: it ends with them.
   for (const int signal : {SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1, SIGUSR2, SIGPIPE, SIGALRM, SIGXCPU})
     ::signal(signal, SIG_IGN);
@@ -185,7 +191,19 @@ int relay_pmix(int listener, int control) {
     limit.rlim_cur = limit.rlim_max;
     ::setrlimit(RLIMIT_NOFILE, &limit);
   }
+}
+
+int relay_pmix(int listener, int control) {
+  for (const int fd : {listener, control}) ::fcntl(fd, F_SETFD, FD_CLOEXEC);
+  become_relay();
   icp::pmix::Relay(icp::UniqueFd(listener), icp::UniqueFd(control)).run();
+  return 0;
+}
+
+int relay_pmi(int control) {
+  ::fcntl(control, F_SETFD, FD_CLOEXEC);
+  become_relay();
+  icp::pmi::Relay{icp::UniqueFd(control)}.run();
   return 0;
 }
 
@@ -196,6 +214,7 @@ int main(int argc, char** argv) {
   if (argc == 4 && std::strcmp(argv[1], "launch") == 0)
     return icp::launch::launch_steps(std::atoi(argv[2]), std::atoi(argv[3]));
   if (argc == 4 && std::strcmp(argv[1], "pmix") == 0) return relay_pmix(std::atoi(argv[2]), std::atoi(argv[3]));
+  if (argc == 3 && std::strcmp(argv[1], "pmi") == 0) return relay_pmi(std::atoi(argv[2]));
   const bool guards = (argc == 4 || argc == 5) && std::strcmp(argv[2], "guard") == 0;
   if (argc != 2 && argc != 3 && !guards) {
     put_line("icp-proxy is started by slurmstepd, see spank_icp(8)");

@@ -43,7 +43,8 @@ UniqueFd listen_somewhere(std::string& address) {
 }  // namespace
 
 void PmixLink::task_said(const Packet& ready) {
-  if (!uri_.empty()) return;
+  if (!uri_.empty() || pmi_) return;
+  pmi_ = ready.number("modepmi").has_value();
   uri_ = ready.get("pmix_uri");
   name_space_ = ready.get("pmix_name_space");
 }
@@ -61,8 +62,9 @@ void PmixLink::make_sockets() {
 }
 
 void PmixLink::let_run(Packet& run, const std::string& relay_program) {
-  if (uri_.empty()) return;
+  if (uri_.empty() && !pmi_) return;
   try {
+    if (uri_.empty()) return let_run_with_pmi(run, relay_program);
     if (address_.empty()) {
       UniqueFd listener = listen_somewhere(address_);
       make_sockets();
@@ -72,30 +74,50 @@ void PmixLink::let_run(Packet& run, const std::string& relay_program) {
     }
     run.set("pmix", address_);
   } catch (const Error& error) {
-    spdlog::warn("no relay of PMIx: {}", error.what());
+    spdlog::warn("no relay of {}: {}", pmi_ ? "PMI" : "PMIx", error.what());
     address_.clear();
     uri_.clear();
+    pmi_ = false;
   }
 }
 
+// Each task on its own: what becomes its PMI_FD, through which it hands the relay the one that Slurm gave it.
+void PmixLink::let_run_with_pmi(Packet& run, const std::string& relay_program) {
+  if (!control_) make_sockets();
+  int ends[2];
+  if (::socketpair(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC, 0, ends) != 0) throw_errno("cannot make a socket for PMI");
+  UniqueFd task(ends[0]);
+  Packet client(protocol::kPmiClient);
+  client.fds = {ends[1]};
+  constexpr int kPatience = 1000;  // ms
+  const bool told = protocol::send_packet(control_.get(), client, kPatience);
+  client.close_fds();
+  if (!told) throw_errno("cannot tell the relay of PMI of a task");
+  run.set("pmi_relay", relay_program);
+  run.fds = {task.release()};
+  if (relays_end_) run.fds.push_back(relays_end_.release());
+}
+
 int PmixLink::restored_end() {
-  if (uri_.empty()) return -1;
+  if (uri_.empty() && !pmi_) return -1;
   make_sockets();
   return relays_end_.get();
 }
 
 void PmixLink::serve(const Fences& there) {
   if (!control_) return;
+  if (uri_.empty() || address_.empty()) relays_end_.reset();  // restored, and not there if its image has no relay
   Packet packet(protocol::kPmixServer);
   packet.set("uri", uri_).set("name_space", name_space_);
   for (const auto& [kind, ended] : there) packet.set_number(kind, static_cast<int64_t>(ended));
   protocol::send_packet(control_.get(), packet);
 }
 
-Fences PmixLink::fences() const {
+Fences PmixLink::fences() {
   constexpr int kPatience = 10'000;  // ms
   Fences here;
   Packet packet;
+  relays_end_.reset();  // an image may be without a relay: nobody answers then
   if (!control_ || !protocol::send_packet(control_.get(), Packet(protocol::kPmixAsk)) ||
       protocol::receive_packet(control_.get(), packet, kPatience) != protocol::Received::kPacket)
     return here;
@@ -107,7 +129,8 @@ Fences PmixLink::fences() const {
 }
 
 void PmixLink::add_stream(std::vector<OuterStreamId>& outer) const {
-  if (control_) outer.push_back({0, kPmixRelayStream, dev_, ino_, false});
+  // The rank says which: 0 PMIx, 1 PMI.
+  if (control_) outer.push_back({pmi_ ? 1 : 0, kPmixRelayStream, dev_, ino_, false});
 }
 
 }  // namespace icp

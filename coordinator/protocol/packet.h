@@ -42,7 +42,8 @@ inline constexpr std::string_view kRun =
             // the task becomes while a child of it executes the program; may be missing. guard_asks: not empty when it
             // is to ask for other signals than SIGTERM, too. pmix: HOST:PORT where it finds
             // the PMIx server from now on; may be missing. relay: the path of icp-proxy, which the task starts as the
-            // relay; fds: its listener and control socket. launcher: the path of icp-proxy, which the task of a batch
+            // relay; fds: its listener and control socket. pmi_relay: the same for PMI; fd 0: the task's connection to the
+            // relay, fd 1, of the first task: the relay's control socket. launcher: the path of icp-proxy, which the task of a batch
             // script starts as the launcher; may be missing; fd 0: its control socket. launch_path, launch_socket: see
             // launch/stand_in.h
 inline constexpr std::string_view kRestart = "restart";  // exec icp-proxy: proxy (path); launcher and fd 0 as above
@@ -53,7 +54,8 @@ inline constexpr std::string_view kSignal = "signal";    // signal: hand it on t
 // a task that has become a guard, on its socket; from then on kSignal with SIGTERM, which has reached it alone, and
 // with guard_asks with others (is_asked_for())
 inline constexpr std::string_view kGuards = "guards";  // child: the process that executes the user's program
-// icpstepd -> the PMIx relay
+// icpstepd -> the relay of PMIx or PMI
+inline constexpr std::string_view kPmiClient = "pmi-client";    // fd 0: what the next task has as its PMI_FD leads here
 inline constexpr std::string_view kPmixServer = "pmix-server";  // uri, name_space; fences of the other nodes as below
 inline constexpr std::string_view kPmixAsk = "pmix-ask";        // how far its clients are; it answers:
 inline constexpr std::string_view kPmixFences = "pmix-fences";  // f<key>: how many of a kind of fence have ended

@@ -101,9 +101,13 @@ class OuterStreamKind final : public SingleFileKind {
   }
 
   static UniqueFd new_relay_stream(const RestoreContext& context, const pb::OpenFile& file) {
-    if (context.options.pmix_relay < 0)
-      throw_bad_file(file,
-                     "its tasks have connections to Slurm's PMIx server, and there is none now (srun --mpi=pmix)");
+    if (context.options.pmix_relay < 0) {  // the rank says which: 0 PMIx, 1 PMI
+      throw_bad_file(file, file.outer().rank() == 0
+                               ? "its tasks have connections to Slurm's PMIx server, and there is none now (srun "
+                                 "--mpi=pmix)"
+                               : "its tasks have connections to MPI's process manager, and there is none now (srun "
+                                 "--mpi=pmi2)");
+    }
     UniqueFd fd(::fcntl(context.options.pmix_relay, F_DUPFD_CLOEXEC, 0));
     if (!fd) throw_errno("cannot use the socket of the PMIx relay");
     return fd;

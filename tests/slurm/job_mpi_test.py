@@ -5,7 +5,7 @@ import unittest
 
 import harness
 from coordinated import Coordinated
-from mpicase import MpiCase, OPTIONS, PATIENCE
+from mpicase import Features, MpiCase, OPTIONS, PATIENCE
 
 PROGRAM = harness.BUILD / "tests" / "programs" / "allreduce"
 WORDS = ["allreduce", *OPTIONS]
@@ -24,6 +24,15 @@ class Mpi(MpiCase):
 
     def test_without_the_process_manager(self):
         self.restart_without_the_process_manager()
+
+
+@unittest.skipUnless(PROGRAM.exists(), "no MPICH to build with")
+class MoreOfMpi(Features, MpiCase):
+    mpi = "pmi2"
+    compiler = "mpicc.mpich"
+
+    def test_features(self):
+        self.run_through_deaths(2)
 
 
 @unittest.skipUnless(PROGRAM.exists(), "no MPICH to build with")

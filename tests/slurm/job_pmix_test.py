@@ -7,7 +7,7 @@ import shutil
 import harness
 import networks
 from coordinated import Coordinated
-from mpicase import MpiCase, OpenMpiProgram, PATIENCE, with_mpi4py, with_open_mpi
+from mpicase import Features, MpiCase, OpenMpiProgram, PATIENCE, with_mpi4py, with_open_mpi
 
 
 @with_open_mpi
@@ -30,6 +30,21 @@ class OpenMpi(OpenMpiProgram, MpiCase):
 
     def test_without_a_server(self):
         self.restart_without_the_process_manager()
+
+
+@with_open_mpi
+class MoreOfMpi(Features, OpenMpiProgram, MpiCase):
+    mpi = "pmix"
+    compiler = "mpicc.openmpi"
+
+    def test_features(self):
+        self.run_through_deaths(2)
+
+    def test_features_over_tcp(self):
+        self.run_through_deaths(2, ["OMPI_MCA_btl=tcp,self", "OMPI_MCA_pml=ob1", "OMPI_MCA_osc=^ucx"])
+
+    def test_features_over_ucx(self):
+        self.run_through_deaths(2, ["OMPI_MCA_pml=ucx", "UCX_TLS=tcp,self,posix,sysv,cma"])
 
 
 @with_open_mpi

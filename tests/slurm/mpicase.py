@@ -13,7 +13,7 @@ from jobcase import JobCase
 # Few rounds that sleep for long: ranks that wait spin, which on a busy machine takes the other ranks' processor time.
 OPTIONS = ["--rounds", "40", "--step-ms", "250"]
 PATIENCE = 240  # s
-RESULT = r"^RESULT allreduce ranks={} rounds=40 hash=[0-9a-f]{{16}}$"
+RESULT = r"^RESULT \w+ ranks={} rounds=40 hash=[0-9a-f]{{16}}$"
 
 with_open_mpi = unittest.skipUnless(shutil.which("mpirun.openmpi") and shutil.which("mpicc.openmpi"), "no Open MPI")
 
@@ -34,6 +34,22 @@ def have_mpi4py():
 
 
 with_mpi4py = unittest.skipUnless(shutil.which("mpirun.openmpi") and have_mpi4py(), "no mpi4py with Open MPI")
+
+
+def compile_with(case, compiler, name):
+    source = pathlib.Path(__file__).parents[1] / "programs" / f"{name}.c"
+    case.cluster.run([compiler, "-pthread", "-o", case.work / name, source], timeout=120)
+
+
+class Features:
+    """Beside a class of tests, before it: MPI-IO, windows, one-sided, sub-communicators, what is in flight, threads."""
+
+    program = "./mpi_features"
+    compiler = None
+
+    def setUp(self):
+        super().setUp()
+        compile_with(self, self.compiler, "mpi_features")
 
 
 class MpiCase(JobCase):
@@ -96,8 +112,7 @@ class OpenMpiProgram:
 
     def setUp(self):
         super().setUp()
-        source = pathlib.Path(__file__).parents[1] / "programs" / "allreduce.c"
-        self.cluster.run(["mpicc.openmpi", "-o", self.work / "allreduce", source], timeout=120)
+        compile_with(self, "mpicc.openmpi", "allreduce")
         # For a batch script: where Open MPI does not lie in /usr. Behind what the plugin has put in front.
         self.exports = "".join(f"export {name}={value}\n" for name, value in os.environ.items()
                                if name.startswith(("OMPI_MCA", "OPAL_", "PMIX_", "LD_LIBRARY_PATH")))
