@@ -44,7 +44,9 @@ class MoreOfMpi(Features, OpenMpiProgram, MpiCase):
         self.run_through_deaths(2, ["OMPI_MCA_btl=tcp,self", "OMPI_MCA_pml=ob1", "OMPI_MCA_osc=^ucx"])
 
     def test_features_over_ucx(self):
-        self.run_through_deaths(2, ["OMPI_MCA_pml=ucx", "UCX_TLS=tcp,self,posix,sysv,cma"])
+        # Open MPI leaves UCX alone where there is no fabric, unless told otherwise.
+        self.run_through_deaths(2, ["OMPI_MCA_pml=ucx", "OMPI_MCA_opal_common_ucx_tls=any",
+                                    "OMPI_MCA_opal_common_ucx_devices=any", "UCX_TLS=tcp,self,posix,sysv,cma"])
 
 
 @with_open_mpi

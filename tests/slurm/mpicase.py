@@ -91,7 +91,7 @@ class MpiCase(JobCase):
         self.assertEqual(self.user_segments(), set())
 
     def restart_without_the_process_manager(self):
-        """A restart needs the same --mpi again, and says so."""
+        """A restart needs the same --mpi again, and says so; with that it goes on."""
         srun, job = self.start_srun(f"--mpi={self.mpi}", "-n2", "--checkpoint-interval=1s", *self.words())
         self.wait_versions(f"{job}.0", 1)
         self.kill_step_tasks(job)
@@ -99,6 +99,9 @@ class MpiCase(JobCase):
         result = self.srun("--mpi=none", "-n2", f"--restart-dir={job}.0", "none")
         self.assertNotEqual(result.returncode, 0)
         self.assertIn(f"--mpi={self.mpi}", result.stderr)
+        result = self.srun(f"--mpi={self.mpi}", "-n2", f"--restart-dir={job}.0", "none", timeout=PATIENCE)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertRegex(result.stdout.splitlines()[-1], RESULT.format(2))
 
 
 class OpenMpiProgram:
