@@ -103,6 +103,18 @@ class Drained(MomentsCase):
             self.assertTrue(named)
             self.assertLessEqual(named, set(metrics), name)
 
+    def test_a_maintenance_reservation(self):
+        job = self.begin("--checkpoint-on=drain")
+        self.cluster.run(["scontrol", "create", "reservation", "ReservationName=fans", "StartTime=now", "Duration=10", "Users=root",
+                          "Flags=MAINT,IGNORE_JOBS", f"Nodes={self.cluster.node(1)}"])
+        try:
+            self.wait_text(f"job-{job}.out", r"node \S+ is drained.*: a version is taken, and the job requeued", 40)
+            self.wait_text(f"job-{job}.out", "restarted from version", 60)
+            self.assertNotEqual(self.node_of(job), self.cluster.node(1))
+            self.assert_whole(job)
+        finally:
+            self.cluster.run(["scontrol", "delete", "ReservationName=fans"], check=False)
+
     def test_a_command_drains_and_vacates(self):
         job, script = self.begin(), self.begin(step=False)
         srun, alone = self.start_counting("alone.out", "-w", self.cluster.node(1))
