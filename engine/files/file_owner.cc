@@ -13,8 +13,9 @@
 namespace icp {
 namespace {
 
-// Only files that may become ready later send signals; asking the others would mean taking them over.
-bool can_have_owner(const Description& description) {
+// Only files that may become ready later send signals. While the processes run, the others are not taken over: one that
+// they close then would keep its locks for as long as we have it.
+bool may_send_signals(const Description& description) {
   if (description.outer || (description.info.flags & O_PATH)) return false;
   const auto& locks = description.uses.front().locks;
   if (S_ISDIR(description.stat.st_mode)) return true;  // of what F_NOTIFY reports
@@ -25,7 +26,6 @@ bool can_have_owner(const Description& description) {
 }
 
 std::optional<f_owner_ex> owner_of(FileScan& scan, Description& description) {
-  if (!can_have_owner(description)) return {};
   const int fd = scan.take(description);
   f_owner_ex owner{};
   if (fd < 0 || ::fcntl(fd, F_GETOWN_EX, &owner) != 0 || owner.pid == 0) return {};
@@ -45,6 +45,7 @@ std::optional<pid_t> inside(const FileScan& scan, const f_owner_ex& owner, const
 }  // namespace
 
 void check_owner(FileScan& scan, Description& description) {
+  if (!may_send_signals(description)) return;
   const auto owner = owner_of(scan, description);
   // Nothing but F_NOTIFY makes signals of a directory, and the kernel does not tell of what.
   if (owner && S_ISDIR(description.stat.st_mode)) {
@@ -61,13 +62,14 @@ void check_owner(FileScan& scan, Description& description) {
 }
 
 void capture_owner(FileScan& scan, Description& description, const std::vector<pb::Process*>& states) {
+  if (description.info.flags & O_PATH) return;
+  const int signal = ::fcntl(scan.take(description), F_GETSIG);
+  if (signal > 0) description.message->set_owner_signal(signal);
   const auto owner = owner_of(scan, description);
-  if (!owner) return;
-  const auto pid = inside(scan, *owner, states);
+  const auto pid = owner ? inside(scan, *owner, states) : std::nullopt;
   if (!pid || *pid <= 0) return;
   description.message->set_owner_pid(*pid);
   description.message->set_owner_type(owner->type);
-  description.message->set_owner_signal(::fcntl(scan.take(description), F_GETSIG));
 }
 
 void restore_owner(RemoteProcess& remote, const pb::OpenFile& file, int fd, int local) {

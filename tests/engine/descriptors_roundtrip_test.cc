@@ -8,6 +8,7 @@
 #include <netinet/udp.h>
 #include <poll.h>
 #include <signal.h>
+#include <sys/eventfd.h>
 #include <sys/file.h>
 #include <sys/inotify.h>
 #include <sys/mman.h>
@@ -149,6 +150,30 @@ TEST_F(DescriptorsRoundtrip, Leases) {
                   CHECK_OR_DIE(::fcntl(fd, F_GETLEASE) == F_RDLCK && broken_lease == 0);
                   CHECK_OR_DIE(::open(path.c_str(), O_WRONLY | O_NONBLOCK) < 0 && errno == EWOULDBLOCK);
                   CHECK_OR_DIE(broken_lease == 1);
+                  return 0;
+                },
+                {.generations = 2}),
+            0);
+}
+
+// F_SETSIG, with an owner and without, and F_SETOWN of files that never send a signal.
+TEST_F(DescriptorsRoundtrip, SignalsAndOwnersOfAnyFile) {
+  const std::string path = directory_.path() + "/owned";
+  EXPECT_EQ(roundtrip(
+                [&](Gate& gate) {
+                  int pipe[2];
+                  CHECK_OR_DIE(::pipe(pipe) == 0);
+                  const int files[] = {::open(path.c_str(), O_RDWR | O_CREAT, 0600), ::open("/dev/null", O_RDWR),
+                                       ::eventfd(0, 0), pipe[0], ::memfd_create("owned", 0)};
+                  for (const int fd : files) CHECK_OR_DIE(fd >= 0 && ::fcntl(fd, F_SETSIG, SIGRTMIN) == 0);
+                  const int owned = ::open(path.c_str(), O_RDONLY);
+                  const f_owner_ex thread{F_OWNER_TID, ::gettid()};
+                  CHECK_OR_DIE(owned >= 0 && ::fcntl(owned, F_SETOWN_EX, &thread) == 0);
+                  gate.ready_and_go();
+                  for (const int fd : files) CHECK_OR_DIE(::fcntl(fd, F_GETSIG) == SIGRTMIN);
+                  f_owner_ex now{};
+                  CHECK_OR_DIE(::fcntl(owned, F_GETSIG) == 0 && ::fcntl(owned, F_GETOWN_EX, &now) == 0);
+                  CHECK_OR_DIE(now.type == F_OWNER_TID && now.pid == ::gettid());
                   return 0;
                 },
                 {.generations = 2}),
