@@ -3,6 +3,7 @@
 
 #include <sys/resource.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 
@@ -23,16 +24,23 @@ void set_limit(RemoteProcess& remote, uint32_t resource, const rlimit& limit) {
   remote.call("setrlimit", SYS_prlimit64, {0, resource, remote.stage_value(limit).value, 0});
 }
 
+// Of one that is over, a second is left, in which its signal comes. 0 would be a limit of its own.
+rlim_t less_used(rlim_t limit, rlim_t used) {
+  if (limit == RLIM_INFINITY || limit == 0) return limit;
+  return limit > used ? limit - used : 1;
+}
+
 }  // namespace
 
-void capture_limits(CallBatch& calls, pb::Process& state) {
+void capture_limits(const StoppedProcess& process, CallBatch& calls, pb::Process& state) {
+  const rlim_t used = process.stat.cpu_ticks / static_cast<uint64_t>(::sysconf(_SC_CLK_TCK));  // seconds
   for (uint32_t resource = 0; resource < RLIM_NLIMITS; ++resource) {
     calls.ask<rlimit>("getrlimit", SYS_prlimit64, {0, resource, 0, CallBatch::kAnswer},
-                      [&state, resource](const rlimit& limit) {
+                      [&state, resource, used](const rlimit& limit) {
                         pb::Rlimit& saved = *state.add_rlimits();
                         saved.set_resource(resource);
-                        saved.set_soft(limit.rlim_cur);
-                        saved.set_hard(limit.rlim_max);
+                        saved.set_soft(resource == RLIMIT_CPU ? less_used(limit.rlim_cur, used) : limit.rlim_cur);
+                        saved.set_hard(resource == RLIMIT_CPU ? less_used(limit.rlim_max, used) : limit.rlim_max);
                       });
   }
 }

@@ -8,7 +8,8 @@
 
 namespace icp {
 
-void capture_limits(CallBatch& calls, pb::Process& state);
+// Processor time is counted from 0 after a restart: of RLIMIT_CPU, what is left of it is saved.
+void capture_limits(const StoppedProcess& process, CallBatch& calls, pb::Process& state);
 // Raises RLIMIT_NOFILE so that descriptors find their numbers again; before any is installed.
 void widen_descriptor_limit(RemoteProcess& remote, const pb::Process& state);
 // A hard limit above what the new step has is left at the step's: raising it would need CAP_SYS_RESOURCE.

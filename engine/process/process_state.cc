@@ -77,7 +77,7 @@ class ThreadCapture {
     capture_memory_settings(process, calls_, state);
     capture_protection_keys(process, calls_, state);
     capture_numa_mappings(process, calls_);
-    capture_limits(calls_, state);
+    capture_limits(process, calls_, state);
     capture_signals(process, calls_, state);
     capture_timers(process, calls_, state);
     capture_tile_permission(calls_, state);

@@ -485,6 +485,23 @@ TEST_F(ProcessRoundtrip, LimitsUmaskNiceNameDirectory) {
       0);
 }
 
+// Processor time is counted from 0 again: of a limit of it, what is left comes back.
+TEST_F(ProcessRoundtrip, WhatIsLeftOfTheLimitOfProcessorTime) {
+  EXPECT_EQ(roundtrip(
+                [](Gate& gate) {
+                  const rlimit limit{100, 200};
+                  CHECK_OR_DIE(::setrlimit(RLIMIT_CPU, &limit) == 0);
+                  while (::clock() < 12 * CLOCKS_PER_SEC / 10) continue;
+                  gate.ready_and_go();
+                  rlimit now;
+                  CHECK_OR_DIE(::getrlimit(RLIMIT_CPU, &now) == 0);
+                  CHECK_OR_DIE(now.rlim_cur < 100 && now.rlim_cur > 90 && now.rlim_max == now.rlim_cur + 100);
+                  return 0;
+                },
+                {.same_view = false}),
+            0);
+}
+
 // What prctl(2) sets, and the core filter.
 TEST_F(ProcessRoundtrip, ControlsAndCoreFilter) {
   EXPECT_EQ(roundtrip(
