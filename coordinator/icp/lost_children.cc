@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
 #include "coordinator/icp/lost_children.h"
 
+#include <sys/stat.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <array>
 #include <set>
@@ -36,6 +39,16 @@ std::set<pid_t> adopters_of(pid_t root) {
   return adopters;
 }
 
+// The caller and whatever it was started by; and icp itself, whatever it does: restarting another tree, for example.
+bool is_ours(pid_t pid) {
+  for (pid_t own = getpid(); own > 1; own = ProcStat::read(own).ppid)
+    if (own == pid) return true;
+  struct stat mine {
+  }, its{};
+  return stat("/proc/self/exe", &mine) == 0 && stat(fmt::format("/proc/{}/exe", pid).c_str(), &its) == 0 &&
+         mine.st_dev == its.st_dev && mine.st_ino == its.st_ino;
+}
+
 struct Traits {
   uid_t uid = 0;
   std::string cgroups;
@@ -56,12 +69,14 @@ std::vector<pid_t> lost_children(pid_t root) {
   try {
     const uint64_t began = ProcStat::read(root).start_time_ticks;
     const std::set<pid_t> adopters = adopters_of(root);
+    const pid_t parent = ProcStat::read(root).ppid;
     const Traits traits(root);
     for (const pid_t adopter : adopters) {
       for (const pid_t pid : read_children(adopter)) {
         try {
-          if (pid == root || adopters.contains(pid) || ProcStat::read(pid).start_time_ticks < began) continue;
-          if (traits.made(Traits(pid))) found.push_back(pid);
+          if (pid == root || pid == parent || adopters.contains(pid) || ProcStat::read(pid).start_time_ticks < began)
+            continue;
+          if (traits.made(Traits(pid)) && !is_ours(pid)) found.push_back(pid);
         } catch (const Error&) {
           continue;  // it has ended, or is another user's
         }

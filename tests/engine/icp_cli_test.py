@@ -298,6 +298,15 @@ class Tree(Case):
         other = self.start_counter(1000)
         self.assertNotIn("not in the version", icp("checkpoint", "--pid", other.pid, "--dir", self.dir / "two").stderr)
 
+    def test_icp_itself_has_left_no_tree(self):
+        # As after a restart: the program's parent, icp restart, is a child of what starts icp.
+        self.start("sh", "-c", "sleep 60 & echo $! > sleeper; wait; true", cwd=self.dir)
+        sleeper = int(wait_for(lambda: (self.dir / "sleeper").exists() and (self.dir / "sleeper").read_text(), what="a sleeper"))
+        self.own(sleeper)
+        result = icp("checkpoint", "--pid", sleeper, "--dir", self.image)
+        self.assertEqual(result.returncode, 0, result.stderr)
+        self.assertNotIn("not in the version", result.stderr)
+
     def test_checkpoint_and_kill(self):
         process = self.start_counter(1000)
         self.assert_ends(icp("checkpoint", "--kill", "--dir", self.image, "--pid", process.pid), 0)
