@@ -24,6 +24,7 @@ struct TcpFacts {
     kOpenEnd,     // the other end may be in another capsule
     kOutside,     // it is neither here nor in another capsule
     kUnaccepted,  // the other end waits in a listening socket of this capsule
+    kPending,     // kUnaccepted, and nothing has been sent: it can be made again
     kClosing,     // the other end was closed with data still on its way
     kEnded,       // the other end was closed
     kBroken,      // reset by the other end, or another error
@@ -34,11 +35,12 @@ struct TcpFacts {
   uint8_t state = 0;  // TcpState
   InetAddress local, remote;
   uint32_t unaccepted = 0, backlog = 0;  // of a listener
+  uint32_t pending = 0;                  // of a listener: those of the unaccepted that are kPending
   bool shut_read = false;
   // Bytes of data over its life; `unsent`: written by the program, not sent yet.
   uint64_t sent_bytes = 0, received_bytes = 0, unsent = 0;
   bool received_fin = false;
-  uint32_t other = 0;  // kConnected: the description of the other end
+  uint32_t other = 0;  // kConnected: the description of the other end; kPending: that of the listener
 };
 
 struct InetSurvey {

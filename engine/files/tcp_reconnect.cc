@@ -13,6 +13,7 @@
 #include <thread>
 
 #include "engine/base/error.h"
+#include "engine/broker/broker.h"
 #include "engine/files/socket_option.h"
 #include "engine/files/tcp_repair.h"
 
@@ -190,6 +191,20 @@ void reconnect(RestoreContext& context, ImageFiles all, const pb::OpenFile& one,
     finish_end(*from, *to, first_fd);
     finish_end(*to, *from, second_fd);
   });
+}
+
+UniqueFd connect_pending(RestoreContext& context, const pb::OpenFile& file) {
+  const InetAddress remote = context.addresses.local(InetAddress::of(file.tcp().remote()));
+  tcp_info queue{};  // of a listening socket: how many wait, and how many may
+  socklen_t length = sizeof queue;
+  if (::getsockopt(context.get(file.tcp().pending_of()), IPPROTO_TCP, TCP_INFO, &queue, &length) != 0 ||
+      queue.tcpi_unacked > queue.tcpi_sacked)  // connect() would wait for ever
+    throw_bad_file(file, fmt::format("more connections wait at {} than its queue takes", remote.text()));
+  broker().end_leftovers(local_of(context, file), remote, context.options.identity.uid);
+  UniqueFd fd = connect_from(context, file, remote);
+  restore_reuse_address(file.tcp().options(), fd.get());
+  restore_socket_buffers(file.tcp().buffers(), fd.get());
+  return fd;
 }
 
 }  // namespace icp

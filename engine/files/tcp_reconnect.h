@@ -19,4 +19,8 @@ std::string cannot_reconnect(int fd, const TcpFacts& facts, const TcpFacts& othe
 // with the side effects. Listening sockets of the image must be there already. Throws Error.
 void reconnect(RestoreContext& context, ImageFiles all, const pb::OpenFile& one, const pb::OpenFile& other);
 
+// One whose other end nobody had accepted (TcpSocket.pending_of): connects to the listening socket once more, which is
+// there already.
+UniqueFd connect_pending(RestoreContext& context, const pb::OpenFile& file);
+
 }  // namespace icp

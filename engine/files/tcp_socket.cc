@@ -97,25 +97,42 @@ TcpFacts look_at(FileScan& scan, Description& description, uint64_t own_namespac
   return facts;
 }
 
-bool listens_here(const InetSurvey& survey, const InetAddress& address) {
+// The sockets of the capsule that listen there, several of them with SO_REUSEPORT.
+std::vector<uint32_t> listeners_at(const InetSurvey& survey, const InetAddress& address) {
+  std::vector<uint32_t> listeners;
   for (const auto& [id, facts] : survey.tcp) {
     if (facts.role == Role::kListening && facts.local.port == address.port &&
         (facts.local.any() || facts.local.ip == address.ip)) {
-      return true;
+      listeners.push_back(id);
     }
   }
-  return false;
+  return listeners;
+}
+
+// Of a connection that nobody has accepted, what has been sent cannot be read.
+bool has_sent_nothing(const TcpFacts& facts, const InetDiag& other) {
+  return facts.state == kTcpEstablished && other.state == kTcpEstablished && facts.sent_bytes == 0 &&
+         facts.unsent == 0 && !facts.shut_read && other.unread == 0;
+}
+
+Role judge_unaccepted(InetSurvey& survey, TcpFacts& facts, const InetDiag& other) {
+  const std::vector<uint32_t> listeners = listeners_at(survey, facts.remote);
+  if (listeners.empty()) return Role::kOutside;
+  if (listeners.size() > 1 || !has_sent_nothing(facts, other)) return Role::kUnaccepted;
+  facts.other = listeners.front();
+  survey.tcp.at(facts.other).pending++;
+  return Role::kPending;
 }
 
 // An end with no other end among the capsule's sockets: who has that one?
-Role judge_alone(const InetSurvey& survey, const TcpFacts& facts, const AddressMap& addresses, InetDiagSocket& kernel) {
+Role judge_alone(InetSurvey& survey, TcpFacts& facts, const AddressMap& addresses, InetDiagSocket& kernel) {
   if (!addresses.is_local(facts.remote)) return Role::kOpenEnd;
   const auto other = kernel.query(facts.remote, facts.local);
   if (!other || other->leftover()) {
     if (has_received_fin(facts.state)) return Role::kEnded;
     return other ? Role::kClosing : Role::kOpenEnd;
   }
-  if (other->ino == 0) return listens_here(survey, facts.remote) ? Role::kUnaccepted : Role::kOutside;
+  if (other->ino == 0) return judge_unaccepted(survey, facts, *other);
   return Role::kOpenEnd;  // a process outside of this capsule: perhaps another capsule on this host
 }
 
@@ -203,7 +220,7 @@ void check_socket(FileScan& scan, Description& description) {
                   "close it before a checkpoint");
       break;
     case Role::kListening:
-      if (facts.unaccepted == 0) break;
+      if (facts.unaccepted == facts.pending) break;
       scan.refuse(description, fmt::format("connections to {} waiting to be accepted", facts.local.text()), kLater,
                   true);
       break;
@@ -306,6 +323,7 @@ pb::TcpSocket::State image_state(Role role) {
       return pb::TcpSocket::LISTENING;
     case Role::kConnected:
     case Role::kOpenEnd:
+    case Role::kPending:
       return pb::TcpSocket::CONNECTED;
     case Role::kKept:
       return pb::TcpSocket::OUTSIDE;
@@ -335,6 +353,7 @@ void capture_socket(FileScan& scan, Description& description, std::optional<TcpR
   message.set_state(image_state(facts.role));
   message.set_v6(socket_option(fd, SOL_SOCKET, SO_DOMAIN) == AF_INET6);
   facts.local.store(*message.mutable_local());
+  if (facts.role == Role::kPending) message.set_pending_of(facts.other);
   const bool unused = message.state() == pb::TcpSocket::UNCONNECTED || message.state() == pb::TcpSocket::LISTENING;
   capture_socket_options(fd, !unused, *message.mutable_options());
   if (facts.role == Role::kKept) drop_filters(*message.mutable_options());  // it is held by one of ours

@@ -44,7 +44,13 @@ std::string name_of(const pb::OpenFile& file) {
   return fmt::format("TCP connection {} to {}", local_of(file).text(), remote_of(file).text());
 }
 
+// Nobody had accepted it: it is made again by connecting.
+bool is_pending(const pb::TcpSocket& socket) {
+  return socket.state() == pb::TcpSocket::CONNECTED && socket.pending_of() != 0;
+}
+
 bool is_connection(const pb::TcpSocket& socket) {
+  if (is_pending(socket)) return false;
   return socket.state() == pb::TcpSocket::CONNECTED || socket.state() == pb::TcpSocket::OUTSIDE;
 }
 
@@ -63,7 +69,7 @@ void check_values(const pb::OpenFile& file) {
   const pb::TcpSocket& socket = file.tcp();
   if (!pb::TcpSocket::State_IsValid(socket.state())) throw_bad_file(file, "a TCP socket is in no known state");
   const bool unused = socket.state() == pb::TcpSocket::UNCONNECTED || socket.state() == pb::TcpSocket::LISTENING;
-  if (unused || is_connection(socket)) check_address(file, socket.local());
+  if (unused || is_connection(socket) || is_pending(socket)) check_address(file, socket.local());
   if (socket.backlog() > INT_MAX) throw_bad_file(file, "a TCP socket's backlog is out of range");
   if (socket.receive_queue().size() > kMostQueued || socket.send_queue().size() > kMostQueued) {
     throw_bad_file(file, "too much data waits in a TCP connection");
@@ -71,6 +77,7 @@ void check_values(const pb::OpenFile& file) {
   if (unused && (!socket.receive_queue().empty() || !socket.send_queue().empty())) {
     throw_bad_file(file, "data waits in an unconnected TCP socket");
   }
+  if (is_pending(socket)) check_address(file, socket.remote());
   if (!is_connection(socket)) return;
   check_address(file, socket.remote());
   const bool same_size = socket.local().ip().size() == socket.remote().ip().size();
@@ -355,6 +362,16 @@ std::map<Ends, const pb::OpenFile*> connections_of(const RestoreContext& context
   return all;
 }
 
+void check_pending(ImageFiles files, const pb::OpenFile& file) {
+  const pb::TcpSocket& socket = file.tcp();
+  const auto listener = std::find_if(files.begin(), files.end(),
+                                     [&](const pb::OpenFile* other) { return other->id() == socket.pending_of(); });
+  const bool fits = listener != files.end() && (*listener)->tcp().state() == pb::TcpSocket::LISTENING &&
+                    (*listener)->tcp().local().port() == socket.remote().port();
+  if (!fits || !socket.receive_queue().empty() || !socket.send_queue().empty())
+    throw_bad_file(file, name_of(file) + ", which nobody had accepted, does not fit what listens");
+}
+
 // What `receiver` has got must be something that `sender` has sent.
 void check_order(const pb::OpenFile& sender, uint32_t received) {
   const auto waiting = static_cast<uint32_t>(sender.tcp().send_queue().size());
@@ -366,7 +383,10 @@ void check_order(const pb::OpenFile& sender, uint32_t received) {
 }  // namespace
 
 void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
-  for (const pb::OpenFile* file : files) check_values(*file);
+  for (const pb::OpenFile* file : files) {
+    check_values(*file);
+    if (is_pending(file->tcp())) check_pending(files, *file);
+  }
   const std::map<Ends, const pb::OpenFile*> by_ends = connections_of(context, files);
   for (const auto& [ends, file] : by_ends) {
     const auto other = by_ends.find({ends.second, ends.first});
@@ -412,6 +432,9 @@ void create_tcp_sockets(RestoreContext& context, ImageFiles files) {
     if (state == pb::TcpSocket::ENDED || state == pb::TcpSocket::RESET || lost)
       context.put(*file, create_ended(context, *file));
   }
+  // After those that are accepted here.
+  for (const pb::OpenFile* file : files)
+    if (is_pending(file->tcp())) context.put(*file, connect_pending(context, *file));
   if (connections->empty()) return;
   context.later([connections] {
     for (const auto& connection : *connections) connection->refill_delivered();

@@ -17,6 +17,7 @@
 #include <chrono>
 #include <cstring>
 #include <fstream>
+#include <map>
 #include <optional>
 #include <string>
 #include <thread>
@@ -255,6 +256,54 @@ TEST_F(TcpRoundtrip, HalfClosedConnections) {
     return 0;
   };
   EXPECT_EQ(roundtrip(body, {.generations = 3}), 0);
+}
+
+// Two that wait to be accepted, for a listener of each family.
+TEST_F(TcpRoundtrip, ConnectionsThatNobodyHasAccepted) {
+  const auto body = [](Gate& gate) {
+    const Listener four(AF_INET), six(AF_INET6);
+    std::vector<int> clients;
+    for (const Listener* listener : {&four, &six, &four}) clients.push_back(connect_to(name_of(listener->fd())));
+    std::vector<std::string> names;
+    for (const int client : clients) names.push_back(text_of(name_of(client)));
+    gate.ready();
+    gate.go();
+    std::map<std::string, int> accepted;
+    for (const Listener* listener : {&four, &four, &six}) {
+      CHECK_OR_DIE(readable_now(listener->fd()));
+      const int server = ::accept(listener->fd(), nullptr, nullptr);
+      CHECK_OR_DIE(server >= 0);
+      accepted[text_of(peer_of(server))] = server;
+    }
+    for (size_t i = 0; i < clients.size(); ++i) {
+      CHECK_OR_DIE(text_of(name_of(clients[i])) == names[i] && accepted.count(names[i]) == 1);
+      const int server = accepted[names[i]];
+      CHECK_OR_DIE(text_of(peer_of(clients[i])) == text_of(name_of(server)));
+      CHECK_OR_DIE(::write(clients[i], "there", 5) == 5 && read_exactly(server, 5) == "there");
+      CHECK_OR_DIE(::write(server, "back", 4) == 4 && read_exactly(clients[i], 4) == "back");
+    }
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 3}), 0);
+}
+
+// TCP_CORK holds back what is less than a segment, for 200 ms at most.
+TEST_F(TcpRoundtrip, WhatIsCorkedIsSentOnceUncorked) {
+  if (!broker().privileged()) GTEST_SKIP() << "data on its way takes TCP's repair mode, which is root's";
+  const auto body = [](Gate& gate) {
+    auto [client, server] = tcp_pair(AF_INET);
+    set_option(client, IPPROTO_TCP, TCP_CORK, 1);
+    set_option(server, SOL_SOCKET, SO_RCVLOWAT, 3);
+    CHECK_OR_DIE(::write(client, "corked", 6) == 6);
+    gate.ready();
+    gate.go();
+    CHECK_OR_DIE(get_option(client, IPPROTO_TCP, TCP_CORK) == 1 && get_option(server, SOL_SOCKET, SO_RCVLOWAT) == 3);
+    set_option(client, IPPROTO_TCP, TCP_CORK, 0);
+    pollfd wait{server, POLLIN, 0};
+    CHECK_OR_DIE(::poll(&wait, 1, 5000) == 1 && read_exactly(server, 6) == "corked");
+    return 0;
+  };
+  EXPECT_EQ(roundtrip(body, {.generations = 2}), 0);
 }
 
 TEST_F(TcpRoundtrip, ConnectionsThatBothEndsHaveShut) {

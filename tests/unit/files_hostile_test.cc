@@ -399,6 +399,36 @@ TEST(HostileFiles, TcpConnections) {
   EXPECT_THAT(refused(image), HasSubstr("twice"));
 }
 
+// As nobody has accepted them: made again by connecting to the listener of the image.
+TEST(HostileFiles, TcpConnectionsNotAccepted) {
+  const auto pending = [](Image& image, uint32_t id, uint32_t port) -> pb::TcpSocket& {
+    pb::TcpSocket& socket = tcp_end(image, id, 50012 + id, port);
+    socket.set_pending_of(1);
+    return socket;
+  };
+  const std::function<void(pb::TcpSocket&)> harms[] = {
+      [](auto& s) { s.set_pending_of(7); },
+      [](auto& s) { s.set_pending_of(2); },
+      [](auto& s) { s.mutable_remote()->set_port(22); },
+      [](auto& s) { s.set_receive_queue("x"); },
+      [](auto& s) { s.set_send_queue("x"); },
+  };
+  for (const auto& harm : harms) {
+    Image image;
+    tcp_end(image, 1, 50011, 0).set_state(pb::TcpSocket::LISTENING);
+    harm(pending(image, 2, 50011));
+    EXPECT_THAT(refused(image), HasSubstr("does not fit what listens"));
+  }
+  Image image;
+  tcp_end(image, 1, 50011, 0).set_state(pb::TcpSocket::LISTENING);
+  pending(image, 2, 50011).mutable_remote()->set_ip("abc");
+  EXPECT_THAT(refused(image), HasSubstr("no usable address"));
+  image = {};
+  tcp_end(image, 1, 50011, 0).set_state(pb::TcpSocket::LISTENING);
+  for (uint32_t id = 2; id < 6; ++id) pending(image, id, 50011);  // its backlog is 0: one fits
+  EXPECT_THAT(refused(image), HasSubstr("than its queue takes"));
+}
+
 // The agent is root; a user's image must not get a port of the system's services from it.
 TEST(HostileFiles, PrivilegedPorts) {
   if (::geteuid() != 0) GTEST_SKIP() << "needs root";

@@ -120,7 +120,7 @@ TEST_F(TcpReading, AKilledReaderLeavesNoConnectionInRepairMode) {
 }
 
 TEST_F(TcpReading, WhatIsNotAcceptedYetPasses) {
-  Child child([] { must(listening(4) == 3 && connecting(3) == 4); });
+  Child child([] { must(listening(4) == 3 && connecting(3) == 4 && ::write(4, "x", 1) == 1); });
   const Findings findings = check(child);
   ASSERT_EQ(findings.size(), 2u);
   EXPECT_TRUE(findings[0].transient && findings[1].transient);
