@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <memory>
 #include <optional>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -36,6 +37,9 @@ struct StepFactsRecord {
   uint32_t last_code = 0;  // of the last version or request: Slurm's number, 0 when it went well
   std::string last_error;
   uint32_t versions = 0;  // how many are known
+  // Of a step that runs; not in the catalog.
+  bool at_preempt = false;           // as AgentHello has it
+  std::set<std::string> lost_hosts;  // whose agents, of any step of the run, went without a word
 };
 
 inline constexpr size_t kMostRuns = 1000;  // of a job, that are looked at

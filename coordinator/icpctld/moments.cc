@@ -17,6 +17,7 @@ namespace {
 
 constexpr size_t kLongestComment = 500;
 constexpr const char* kHung = "hung for ";
+constexpr const char* kWasLost = " was lost";  // after nodes, with commas
 constexpr std::chrono::seconds kLookAtNodes{5};
 constexpr std::chrono::seconds kUntilSlurmKnows{3};  // how a job ended whose agents have gone
 
@@ -143,22 +144,55 @@ void Moments::drained(uint32_t job, const SlurmNode& node) {
 
 // ---- ends -------------------------------------------------------------------------------------
 
-// Whoever ended it has said why; else Slurm knows, in a moment.
-void Moments::run_ended(const StepFactsRecord& step) {
-  after(io_, kUntilSlurmKnows, [this, step] {
-    if (!steps_.running(step.key.job, std::nullopt).empty()) return;
-    requests_.look(step.key.job, [this, step](std::optional<SlurmJob> job) {
+// Whoever ended it has said why; else Slurm knows, in a moment, or, of a node that is lost, after SlurmdTimeout.
+void Moments::run_ended(const StepFactsRecord& step, int looks) {
+  constexpr int kQuickLooks = 4, kMostLooks = 40;
+  constexpr std::chrono::seconds kLookAgain{20};
+  after(io_, looks < kQuickLooks ? kUntilSlurmKnows : kLookAgain, [this, step, looks] {
+    for (const auto& other : steps_.running(step.key.job, std::nullopt))
+      if (other->facts.key.restarts == step.key.restarts) return;
+    requests_.look(step.key.job, [this, step, looks](std::optional<SlurmJob> job) {
       if (!job) return;
-      std::string why;
-      if (job->restarts > step.key.restarts) {
-        why = job->preempted ? "preempted, and requeued by Slurm" : "requeued by Slurm";
-      } else if (!job->end_state.empty()) {
-        why = job->end_state;
-      }
-      if (!why.empty()) catalog_.run_ends_because(run_of(step), why);
-      count_lost(run_of(step));
+      const bool known = job->restarts > step.key.restarts || (!job->end_state.empty() && !job->completing);
+      if (!known && looks < kMostLooks) return run_ended(step, looks + 1);
+      end_is_known(step, *job);
     });
   });
+}
+
+void Moments::end_is_known(const StepFactsRecord& step, const SlurmJob& job) {
+  std::string why, lost;
+  for (const std::string& host : step.lost_hosts) lost += (lost.empty() ? "" : ",") + host;
+  const bool requeued = job.restarts > step.key.restarts;
+  if (requeued) {
+    why = job.preempted ? "preempted, and requeued by Slurm" : lost.empty() ? "requeued by Slurm" : lost + kWasLost;
+  } else if (!job.end_state.empty()) {
+    why = job.end_state;
+  }
+  if (!requeued && why == "PREEMPTED" && step.at_preempt && job.batch && job.requeue && has_version(job.id))
+    return requeue_preempted(step);
+  if (!why.empty()) record([&] { catalog_.run_ends_because(run_of(step), why); });
+  count_lost(run_of(step));
+}
+
+bool Moments::has_version(uint32_t job) const {
+  const std::vector<net::RunRecord> runs = catalog_.runs(job, kMostRuns);
+  return std::any_of(runs.begin(), runs.end(), [](const auto& run) { return run.versions() > 0; });
+}
+
+// With PreemptMode=CANCEL Slurm ends a job for good.
+void Moments::requeue_preempted(const StepFactsRecord& step) {
+  const uint32_t id = step.key.job;
+  requests_.change_job([id] { return requeue_job(id); },
+                       [this, step, id](uint32_t code) {
+                         const std::string why = code == 0 ? "preempted, and requeued by icpctld" : "PREEMPTED";
+                         record([&] { catalog_.run_ends_because(run_of(step), why); });
+                         count_lost(run_of(step));
+                         if (code == 0) counters_.requeued++;
+                         if (code == 0) return spdlog::info("job {}: it was preempted, and is requeued", id);
+                         spdlog::error("job {}: it was preempted, and slurmctld does not requeue it: {}", id,
+                                       slurm_text(code));
+                       });
 }
 
 void Moments::count_lost(const RunKey& key) {
@@ -210,8 +244,7 @@ void Moments::requeue_hung(const StepFactsRecord& step, const std::string& why) 
 // What hangs in the kernel cannot be stopped, and so not be saved.
 void Moments::requeue_without_version(const StepFactsRecord& step, const std::string& why, const std::string& refused) {
   const std::vector<net::RunRecord> runs = catalog_.runs(step.key.job, kMostRuns);
-  const bool any = std::any_of(runs.begin(), runs.end(), [](const auto& run) { return run.versions() > 0; });
-  if (runs.empty() || !any)
+  if (!has_version(step.key.job))
     return tell_step(step.key, "no version could be taken, and there is none: it stays: " + refused);
   tell_step(step.key, "no version could be taken: it goes on from its last one: " + refused);
   requests_.change_job([job = step.key.job, nodes = runs.back().nodes()] { return requeue_job_without(job, nodes); },

@@ -38,7 +38,10 @@ class Moments {
   void look_at_nodes();
   void nodes_told(const std::vector<SlurmNode>& nodes);
   void drained(uint32_t job, const SlurmNode& node);
-  void run_ended(const StepFactsRecord& step);
+  void run_ended(const StepFactsRecord& step, int looks = 0);
+  void end_is_known(const StepFactsRecord& step, const SlurmJob& job);
+  bool has_version(uint32_t job) const;
+  void requeue_preempted(const StepFactsRecord& step);
   void hung(const StepFactsRecord& step, std::chrono::milliseconds idle);
   bool is_told(const RunKey& key, uint64_t since_unix_ms) const;
   void requeue_hung(const StepFactsRecord& step, const std::string& why);

@@ -81,6 +81,8 @@ std::shared_ptr<Step> Steps::agent_came(const net::AgentHello& hello, SendToAgen
   if (step->round && step->agents.contains(node)) step->round->lost(node, "it connected again");
   step->agents[node] = std::move(send);
   step->hellos[node] = hello;
+  step->facts.at_preempt = step->facts.at_preempt || hello.at_preempt();
+  step->facts.lost_hosts.erase(hello.host());
   heard_of_version(*step, hello.highest_version());
   // Once a step: a thousand agents of one that come together are one write.
   if (fresh) record([&] { catalog_.step_seen(step->facts); });
@@ -214,6 +216,7 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
   const auto hello = step->hellos.find(node);
   const uint32_t launched = hello == step->hellos.end() ? 0 : hello->second.launched();
   const bool has_ended = step->gone_.contains(node);  // it has said so
+  if (!has_ended && hello != step->hellos.end()) step->facts.lost_hosts.insert(hello->second.host());
   step->agents.erase(node);
   step->gone_.try_emplace(node, fmt::format("its agent is gone ({})", reason));
   step->hellos.erase(node);
@@ -241,8 +244,12 @@ void Steps::agent_left(const std::shared_ptr<Step>& step, const std::string& nod
   steps_.erase(step->facts.key);
   spdlog::info("step {}: its last agent has left ({})", name_of(*step), reason);
   const StepKey& key = step->facts.key;
-  for (const auto& other : running(key.job, std::nullopt))
-    if (other->facts.key.restarts == key.restarts) return;
+  for (const auto& other : running(key.job, std::nullopt)) {
+    if (other->facts.key.restarts != key.restarts) continue;
+    other->facts.lost_hosts.insert(step->facts.lost_hosts.begin(), step->facts.lost_hosts.end());
+    other->facts.at_preempt = other->facts.at_preempt || step->facts.at_preempt;
+    return;
+  }
   record([&] { catalog_.run_ended({key.job, key.restarts}); });
   if (events_.run_ended) events_.run_ended(step->facts);
 }

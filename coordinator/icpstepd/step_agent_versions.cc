@@ -123,6 +123,7 @@ net::AgentHello StepAgent::hello() const {
   hello.set_image(image_);
   hello.set_at_time_limit(has_moment(moments_, kAtTimeLimit));
   hello.set_at_drain(has_moment(moments_, kAtDrain));
+  hello.set_at_preempt(has_moment(moments_, kPreempt));
   hello.set_held(held_);
   hello.set_requeue_max(facts_.requeue_max == protocol::StepFacts::kNoRequeueMax ? config_.requeue_max
                                                                                  : facts_.requeue_max);

@@ -62,14 +62,15 @@ class ByPartition(Counting):
                "extra_conf": "PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n"
                              "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF\n"
                              "PartitionName=low Nodes=ALL PriorityTier=1\n"
-                             "PartitionName=grace Nodes=ALL PriorityTier=1 GraceTime=5\n"}
+                             "PartitionName=grace Nodes=ALL PriorityTier=1 GraceTime=5\n"
+                             "PartitionName=grace30 Nodes=ALL PriorityTier=1 GraceTime=30\n"}
 
     def test_a_preempted_job_loses_nothing(self):
         # Slurm looks twice a minute whose GraceTime is over.
-        for partition, last in (("low", 60), ("grace", 600)):
+        for partition, last in (("low", 60), ("grace", 600), ("grace30", 900)):
             job = self.submit(f"srun {COUNT.format(last)}; echo end $?", "-n2", "-p", partition, "--checkpoint-on=preempt")
             self.wait_text(f"job-{job}.out", r"\n20\n")
-            self.sh(["srun", "-p", "high", "-n2", "sleep", "1"], timeout=100)
+            self.sh(["srun", "-p", "high", "-n2", "sleep", "1"], timeout=150)
             # A job preempted with a GraceTime is requeued once more at its end by Slurm 24.11, whatever its exit code.
             self.wait_text(f"job-{job}.out", "\nend 0\n", 120)
             if partition == "low":
@@ -82,6 +83,36 @@ class ByPartition(Counting):
 BY_PARTITION = ("PreemptType=preempt/partition_prio\nPreemptMode=REQUEUE\n"
                 "PartitionName=high Nodes=ALL PriorityTier=10 PreemptMode=OFF\n"
                 "PartitionName=low Nodes=ALL PriorityTier=1\n")
+
+
+class Cancelled(Coordinated):
+    """PreemptMode=CANCEL: Slurm ends the job for good, and icpctld requeues it."""
+    options = {"nodes": 1, "cpus": 2, "coordinator": True,
+               "extra_conf": BY_PARTITION + "PartitionName=lost Nodes=ALL PriorityTier=1 PreemptMode=CANCEL\n"
+                             "PartitionName=graceful Nodes=ALL PriorityTier=1 PreemptMode=CANCEL GraceTime=5\n"}
+
+    def preempt(self, script, *options):
+        job = self.submit(script, "-n2", *options)
+        self.wait_text(f"job-{job}.out", r"(^|\n)20\n")
+        self.sh(["srun", "-p", "high", "-n2", "sleep", "1"], timeout=100)
+        return job
+
+    def test_a_preempted_job_loses_nothing(self):
+        for partition in ("lost", "graceful"):
+            job = self.preempt(f"srun -n1 {COUNT.format(400)}; echo end $?", "-p", partition, "--checkpoint-on=preempt")
+            self.wait_text(f"job-{job}.out", "restarted from version 1 of", 90)
+            self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED", self.output(job))
+            counted = self.text(f"count.{job}.0").split()
+            self.assertEqual(counted, [str(i) for i in range(1, 401)], self.output(job))
+            first = json.loads(self.cluster.run(["icp", "history", str(job), "--json"]).stdout)["runs"][0]
+            self.assertEqual((first["why"], first["work_lost_ms"]), ("preempted, and requeued by icpctld", 0), first)
+
+    def test_others_stay_as_slurm_leaves_them(self):
+        """Who did not ask for it, and who must not be requeued."""
+        for options in (["--checkpoint-interval=1h"], ["--checkpoint-on=preempt", "--no-requeue"]):
+            job = self.preempt(f"srun -n1 {COUNT.format(400)}", "-p", "lost", *options)
+            self.assertEqual(self.wait_job(job, "PREEMPTED", timeout=60), "PREEMPTED")
+            self.assertNotIn("restarted", self.output(job))
 
 
 class Many(Counting):

@@ -21,6 +21,7 @@ class TimeLimit(Coordinated):
         step = self.submit(f"echo run ${{SLURM_RESTART_COUNT:-0}}; srun {LONG.format(500)}; echo end $?", "-t", "1",
                            "--checkpoint-on=timelimit", "--checkpoint-interval=10s")
         never = self.submit(f"srun {LONG.format(3000)}", "-t", "1", "--checkpoint-on=timelimit", "--requeue-max=0")
+        srun, alone = self.start_srun("-t", "1", "--checkpoint-on=timelimit", "bash", "-c", LONG.format(3000), output="alone.out")
         for job, again in ((script, 0), (step, 1)):
             self.assertEqual(self.wait_job(job, timeout=200), "COMPLETED", self.output(job))
             text = self.output(job)
@@ -34,6 +35,9 @@ class TimeLimit(Coordinated):
         self.assertRegex(self.output(never), rf"slurm-icp: step {never}\.0: the time limit is near; a version was taken: "
                                              rf"srun --restart-dir=\S+/{never}\.0 ... goes on from it")
         self.assertEqual(self.versions(f"{never}.0"), [1])
+        srun.wait(60)
+        self.assertRegex(self.text("alone.out"), rf"slurm-icp: step {alone}\.0: the time limit is near; a version was taken: "
+                                                 rf"srun --restart-dir=\S+/{alone}\.0 ... goes on from it")
 
     def test_wrong_words_are_refused_at_submission(self):
         for option, said in (("--checkpoint-on=tomorrow", r'"tomorrow" is not WHEN\[,WHEN...\], where WHEN is timelimit'),
