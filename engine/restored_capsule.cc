@@ -191,8 +191,11 @@ void RestoredCapsule::Impl::build(const RestoreOptions& options, const VersionRe
                                 .dry = options.dry,
                                 .lazy = lazy.get()});
   std::set<InodeKey> remade;
+  std::vector<int> in_use;
+  for (const auto& [rank, fds] : options.streams) in_use.insert(in_use.end(), fds.begin(), fds.end());
   if (!options.dry)
-    remade = put_back_directories(version, capsule, options.identity, root.get(), options.changed, options.path_map);
+    remade =
+        put_back_directories(version, capsule, options.identity, root.get(), options.changed, in_use, options.path_map);
   memory_restore.check();
   memory_restore.create_objects();
   remade.merge(memory_restore.remade());

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "engine/base/error.h"
+#include "engine/base/file_names.h"
 #include "engine/base/process_signal.h"
 #include "engine/base/procfs.h"
 #include "engine/base/times.h"
@@ -159,7 +160,6 @@ SysvScope Session::Impl::sysv_scope(const std::vector<StoppedProcess>& stopped) 
 
 void Session::Impl::prepare(VersionWriter& writer, const CheckpointOptions& options) {
   const std::string image_path = options.image_path.empty() ? config.image_path : options.image_path;
-  directories.begin(writer, image_path, last_version);
   memory.begin(
       writer, last_version == 0 ? std::function<VersionReader()>() : [this, image_path] {
         return ImageDir::open(image_path, config.identity, config.node).open_version(last_version);
@@ -183,6 +183,7 @@ void Session::Impl::prepare(VersionWriter& writer, const CheckpointOptions& opti
   }
   const auto first = std::find_if(running.begin(), running.end(), [](const ProcessRef& ref) { return !ref.zombie; });
   if (first == running.end()) throw_error(ErrorKind::kGone, "all processes have ended");
+  if (!directories.empty()) directories.begin(writer, image_path, last_version, open_root_of(first->pid));
   memory.set_quiesce([this](const std::function<void()>& stopped) {
     const StoppedTree passing(processes(), {}, calls, true);
     stopped();

@@ -10,6 +10,7 @@
 #include <string_view>
 #include <vector>
 
+#include "coordinator/checkpoint_files.h"
 #include "coordinator/checkpoint_moments.h"
 #include "coordinator/duration.h"
 #include "coordinator/map_path.h"
@@ -58,6 +59,14 @@ bool check_map(const char* source, std::string_view text) {
   return false;
 }
 
+bool check_files(const char* source, std::string_view text) {
+  constexpr size_t kLongest = 3000;
+  if (text.size() <= kLongest && parse_checkpoint_files(text)) return true;
+  complain(std::string(source) + ": \"" + std::string(text.substr(0, kLongest)) + "\" is not " +
+           kCheckpointFilesGrammar);
+  return false;
+}
+
 bool check_number(const char* source, std::string_view text) {
   constexpr size_t kMostDigits = 6;
   if (!text.empty() && text.size() <= kMostDigits && text.find_first_not_of("0123456789") == text.npos) return true;
@@ -70,6 +79,8 @@ char interval_name[] = "checkpoint-interval", alias_name[] = "checkpoint", direc
      restart_name[] = "restart-dir", map_name[] = "map-path", pair_word[] = "OLD=NEW", moments_name[] = "checkpoint-on",
      requeue_name[] = "requeue-max", mpi_name[] = "checkpoint-mpi", mpi_word[] = "transport",
      mpi_usage[] = "keep MPI on TCP, which can be checkpointed: tcp, auto (where the node has RDMA devices), off",
+     files_name[] = "checkpoint-files", files_word[] = "what",
+     files_usage[] = "content of files to keep: none, open (those open for writing), dir:PATH (all below it)",
      when_word[] = "when", number_word[] = "number", time_word[] = "time", directory_word[] = "directory",
      interval_usage[] = "take a checkpoint of each step at this interval: 30s, 10m, 2h, or minutes",
      alias_usage[] = "the same as --checkpoint-interval",
@@ -120,6 +131,10 @@ spank_option table[] = {
     {mpi_name, mpi_word, mpi_usage, 1, 0,
      [](int, const char* argument, int remote) {
        return take_option<&Request::mpi, check_mpi>("--checkpoint-mpi", argument, remote);
+     }},
+    {files_name, files_word, files_usage, 1, 0,
+     [](int, const char* argument, int remote) {
+       return take_option<&Request::checkpoint_files, check_files>("--checkpoint-files", argument, remote);
      }},
     {directory_name, directory_word, directory_usage, 1, 0,
      [](int, const char* argument, int remote) {
@@ -173,6 +188,13 @@ const std::vector<Twins>& all_twins() {
        {"SBATCH_CHECKPOINT_MPI"},
        {"SALLOC_CHECKPOINT_MPI"},
        {ICP_INHERITED "checkpoint_mpi"}},
+      {files_name,
+       &Request::checkpoint_files,
+       check_files,
+       {"SLURM_CHECKPOINT_FILES"},
+       {"SBATCH_CHECKPOINT_FILES"},
+       {"SALLOC_CHECKPOINT_FILES"},
+       {ICP_INHERITED "checkpoint_files"}},
       {directory_name,
        &Request::checkpoint_dir,
        check_directory,

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: GPL-2.0-or-later
-// --checkpoint-interval, --checkpoint, --checkpoint-on, --checkpoint-dir, --restart-dir, --map-path, --requeue-max,
+// --checkpoint-interval, --checkpoint, --checkpoint-on, --checkpoint-dir, --restart-dir, --map-path,
+// --checkpoint-files, --requeue-max,
 // --checkpoint-mpi and their environment variables.
 #pragma once
 
@@ -10,14 +11,15 @@
 namespace icp::spank {
 
 struct Request {
-  std::string interval;        // empty: not asked for
-  std::string checkpoint_dir;  // absolute, or empty
-  std::string restart_dir;     // absolute, "none", or empty
-  std::string map_path;        // see coordinator/map_path.h
-  std::string checkpoint_on;   // words and commas, "none", or empty
-  std::string requeue_max;     // a number, or empty
-  std::string mpi;             // tcp, auto, off, or empty: auto
-  std::string refused;         // not empty: what it says cannot be done, and must not be passed over
+  std::string interval;          // empty: not asked for
+  std::string checkpoint_dir;    // absolute, or empty
+  std::string restart_dir;       // absolute, "none", or empty
+  std::string map_path;          // see coordinator/map_path.h
+  std::string checkpoint_files;  // see coordinator/checkpoint_files.h
+  std::string checkpoint_on;     // words and commas, "none", or empty
+  std::string requeue_max;       // a number, or empty
+  std::string mpi;               // tcp, auto, off, or empty: auto
+  std::string refused;           // not empty: what it says cannot be done, and must not be passed over
 
   bool wants_agent() const {
     return !interval.empty() || (!restart_dir.empty() && restart_dir != "none") ||

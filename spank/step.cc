@@ -150,6 +150,7 @@ void begin_step(spank_t handle, const Settings& settings) {
   facts.checkpoint_dir = request.checkpoint_dir;
   facts.restart_dir = request.restart_dir;
   facts.map_path = request.map_path;
+  facts.checkpoint_files = request.checkpoint_files;
   facts.checkpoint_on = request.checkpoint_on;
   facts.requeue_max = request.requeue_max.empty()
                           ? StepFacts::kNoRequeueMax

@@ -10,6 +10,7 @@
 #include <set>
 #include <thread>
 
+#include "coordinator/checkpoint_files.h"
 #include "coordinator/icpstepd/agent_broker.h"
 #include "coordinator/icpstepd/cgroups.h"
 #include "coordinator/icpstepd/image_choice.h"
@@ -72,6 +73,12 @@ SessionConfig Versions::session_config(const std::string& image, const std::vect
   session.staging_limit = config_.staging_limit;
   session.dedup = config_.dedup;
   session.checkpoint_files = config_.checkpoint_files;
+  if (const auto chosen = parse_checkpoint_files(facts_.checkpoint_files)) {
+    session.checkpoint_files = chosen->open ? CheckpointFiles::kOpen : CheckpointFiles::kNone;
+    // One capsule of the step keeps them, and those of an MPI launcher's further steps do not.
+    const bool first = std::any_of(tasks.begin(), tasks.end(), [](const TaskStreams& task) { return task.rank == 0; });
+    if (first && facts_.launched == 0) session.directories = chosen->directories;
+  }
   session.compression = config_.compression;
   session.whole_ipc_namespace = facts_.private_ipc;
   session.may_be_suspended = true;

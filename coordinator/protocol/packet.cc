@@ -175,7 +175,7 @@ Packet StepFacts::to_packet() const {
   packet.set_number("local_tasks", local_tasks).set_number("total_tasks", total_tasks);
   packet.set_number("restarts", restarts);
   packet.set("interval", interval).set("checkpoint_dir", checkpoint_dir).set("restart_dir", restart_dir);
-  packet.set("map_path", map_path);
+  packet.set("map_path", map_path).set("checkpoint_files", checkpoint_files);
   packet.set("checkpoint_on", checkpoint_on).set_number("requeue_max", requeue_max);
   packet.set("slurm_conf", slurm_conf);
   packet.set_number("verbose", verbose).set_number("private_ipc", private_ipc).set_number("launched", launched);
@@ -212,6 +212,7 @@ std::optional<StepFacts> StepFacts::from_packet(const Packet& packet) {
   facts.restart_dir = packet.get("restart_dir");
   facts.checkpoint_on = packet.get("checkpoint_on");
   facts.map_path = packet.get("map_path");
+  facts.checkpoint_files = packet.get("checkpoint_files");
   facts.requeue_max = static_cast<uint32_t>(packet.number("requeue_max").value_or(0));
   facts.slurm_conf = packet.get("slurm_conf");
   facts.verbose = packet.number("verbose").value_or(0) != 0;

@@ -108,12 +108,13 @@ struct StepFacts {
   std::string node;
   uint32_t nodes = 1;  // of the job
   uint32_t local_tasks = 1, total_tasks = 1;
-  uint32_t restarts = 0;       // how often the job was requeued
-  std::string interval;        // as the user typed it; empty: no versions by themselves
-  std::string checkpoint_dir;  // empty: the configuration's, else the working directory
-  std::string restart_dir;     // empty: the step's own after a requeue; "none": start afresh
-  std::string map_path;        // see map_path.h; for a restart from restart_dir
-  std::string checkpoint_on;   // when, beside the interval: words and commas; see checkpoint_moments.h
+  uint32_t restarts = 0;         // how often the job was requeued
+  std::string interval;          // as the user typed it; empty: no versions by themselves
+  std::string checkpoint_dir;    // empty: the configuration's, else the working directory
+  std::string restart_dir;       // empty: the step's own after a requeue; "none": start afresh
+  std::string map_path;          // see map_path.h; for a restart from restart_dir
+  std::string checkpoint_files;  // see checkpoint_files.h; empty: the configuration's
+  std::string checkpoint_on;     // when, beside the interval: words and commas; see checkpoint_moments.h
   static constexpr uint32_t kNoRequeueMax = UINT32_MAX;
   uint32_t requeue_max = kNoRequeueMax;  // how often the job may be requeued; kNoRequeueMax: the configuration's number
   bool verbose = false;                  // srun -v

@@ -8,6 +8,7 @@
 
 #include "engine/base/error.h"
 #include "engine/base/file_names.h"
+#include "engine/base/file_systems.h"
 #include "engine/base/times.h"
 #include "engine/image/image_dir.h"
 #include "engine/image/image_layout.h"
@@ -40,8 +41,26 @@ SavedDirectories::SavedDirectories(std::vector<std::string> paths, Identity iden
     : paths_(std::move(paths)), identity_(std::move(identity)) {}
 SavedDirectories::~SavedDirectories() = default;
 
-void SavedDirectories::begin(VersionWriter& version, const std::string& image, uint32_t parent) {
+UniqueFd SavedDirectories::open(const std::string& path) const {
+  UniqueFd fd = open_saved(root_.get(), path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+  if (!fd) refuse(path, errno);
+  return fd;
+}
+
+void SavedDirectories::begin(VersionWriter& version, const std::string& image, uint32_t parent, UniqueFd root) {
   if (empty()) return;
+  root_ = std::move(root);
+  for (const std::string& path : paths_) {
+    const FsIdentity as_user(identity_);
+    const UniqueFd fd = open(path);
+    struct stat status {
+    }, above{};
+    if (::fstat(fd.get(), &status) != 0 || ::fstatat(fd.get(), "..", &above, 0) != 0) refuse(path, errno);
+    // What is newer than a version is moved beside it, at a restart.
+    if (path == "/" || above.st_dev != status.st_dev)
+      throw Error(ErrorKind::kRefused, fmt::format("{}, which is to be kept, is a mount point", path), 0,
+                  "name a directory below it (--checkpoint-files)");
+  }
   if (parent == 0 || parent != last_version_) abandon();
   struct stat status {};
   {
@@ -72,9 +91,9 @@ void SavedDirectories::read() {
   for (const std::string& path : paths_) {
     pb::SavedDirectory& directory = *list_->add_directories();
     directory.set_path(path);
-    const UniqueFd fd(::open(path.c_str(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC));
+    const UniqueFd fd = open(path);
     struct stat status {};
-    if (!fd || ::fstat(fd.get(), &status) != 0) refuse(path, errno);
+    if (::fstat(fd.get(), &status) != 0) refuse(path, errno);
     fill(*directory.add_entries(), {}, status);
     read_directory(fd.get(), {}, path, status.st_dev, directory);
   }

@@ -20,6 +20,7 @@
 
 #include "engine/base/identity.h"
 #include "engine/base/path_map.h"
+#include "engine/base/unique_fd.h"
 #include "engine/image/page_hash.h"
 #include "engine/image/page_store.h"
 
@@ -40,14 +41,15 @@ using InodeKey = std::pair<uint64_t, uint64_t>;
 // Over the versions of a session. One thread.
 class SavedDirectories {
  public:
-  // Whole paths without links in them.
+  // Whole paths without links in them, as the processes see them.
   SavedDirectories(std::vector<std::string> paths, Identity identity);
   ~SavedDirectories();
 
   bool empty() const { return paths_.empty(); }
-  // A version into `image`; `parent`: the one of this session before it, 0: none. Another one than the last written
-  // here means that the store is begun anew.
-  void begin(VersionWriter& version, const std::string& image, uint32_t parent);
+  // A version into `image` of processes with the root directory `root`; `parent`: the one of this session before it, 0:
+  // none. Another one than the last written here means that the store is begun anew. kRefused for what is no directory
+  // that can be kept.
+  void begin(VersionWriter& version, const std::string& image, uint32_t parent, UniqueFd root);
   // Reads what has changed; the last time with all processes stopped. kRefused for what may not be read.
   void read();
   // Once they run again.
@@ -71,8 +73,11 @@ class SavedDirectories {
   bool read_file(int directory, const std::string& last, const std::string& path, File& file);
   void make_room(File& file, uint64_t bytes);
 
+  UniqueFd open(const std::string& path) const;
+
   std::vector<std::string> paths_;
   Identity identity_;
+  UniqueFd root_;
   InodeKey image_;
   std::map<InodeKey, File> files_;
   uint64_t end_ = 0;  // of the extents
@@ -88,9 +93,10 @@ class SavedDirectories {
 
 // Before anything is restored: the directories are made as they were at the version. What is replaced or has been made
 // since is moved to PATH.after-checkpoint. Returns the files that were written to or made again, by device and inode as
-// they were then. Files that the image maps come back with the memory.
+// they were then. Files that the image maps come back with the memory; those of `in_use`, the standard streams that the
+// processes get, stay as they are, and so do this process's own. A directory that is gone is made, not those above it.
 std::set<InodeKey> put_back_directories(const VersionReader& version, const pb::Capsule& capsule,
                                         const Identity& identity, int root_fd, ChangedFiles changed,
-                                        const PathMap& paths = {});
+                                        const std::vector<int>& in_use = {}, const PathMap& paths = {});
 
 }  // namespace icp

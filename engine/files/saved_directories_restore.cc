@@ -43,7 +43,8 @@ bool is_usable_name(const std::string& name) {
 class PutBack {
  public:
   PutBack(const pb::SavedDirectory& saved, PageStoreReader& content, int root_fd, ChangedFiles changed,
-          int64_t taken_ns, const std::set<InodeKey>& mapped, std::set<InodeKey>& remade)
+          int64_t taken_ns, const std::set<InodeKey>& mapped, const std::vector<int>& in_use,
+          std::set<InodeKey>& remade)
       : saved_(saved),
         content_(content),
         root_fd_(root_fd),
@@ -52,16 +53,15 @@ class PutBack {
         mapped_(mapped),
         remade_(remade) {
     for (const pb::SavedEntry& entry : saved.entries()) by_name_[entry.name()] = &entry;
-    for (int fd = 0; fd <= 2; ++fd) {
-      struct stat status {};
-      if (::fstat(fd, &status) == 0) own_.emplace(status.st_dev, status.st_ino);
-    }
+    for (int fd = 0; fd <= 2; ++fd) leave_alone(fd);
+    for (const int fd : in_use) leave_alone(fd);
   }
 
   void run() {
     if (!is_usable_path(saved_.path()) || saved_.path() == "/" || saved_.entries_size() == 0)
       bad_image(saved_.path(), "it has no path");
     top_ = open_saved(root_fd_, saved_.path(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    if (!top_ && errno == ENOENT) make_top();
     struct stat status {};
     if (!top_ || ::fstat(top_.get(), &status) != 0) throw_errno("cannot open {}, which the image keeps", saved_.path());
     device_ = status.st_dev;
@@ -77,6 +77,21 @@ class PutBack {
   }
 
  private:
+  void leave_alone(int fd) {
+    struct stat status {};
+    if (::fstat(fd, &status) == 0) own_.emplace(status.st_dev, status.st_ino);
+  }
+
+  // Private directories of a job are new ones in its next run.
+  void make_top() {
+    const UniqueFd parent = open_saved(root_fd_, directory_of(saved_.path()), O_RDONLY | O_DIRECTORY);
+    if (!parent || ::mkdirat(parent.get(), last_name_of(saved_.path()).c_str(), 0700) != 0)
+      throw_errno("cannot make {}, which the image keeps", saved_.path());
+    top_ = open_saved(root_fd_, saved_.path(), O_RDONLY | O_DIRECTORY | O_NOFOLLOW);
+    if (top_ && ::fchmod(top_.get(), saved_.entries(0).mode() & 07777) != 0)
+      throw_errno("cannot set the mode of {}", saved_.path());
+  }
+
   std::string path_of(const std::string& name) const {
     return name.empty() ? saved_.path() : saved_.path() + "/" + name;
   }
@@ -368,7 +383,7 @@ class PutBack {
 
 std::set<InodeKey> put_back_directories(const VersionReader& version, const pb::Capsule& capsule,
                                         const Identity& identity, int root_fd, ChangedFiles changed,
-                                        const PathMap& paths) {
+                                        const std::vector<int>& in_use, const PathMap& paths) {
   std::set<InodeKey> remade;
   const std::string name(kDirectoriesName);
   if (!version.has_file(name) || changed == ChangedFiles::kAccept) return remade;
@@ -382,7 +397,7 @@ std::set<InodeKey> put_back_directories(const VersionReader& version, const pb::
   for (pb::SavedDirectory& directory : *saved.mutable_directories()) {
     directory.set_path(mapped_path(paths, directory.path()));
     PutBack(directory, content, root_fd, changed, static_cast<int64_t>(version.manifest().taken_unix_ns()), mapped,
-            remade)
+            in_use, remade)
         .run();
   }
   return remade;

@@ -35,6 +35,19 @@ class PrivateTmp(JobCase):
         self.assertFalse(out.startswith("1\n"), "it began anew")
         self.wait_clean()
 
+    def test_what_is_kept_is_there_in_the_next_run(self):
+        # Which has a /tmp of its own, with nothing in it.
+        (self.work / "writer").write_text(WRITER[2].replace("/tmp/icp-private", "/tmp/kept/file"))
+        job = self.submit("[ -n \"$SLURM_RESTART_COUNT\" ] || mkdir -m 0750 /tmp/kept; "
+                          f"srun perl -e \"$(cat {self.work}/writer)\"; stat -c 'mode %a' /tmp/kept",
+                          "--checkpoint-interval=1s", "--checkpoint-files=dir:/tmp/kept")
+        self.wait_versions(f"{job}.0", 2)
+        self.cluster.run(["scontrol", "requeue", str(job)])
+        self.assertEqual(self.wait_job(job, timeout=90), "COMPLETED")
+        out = self.output(job)
+        self.assertIn(f"step {job}.0 restarted from version", out)
+        self.assertTrue(out.endswith("60\nlines 60\nmode 750\n"), out)
+
     def test_other_jobs_do_not_see_it(self):
         self.sh(["srun", "-n1", "sh", "-c", "echo mine >/tmp/icp-mine"])
         result = self.srun("-n1", "ls", "/tmp/icp-mine")
