@@ -98,6 +98,7 @@ class Cluster:
         self.install = [str(program) for program in install]
         self.coordinator, self.networks, self.own_names = coordinator, networks, own_names
         self.port_base, self.slurmd_timeout = port_base, slurmd_timeout
+        self.claim = None  # on the ports
         self.user, self.debug, self.extra_conf = user, debug, extra_conf
         self.conf_files = conf_files or {}
         self.prefix = "icp" + hashlib.sha256(str(self.state).encode()).hexdigest()[:6]
@@ -291,14 +292,18 @@ class Cluster:
         """The first of nodes+2 free ports in a row, below the kernel's ephemeral range."""
         for _ in range(200):
             base = random.SystemRandom().randrange(11000, 31000, 64)
+            claim = socket.socket(socket.AF_UNIX)
             try:
+                # Another cluster that is about to start may have found the same ones: held as long as this process is.
+                claim.bind(f"\0icp-test-ports {base}")
                 for port in range(base, base + self.nodes + 2):
                     with socket.socket() as probe:
                         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
                         probe.bind(("", port))
+                self.claim = claim
                 return base
             except OSError:
-                continue
+                claim.close()
         raise ClusterError("no free ports between 11000 and 31000")
 
     def _start_munged(self):
