@@ -21,7 +21,7 @@ class Restart(JobCase):
         result = self.sh(["srun", "-n4", f"--restart-dir={image}", "none"], timeout=90)
         self.assertEqual(result.stdout.splitlines()[-1], whole)
         self.assertRegex(result.stderr, r"(?m)^slurm-icp: step \d+\.0 restarted from version \d+ of .*/" + image +
-                         r", taken 20[-0-9]+ [:0-9]+: 4 processes, [0-9.]+ [KM]iB$")
+                         r", taken 20[-0-9]+ [:0-9]+: 4 processes, [0-9.]+ [KM]iB; [0-9.]+ s of work after it were lost$")
         self.assertEqual(result.stderr.count("slurm-icp:"), 1)
         self.assertEqual(self.user_segments(), set())
 
