@@ -47,6 +47,20 @@ class Ways(MpiCase):
     def srun_ways(self, output, *words):
         return self.start(["srun", f"--mpi={self.mpi}", "-n2", *self.srun, "./mpi_ways", *words], output)
 
+    @staticmethod
+    def split_end(said):
+        ends = [line for line in said if line.startswith("end ")]
+        return [line for line in said if line not in ends], int(ends[-1].split()[1])
+
+    def assert_like(self, said, status, said_without, status_without, why):
+        """When one rank fails, whose status counts, and what others still say, is a race without us, too."""
+        if status_without != 0:
+            said, said_without = ([line for line in lines if line != "DONE"] for lines in (said, said_without))
+            self.assertNotEqual(status, 0, why)
+        else:
+            self.assertEqual(status, 0, why)
+        self.assertEqual(said, said_without, why)
+
     def through_a_death(self, *ways):
         for way in ways:
             with self.subTest(way=way):
@@ -63,10 +77,10 @@ class Ways(MpiCase):
                                             output="second.out")
                 self.wait_text("second.out", "restarted from version", 60)
                 self.go()
-                self.assertEqual(second.wait(PATIENCE), status, self.text("second.out") + self.agent_log()[-3000:])
+                found = second.wait(PATIENCE)
                 self.stop_going()
-                self.assertEqual(SAID.findall(self.text("first.out")) + SAID.findall(self.text("second.out")), said,
-                                 self.text("second.out"))
+                self.assert_like(SAID.findall(self.text("first.out")) + SAID.findall(self.text("second.out")), found, said, status,
+                                 self.text("second.out") + self.agent_log()[-3000:])
 
     def through_a_requeue(self, launch, *ways):
         """Of a batch script: `launch` and the program in it, without srun."""
@@ -87,7 +101,8 @@ class Ways(MpiCase):
                 self.go()
                 self.wait_job(job, timeout=PATIENCE)
                 self.stop_going()
-                self.assertEqual(SAID.findall(self.output(job)), said, self.output(job) + self.agent_log()[-3000:])
+                self.assert_like(*self.split_end(SAID.findall(self.output(job))), *self.split_end(said),
+                                 self.output(job) + self.agent_log()[-3000:])
 
 
 MORE_PROCESSES = ("spawn", "children", "connect", "publish")
