@@ -16,7 +16,7 @@ OURS = {"icp", "icpstepd", "icp-proxy", "icp-init"}
 CHECKPOINT_RESTORE = 1 << 40
 MAY_HAVE_IT = {"icpstepd", "icp-init", "icp-ipc"}
 BEGINNING = 3  # s; an agent is root until it has a broker, on a busy machine
-GIVING_UP = 1  # s; from then on it is in the middle of giving its rights up
+GIVING_UP = 1  # s; what an agent takes at most to give its rights up, on a busy machine
 
 
 class Watch(threading.Thread):
